@@ -1,0 +1,231 @@
+"""The contracts between harness, methods and tasks: all that the three know of each other.
+
+`methods` and `tasks` may import this module, `harness.spec`, `harness.plugins` and `harness.errors`; nothing else of
+the harness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from harness.errors import DataFreeViolation
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from torch import Tensor, nn
+
+    from harness.spec import BitSpec
+
+
+# --- tasks to methods -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VisionModel:
+    """A float model as a task hands it to a method; enough to quantize it without knowing the task.
+
+    `net` is in eval mode, float32, on the run's device, no parameter requires a gradient and attention is not fused,
+    so that both matrix products of attention are visible operations. Images are (n, *input_shape), normalised by
+    `mean` and `std` per channel.
+    """
+
+    name: str
+    task: str
+    net: nn.Module
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    # Pseudo-targets for image synthesis: random targets for n images, and the loss of the net's output against them.
+    sample_targets: Callable[[int, torch.Generator], Any]
+    target_loss: Callable[[Any, Any], Tensor]
+    # Distance of the quantized model's output (first) from the float model's (second), a scalar; KL for classifiers.
+    output_distance: Callable[[Any, Any], Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.net.parameters()).device
+
+    def pixel_bounds(self) -> tuple[Tensor, Tensor]:
+        """Normalised values of black and white, each (1, channels, 1, 1)."""
+        import torch
+
+        mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (0.0 - mean) / std, (1.0 - mean) / std
+
+
+class CalibrationData(Protocol):
+    """Training images that a calibration-based method may use. No labels."""
+
+    def images(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` distinct normalised images (count, channels, height, width), drawn with `generator`."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics in points (top-1 of 91.2 % is 91.2) and the outcome of every image, in data order."""
+
+    metrics: Mapping[str, float]
+    outcomes: pd.DataFrame
+
+
+class Suite(Protocol):
+    """Models and data of one task under one name, as opened by a task plugin."""
+
+    name: str
+    task: str
+    primary_metric: str  # key of `Evaluation.metrics` that tables rank by
+
+    def models(self) -> Sequence[str]:
+        """Names of the suite's own models, run when the user names none."""
+
+    def model_identity(self, model: str) -> str:
+        """Hash of the model's weights and architecture. Raises UsageError for an unknown model or bad checkpoint."""
+
+    def data_identity(self) -> str:
+        """Revision of evaluation and calibration data, preprocessing included."""
+
+    def load(self, model: str, device: torch.device) -> VisionModel:
+        """The float model, ready to use. Raises UsageError for an unknown model or bad checkpoint."""
+
+    def calibration(self, model: VisionModel) -> CalibrationData:
+        """Training images for `model`. Raises DataFreeViolation while data is sealed."""
+
+    def evaluate(self, model: VisionModel, forward: Callable[[Tensor], Any], limit: int | None) -> Evaluation:
+        """Run `forward` (float or quantized) over the first `limit` evaluation images (all of them if None)."""
+
+
+# --- methods to harness -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One quantized weight: parameter name, number of values, bits."""
+
+    name: str
+    values: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class QuantSummary:
+    """What was quantized. `activation_ranges` maps a site label to the (low, high) that it can represent."""
+
+    weight_sites: int
+    activation_sites: int
+    layers: tuple[LayerSummary, ...]
+    float_values: int  # parameters kept in float32 (biases, LayerNorm ...)
+    activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def weight_mib(self) -> float:
+        """Size of all parameters in MiB: quantized weights at their bits, the rest at 32 bits."""
+        bits = sum(layer.values * layer.bits for layer in self.layers) + 32 * self.float_values
+        return bits / 8 / 2**20
+
+
+@runtime_checkable
+class QuantizedModel(Protocol):
+    """The result of a method: callable on normalised images, with a summary of what was quantized."""
+
+    summary: QuantSummary
+
+    def __call__(self, images: Tensor) -> Any:
+        """Output of the quantized network."""
+
+
+class RunContext(Protocol):
+    """What the harness offers a running method."""
+
+    @property
+    def scope(self) -> Mapping[str, Any]:
+        """Coordinates that identify the model and repetition: suite, model, weights, seed."""
+
+    def generator(self, *names: str) -> torch.Generator:
+        """A CPU generator seeded from (suite, model, repetition, *names), and nothing else: not from the method, so
+        that all methods see the same random images and pseudo-labels in one repetition.
+        """
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Time a stage (`synthesize`, `calibrate`, `search`); repeated stages of one name add up."""
+
+    def count(self, **amounts: int) -> None:
+        """Add to the record's counters, e.g. `count(synthesis_steps=500, images=32)`."""
+
+    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+        """Images for `identity` + `scope` from the cache, else from `make()`, then cached. Times it as stage
+        `synthesize`; on a hit the seconds that the synthesis took originally are reported, marked as cached.
+        """
+
+    def keep_images(self, images: Tensor) -> None:
+        """Keep the final calibration images (normalised) with the record, for galleries."""
+
+    def diagnostics(self, name: str, values: Mapping[str, Any]) -> None:
+        """Keep a small JSON-able diagnostic (loss curves, fitness) with the record."""
+
+    def progress(self, text: str, fraction: float) -> None:
+        """Tell how far the method is (0 to 1); shown to the user, never stored."""
+
+
+class Method(Protocol):
+    """A quantization method."""
+
+    def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
+        """One sentence that says why this combination makes no sense, or None."""
+
+    def quantize(
+        self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
+    ) -> QuantizedModel:
+        """Quantize `model` without changing it. `calib` is None for a data-free method."""
+
+
+class ImageSource(Protocol):
+    """Makes calibration images."""
+
+    uses_bits: bool  # the images depend on bits and scheme (a quantized model takes part), so they are cached by them
+
+    def images(
+        self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
+    ) -> Tensor:
+        """Normalised images (n, channels, height, width) on the model's device."""
+
+
+class Calibrator(Protocol):
+    """Turns images into a quantized model."""
+
+    def calibrate(
+        self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
+    ) -> QuantizedModel:
+        """Find quantizer parameters for every site of `scheme` on `images`."""
+
+
+# --- the data-free contract -------------------------------------------------------------------------------------
+
+_sealed: ContextVar[str | None] = ContextVar("dfqbench_data_sealed", default=None)
+
+
+@contextmanager
+def sealed_data(method: str) -> Iterator[None]:
+    """While open, any access to task data raises DataFreeViolation naming `method`."""
+    token = _sealed.set(method)
+    try:
+        yield
+    finally:
+        _sealed.reset(token)
+
+
+def check_not_sealed(what: str) -> None:
+    """Call before handing out task data (`what`).
+
+    Raises:
+        DataFreeViolation: a data-free method is running.
+    """
+    method = _sealed.get()
+    if method is not None:
+        raise DataFreeViolation(f"data-free method '{method}' touched {what}")

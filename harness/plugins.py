@@ -1,0 +1,86 @@
+"""What a plugin says of itself. Imports no torch, so that listing plugins is instant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.errors import UsageError
+
+PRESETS = ("quick", "default", "paper")
+Kind = Literal["method", "source", "calibrator"]
+Origin = Literal["baseline", "published code", "reconstruction"]
+
+
+class Options(BaseModel):
+    """Base of every plugin's options. Field descriptions are shown by `describe`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """One method, image source or calibrator.
+
+    `target` is `module:Class`; the class is called with the resolved options as its only argument.
+    A *source* makes calibration images, a *calibrator* turns images into quantizer parameters, a *method* does both
+    in its own way. `partner` is what a source or calibrator is joined with when it is named alone.
+    `data` is what the harness hands over: `none` (data-free, enforced) or `images` (training images without labels);
+    a calibrator says `none`, since its images come from the source.
+    """
+
+    name: str
+    kind: Kind
+    summary: str
+    target: str
+    data: Literal["none", "images"] = "none"
+    origin: Origin = "baseline"
+    options: type[Options] = Options
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    partner: str | None = None
+    paper: str = ""
+    code: str = ""  # reference code and its licence, or that there is none
+    deviations: tuple[str, ...] = ()
+    requires: str | None = None  # a calibrator that only one source can serve, or the like: shown by `describe`
+
+    def resolve(self, preset: str, overrides: Mapping[str, Any]) -> Options:
+        """The preset's options with the user's on top.
+
+        Raises:
+            UsageError: an unknown option or a value that does not fit; the message names both.
+        """
+        values = {**self.presets.get(preset, {}), **overrides}
+        try:
+            return self.options(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            known = ", ".join(self.options.model_fields) or "none"
+            where = ".".join(str(p) for p in first["loc"])
+            raise UsageError(f"option {self.name}.{where}: {first['msg']}; options of {self.name}: {known}") from None
+
+    def load(self) -> Any:
+        """Import and return the class behind `target`."""
+        module, _, attribute = self.target.partition(":")
+        return getattr(import_module(module), attribute)
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One task. `target` is `module:function`, called as `function(suite, data_root=Path | None) -> Suite`;
+    it raises UsageError when the suite's data cannot be used, saying what is missing.
+    """
+
+    name: str
+    summary: str
+    suites: Mapping[str, str]  # suite name -> one-line description
+    target: str
+    models: Mapping[str, str] = field(default_factory=dict)  # model name or pattern -> one-line description
+
+    def load(self) -> Any:
+        """Import and return the function behind `target`."""
+        module, _, attribute = self.target.partition(":")
+        return getattr(import_module(module), attribute)

@@ -1,0 +1,1 @@
+"""Quantization methods, image sources and calibrators, one plugin a file or folder."""

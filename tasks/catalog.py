@@ -1,0 +1,5 @@
+"""The tasks that ship with the project: name -> where its TaskInfo is. Imported lazily by the harness's registry."""
+
+from __future__ import annotations
+
+TASKS = {"classification": "tasks.classification_info:INFO"}
