@@ -109,7 +109,7 @@ class LayerSummary:
     """One quantized weight: parameter name, number of values, bits."""
 
     name: str
-    values: int
+    size: int
     bits: int
 
 
@@ -126,7 +126,7 @@ class QuantSummary:
     @property
     def weight_mib(self) -> float:
         """Size of all parameters in MiB: quantized weights at their bits, the rest at 32 bits."""
-        bits = sum(layer.values * layer.bits for layer in self.layers) + 32 * self.float_values
+        bits = sum(layer.size * layer.bits for layer in self.layers) + 32 * self.float_values
         return bits / 8 / 2**20
 
 
