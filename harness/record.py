@@ -1,0 +1,94 @@
+"""What is kept of a measured cell: the schema of the JSON documents in a results folder."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.cell import Cell
+from harness.plugins import Origin
+
+SCHEMA_VERSION = 1
+Status = Literal["ok", "skipped", "failed"]
+
+
+class _Part(BaseModel):
+    # Infinite values (an activation range that nothing bounds) survive JSON as strings.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Stage(_Part):
+    """Seconds spent in a stage. If `cached`, some of them were spent in an earlier run whose result was reused."""
+
+    seconds: float
+    cached: bool = False
+
+
+class Failure(_Part):
+    """Why a cell failed: exception type, message and traceback (empty when the process died)."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class Layer(_Part):
+    """One quantized weight: parameter name, number of values, bits."""
+
+    name: str
+    values: int
+    bits: int
+
+
+class Quantization(_Part):
+    """What was quantized. `weight_mib` is the size of all parameters, those left in float32 included."""
+
+    weight_sites: int
+    activation_sites: int
+    weight_mib: float
+    float_values: int
+    layers: list[Layer]
+    activation_ranges: dict[str, tuple[float, float]]
+
+
+class Provenance(_Part):
+    """Where a number was made. `code` and two of the versions decide whether it is stale; see harness.provenance."""
+
+    code: str
+    versions: dict[str, str]
+    hardware: dict[str, str | int | float]
+    device: str
+    threads: int
+    git: dict[str, str | bool] | None
+
+
+class Record(_Part):
+    """The result of one cell.
+
+    `metrics` are in points; `primary_metric` names the one that tables rank by. `counters` holds what the method
+    counted (images, steps). `seconds` is the wall time of the whole cell, `stages` its parts plus stages whose result
+    came from the cache. `peak_memory_mib` is the process's (on CUDA: the allocator's) peak while quantizing,
+    `added_memory_mib` the same less what was in use before; for the float reference both are those of the evaluation.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    key: str
+    cell: Cell
+    status: Status
+    reason: str | None = None
+    failure: Failure | None = None
+    primary_metric: str | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    counters: dict[str, int] = Field(default_factory=dict)
+    stages: dict[str, Stage] = Field(default_factory=dict)
+    diagnostics: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    seconds: float = 0.0
+    peak_memory_mib: float | None = None
+    added_memory_mib: float | None = None
+    quantization: Quantization | None = None
+    data: Literal["none", "images"] = "none"
+    origin: Origin = "baseline"
+    provenance: Provenance
+    started: str
+    finished: str

@@ -1,0 +1,170 @@
+"""The results folder: one JSON document per cell, written atomically, with sidecars. Knows nothing of running."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from harness.errors import UsageError
+from harness.record import SCHEMA_VERSION, Record
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+_RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json")
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.tmp")
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()) or "host"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`."""
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create `folder`, check that it can be written and remove what killed runs left half-written.
+
+    Raises:
+        UsageError: the folder cannot be created or written.
+    """
+    probe = folder / f".probe.{_host()}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to folder {folder} ({error.strerror}); choose another with --out") from None
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        # A live process, or one on another machine that shares the folder, may still be writing.
+        if match and match["host"] == _host() and not _alive(int(match["pid"])):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+class Store:
+    """Records of one folder. Two folders are merged by copying their files together."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def records(self) -> list[Record]:
+        """All records, in order of their keys.
+
+        Raises:
+            UsageError: a record file is truncated or invalid; nothing is deleted.
+        """
+        return list(self._read_all())
+
+    def _read_all(self) -> Iterator[Record]:
+        if self.folder.is_dir():
+            for path in sorted(self.folder.iterdir()):
+                if _RECORD_NAME.fullmatch(path.name):
+                    yield _read(path)
+
+    def save(self, record: Record, outcomes: pd.DataFrame | None = None, images: np.ndarray | None = None) -> None:
+        """Write sidecars first and the record last, so that a record always has its sidecars."""
+        import numpy as np
+
+        if outcomes is not None:
+            write_atomically(self._outcomes(record.key), lambda path: outcomes.to_parquet(path, index=False))
+        if images is not None:
+
+            def write_images(path: Path) -> None:
+                with path.open("wb") as file:  # given a name, numpy would append .npz to it
+                    np.savez_compressed(file, images=images)
+
+            write_atomically(self._images(record.key), write_images)
+        text = record.model_dump_json(indent=1) + "\n"
+        write_atomically(self.folder / f"{record.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def complete(self, record: Record) -> bool:
+        """Whether the outcomes that belong to the record are there and not cut short."""
+        if record.status != "ok":
+            return True
+        try:
+            with self._outcomes(record.key).open("rb") as file:
+                file.seek(-4, os.SEEK_END)
+                return file.read() == b"PAR1"
+        except OSError:
+            return False
+
+    def outcomes(self, key: str) -> pd.DataFrame:
+        """Outcome of every evaluation image, in data order.
+
+        Raises:
+            UsageError: the sidecar is missing or cannot be read.
+        """
+        import pandas as pd
+
+        path = self._outcomes(key)
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(
+                f"outcomes {path} cannot be read ({reason}); run the same bench command again to measure the cell anew"
+            ) from None
+
+    def images(self, key: str) -> np.ndarray | None:
+        """Kept calibration images, (n, height, width, channels) uint8, or None."""
+        import numpy as np
+
+        path = self._images(key)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path) as file:
+                return np.asarray(file["images"])
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"images {path} cannot be read ({error}); remove the file to go on without them") from None
+
+    def _outcomes(self, key: str) -> Path:
+        return self.folder / f"{key}.parquet"
+
+    def _images(self, key: str) -> Path:
+        return self.folder / f"{key}.images.npz"
+
+
+def _read(path: Path) -> Record:
+    advice = "nothing was deleted; remove or repair the file, a removed cell is measured again"
+    try:
+        record = Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        problem = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UsageError(f"record {path} cannot be read ({problem}); {advice}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"record {path} cannot be read ({error}); {advice}") from None
+    if record.schema_version != SCHEMA_VERSION:
+        raise UsageError(f"record {path} has schema version {record.schema_version}, not {SCHEMA_VERSION}; {advice}")
+    if not path.stem == record.key == record.cell.key:
+        raise UsageError(f"record {path} does not hold the cell that its name says; {advice}")
+    return record
