@@ -37,7 +37,7 @@ class Layer(_Part):
     """One quantized weight: parameter name, number of values, bits."""
 
     name: str
-    values: int
+    size: int
     bits: int
 
 

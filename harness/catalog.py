@@ -1,0 +1,173 @@
+"""From the names that users type to methods with every option known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from harness.cell import FLOAT
+from harness.compose import SourceThenCalibrator
+from harness.contracts import Method
+from harness.errors import UsageError
+from harness.plugins import PRESETS, Kind, Options, Origin, PluginInfo, TaskInfo
+from harness.registry import Registry, check_known
+
+_WEAKNESS: tuple[Origin, ...] = ("baseline", "published code", "reconstruction")
+Overrides = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ResolvedMethod:
+    """A method as named by the user, every option known. `name` is canonical: one method has one name."""
+
+    name: str
+    preset: str
+    parts: tuple[tuple[PluginInfo, Options], ...]
+
+    @property
+    def infos(self) -> tuple[PluginInfo, ...]:
+        """The plugins that make up the method."""
+        return tuple(info for info, _ in self.parts)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Plain nested options for the cell; enough for `Catalog.restore`."""
+        if not self.parts:
+            return {}
+        parts = {f"{info.kind}:{info.name}": options.model_dump(mode="json") for info, options in self.parts}
+        return {"preset": self.preset, "parts": parts}
+
+    @property
+    def data(self) -> Literal["none", "images"]:
+        """What the harness hands over: `images` if any part needs them."""
+        return "images" if any(info.data == "images" for info in self.infos) else "none"
+
+    @property
+    def origin(self) -> Origin:
+        """The weakest origin of the parts; the float reference is a baseline."""
+        return max((info.origin for info in self.infos), key=_WEAKNESS.index, default="baseline")
+
+    def build(self) -> Method:
+        """Import the parts and make the method."""
+        built = [info.load()(options) for info, options in self.parts]
+        if len(built) == 1:
+            method: Method = built[0]
+            return method
+        (info, options), _ = self.parts
+        return SourceThenCalibrator(info, options, *built)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All plugins. Passed around instead of looked up globally, so that tests can bring their own."""
+
+    methods: Registry[PluginInfo]
+    sources: Registry[PluginInfo]
+    calibrators: Registry[PluginInfo]
+    tasks: Registry[TaskInfo]
+
+    @classmethod
+    def default(cls) -> Catalog:
+        """The project's own plugins and those of installed packages."""
+        from methods.catalog import CALIBRATORS, METHODS, SOURCES
+        from tasks.catalog import TASKS
+
+        return cls(
+            Registry("method", METHODS, "dfqbench.methods", PluginInfo),
+            Registry("image source", SOURCES, "dfqbench.sources", PluginInfo),
+            Registry("calibrator", CALIBRATORS, "dfqbench.calibrators", PluginInfo),
+            Registry("task", TASKS, "dfqbench.tasks", TaskInfo),
+        )
+
+    def of(self, kind: Kind) -> Registry[PluginInfo]:
+        """The registry of one kind of method plugin."""
+        return {"method": self.methods, "source": self.sources, "calibrator": self.calibrators}[kind]
+
+    def method_names(self) -> list[str]:
+        """Every name that can stand alone or in a cross, without repetition."""
+        names = [*self.methods.names(), *self.sources.names(), *self.calibrators.names()]
+        return list(dict.fromkeys(names))
+
+    def find(self, text: str) -> tuple[str, tuple[PluginInfo, ...]]:
+        """Canonical name and plugins of `method`, `source`, `calibrator` or `source+calibrator`.
+
+        Raises:
+            UsageError: unknown or unusable plugin, or a plugin alone that names no partner.
+        """
+        text = text.strip()
+        if text == FLOAT:
+            return FLOAT, ()
+        if "+" in text:
+            first, _, second = (part.strip() for part in text.partition("+"))
+            return self._cross(self._info("source", first), self._info("calibrator", second))
+        if text in self.methods:
+            return text, (self._info("method", text),)
+        if text in self.sources:
+            source = self._info("source", text)
+            return self._cross(source, self._info("calibrator", self._partner(source)))
+        if text in self.calibrators:
+            calibrator = self._info("calibrator", text)
+            return self._cross(self._info("source", self._partner(calibrator)), calibrator)
+        check_known("method", text, [FLOAT, *self.method_names()])
+        raise AssertionError("unreachable: check_known knows all registries")
+
+    def _info(self, kind: Kind, name: str) -> PluginInfo:
+        info = self.of(kind).get(name)
+        if info.kind != kind:
+            raise UsageError(f"plugin '{name}' is registered as a {kind} but calls itself a {info.kind}")
+        return info
+
+    @staticmethod
+    def _partner(info: PluginInfo) -> str:
+        if info.partner is None:
+            form = f"{info.name}+CALIBRATOR" if info.kind == "source" else f"SOURCE+{info.name}"
+            raise UsageError(f"{info.kind} '{info.name}' cannot stand alone; write {form}")
+        return info.partner
+
+    def _cross(self, source: PluginInfo, calibrator: PluginInfo) -> tuple[str, tuple[PluginInfo, ...]]:
+        usual = source.partner == calibrator.name and source.name not in self.methods
+        return source.name if usual else f"{source.name}+{calibrator.name}", (source, calibrator)
+
+    def resolve(self, text: str, preset: str = "default", overrides: Overrides | None = None) -> ResolvedMethod:
+        """The method that `text` names, with the preset's options and the user's on top.
+
+        Raises:
+            UsageError: unknown name, preset or option, or a value that does not fit.
+        """
+        check_known("preset", preset, PRESETS)
+        name, infos = self.find(text)
+        chosen = overrides or {}
+        return ResolvedMethod(name, preset, tuple((i, i.resolve(preset, chosen.get(i.name, {}))) for i in infos))
+
+    def resolve_all(self, texts: Sequence[str], preset: str, overrides: Overrides) -> list[ResolvedMethod]:
+        """Resolve several methods, each once.
+
+        Raises:
+            UsageError: as `resolve`; also options given for a plugin that none of the methods uses.
+        """
+        resolved = {method.name: method for method in (self.resolve(text, preset, overrides) for text in texts)}
+        used = sorted({info.name for method in resolved.values() for info in method.infos})
+        for name in overrides:
+            check_known("plugin in --option, or not among the plugins of this run:", name, used)
+        return list(resolved.values())
+
+    def restore(self, name: str, options: Mapping[str, Any]) -> ResolvedMethod:
+        """The method of a cell, from its own name and options.
+
+        Raises:
+            UsageError: a plugin is no longer there or no longer takes these options.
+        """
+        parts = []
+        for part, values in options.get("parts", {}).items():
+            kind, _, plugin = part.partition(":")
+            info = self._info(kind, plugin)
+            try:
+                parts.append((info, info.options.model_validate(values)))
+            except ValidationError as error:
+                raise UsageError(f"{kind} '{plugin}' does not take its recorded options: {error}") from None
+        # A source comes before its calibrator, whatever order the mapping came in.
+        parts.sort(key=lambda part: part[0].kind == "calibrator")
+        return ResolvedMethod(name, str(options.get("preset", "")), tuple(parts))

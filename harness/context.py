@@ -1,0 +1,207 @@
+"""What the harness offers a running method: seeds, timers, counters, the image cache. Implements `RunContext`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cell import Cell, canonical_json, digest
+from harness.memory import MemoryMeter
+from harness.record import Stage
+from harness.seeds import derive_seed
+from harness.store import write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from harness.contracts import VisionModel
+
+KEPT_IMAGES = 16
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, for methods that draw from those."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - reference code of others uses the global generator
+    torch.manual_seed(seed)
+
+
+class Context:
+    """Serves one cell. `code` is the fingerprint of the code that makes images; other code never reuses them."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        cache: Path,
+        code: str,
+        device: torch.device,
+        report: Callable[[str, float], None],
+    ) -> None:
+        self._cell = cell
+        self._cache = cache
+        self._code = code
+        self._device = device
+        self._report = report
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._from_cache: set[str] = set()
+        self._open: list[tuple[str, float]] = []
+        self.counters: Counter[str] = Counter()
+        self.kept_diagnostics: dict[str, dict[str, Any]] = {}
+        self._kept: Tensor | None = None
+        self.memory = MemoryMeter(device.type)
+
+    def restart_memory(self) -> None:
+        """Measure peak memory from here on."""
+        self.memory = MemoryMeter(self._device.type)
+
+    @property
+    def scope(self) -> Mapping[str, Any]:
+        """Coordinates that identify the model and repetition."""
+        return self._cell.model_dump(include={"suite", "task", "model", "weights", "seed"})
+
+    def seed(self, *names: str) -> int:
+        """Seed from (suite, model, repetition, *names), the same for all methods."""
+        cell = self._cell
+        return derive_seed(suite=cell.suite, model=cell.model, repetition=cell.seed, names=names)
+
+    def generator(self, *names: str) -> torch.Generator:
+        """A fresh CPU generator, seeded with `seed(*names)`."""
+        import torch
+
+        return torch.Generator().manual_seed(self.seed(*names))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage. An inner stage stops the clock of the outer one, so that stages add up to the whole."""
+        now = self._now()
+        if self._open:
+            outer, since = self._open[-1]
+            self._seconds[outer] += now - since
+        self._open.append((name, now))
+        try:
+            yield
+        finally:
+            now = self._now()
+            name, since = self._open.pop()
+            self._seconds[name] += now - since
+            if self._open:
+                self._open[-1] = (self._open[-1][0], now)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Seconds of the stages that have ended."""
+        return {n: Stage(seconds=s, cached=n in self._from_cache) for n, s in self._seconds.items()}
+
+    def count(self, **amounts: int) -> None:
+        """Add to the counters."""
+        self.counters.update({name: int(amount) for name, amount in amounts.items()})
+
+    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+        """Images from the cache, else from `make()`.
+
+        Whatever else `make` leaves behind (counters, diagnostics, stage times, memory) is cached with the images, and
+        the global generators are seeded before and after, so that a hit and a miss differ in nothing but time. The one
+        thing that cannot be restored is a generator that `make` shares with the code outside.
+        """
+        key = digest({"identity": dict(identity), "scope": dict(self.scope), "code": self._code})
+        path = self._cache / f"{key}.safetensors"
+        images = self._read_cache(path)
+        if images is None:
+            before = dict(self._seconds), Counter(self.counters), set(self.kept_diagnostics)
+            seed_everything(derive_seed(key=key))
+            with self.stage("synthesize"):
+                images = make().detach().contiguous()
+            self._write_cache(path, images, *before)
+        seed_everything(derive_seed(key=key, after=True))
+        return images.to(self._device)
+
+    def _read_cache(self, path: Path) -> Tensor | None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = json.loads(file.metadata()["left_behind"])
+                images: Tensor = file.get_tensor("images")
+                memory = float(meta["added_mib"])
+                seconds, counters, diagnostics = meta["seconds"], meta["counters"], meta["diagnostics"]
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None  # cut short or foreign: made again and overwritten
+        for name, amount in seconds.items():
+            self._seconds[name] += amount
+            self._from_cache.add(name)
+        self.counters.update(counters)
+        self.kept_diagnostics.update(diagnostics)
+        self.memory.include(memory)
+        return images
+
+    def _write_cache(
+        self, path: Path, images: Tensor, seconds: Mapping[str, float], counters: Counter[str], known: set[str]
+    ) -> None:
+        from safetensors.torch import save_file
+
+        spent = {name: now - seconds.get(name, 0.0) for name, now in self._seconds.items()}
+        left_behind = {
+            "seconds": {name: amount for name, amount in spent.items() if amount > 0},
+            "counters": dict(self.counters - counters),
+            "diagnostics": {name: v for name, v in self.kept_diagnostics.items() if name not in known},
+            "added_mib": self.memory.added_mib,
+        }
+        tensors = {"images": images.cpu().contiguous()}
+        metadata = {"left_behind": canonical_json(left_behind)}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+    def keep_images(self, images: Tensor) -> None:
+        """Keep the first images with the record."""
+        self._kept = images[:KEPT_IMAGES].detach().cpu()
+
+    def kept_images(self, model: VisionModel) -> np.ndarray | None:
+        """The kept images as (n, height, width, channels) uint8, normalisation undone."""
+        if self._kept is None:
+            return None
+        import torch
+
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (model.mean, model.std))
+        pixels = (self._kept.float() * std + mean).clamp(0, 1) * 255
+        return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+    def diagnostics(self, name: str, values: Mapping[str, Any]) -> None:
+        """Keep a JSON-able diagnostic; tensors and arrays become lists.
+
+        Raises:
+            TypeError: a value that JSON does not know.
+            ValueError: NaN or an infinity.
+        """
+        text = json.dumps(dict(values), default=_to_list, allow_nan=False)
+        self.kept_diagnostics[name] = json.loads(text)
+
+    def progress(self, text: str, fraction: float) -> None:
+        """Show how far the method is."""
+        self._report(text, min(max(float(fraction), 0.0), 1.0))
+
+
+def _to_list(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a diagnostic must be JSON-able, not {type(value).__name__}")

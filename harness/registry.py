@@ -1,0 +1,107 @@
+"""Plugins by name, imported only when asked for. Built-in tables and entry points of installed packages alike."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from harness.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a plugin is (`module:attribute`) and who brought it."""
+
+    target: str
+    origin: str
+
+
+def check_known(noun: str, name: str, known: Collection[str]) -> None:
+    """Check a name that the user typed.
+
+    Raises:
+        UsageError: `name` is not known; the message suggests the closest one and lists all.
+    """
+    if name in known:
+        return
+    folded = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    hint = f"did you mean '{folded[close[0]]}'? " if close else ""
+    raise UsageError(f"unknown {noun} '{name}'; {hint}known: {', '.join(sorted(known)) or 'none'}")
+
+
+class Registry(Generic[T]):
+    """Lazy name -> plugin table of one kind.
+
+    `builtin` maps names to `module:attribute`; `group` is the entry-point group of third-party packages. Nothing is
+    imported before `get`. A plugin that cannot be used makes only its own name unusable.
+    """
+
+    def __init__(self, noun: str, builtin: Mapping[str, str], group: str, expected: type[T]) -> None:
+        self.noun = noun
+        self._builtin = dict(builtin)
+        self._group = group
+        self._expected = expected
+
+    def names(self) -> list[str]:
+        """All names, the built-in ones first."""
+        return list(self._entries())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries()
+
+    def _entries(self) -> dict[str, list[Entry]]:
+        found = {name: [Entry(target, "dfqbench")] for name, target in self._builtin.items()}
+        for point in sorted(entry_points(group=self._group), key=lambda p: (p.name, p.value)):
+            package = point.dist.name if point.dist else "an unknown package"
+            entry = Entry(point.value, f"package {package}")
+            entries = found.setdefault(point.name, [])
+            if entry.target not in [e.target for e in entries]:
+                entries.append(entry)
+        return found
+
+    def get(self, name: str) -> T:
+        """Import and return the plugin called `name`.
+
+        Raises:
+            UsageError: unknown name, two plugins of that name, or a plugin that cannot be imported.
+        """
+        found = self._entries()
+        check_known(self.noun, name, found)
+        entries = found[name]
+        if len(entries) > 1:
+            origins = " and ".join(f"{entry.origin} ({entry.target})" for entry in entries)
+            raise UsageError(f"{self.noun} '{name}' is defined twice, by {origins}; remove or rename one")
+        entry = entries[0]
+        try:
+            plugin: Any = import_target(entry.target)
+        except Exception as error:  # third-party code may raise anything on import
+            reason = f"{type(error).__name__}: {error}"
+            raise UsageError(f"{self.noun} '{name}' of {entry.origin} cannot be imported ({reason})") from error
+        if not isinstance(plugin, self._expected) or getattr(plugin, "name", None) != name:
+            expected = f"{self._expected.__name__} named '{name}'"
+            raise UsageError(f"{self.noun} '{name}' of {entry.origin}: {entry.target} is not a {expected}")
+        return plugin
+
+    def load_all(self) -> tuple[dict[str, T], dict[str, str]]:
+        """All plugins that can be used, and the reason for each that cannot."""
+        usable: dict[str, T] = {}
+        broken: dict[str, str] = {}
+        for name in self.names():
+            try:
+                usable[name] = self.get(name)
+            except UsageError as error:
+                broken[name] = str(error)
+        return usable, broken
+
+
+def import_target(target: str) -> Any:
+    """The object behind `module:attribute`."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

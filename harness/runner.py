@@ -1,0 +1,233 @@
+"""Measures one cell in this process. Knows nothing of plans, stores and workers."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.catalog import Catalog, ResolvedMethod
+from harness.cell import Cell
+from harness.context import Context, seed_everything
+from harness.contracts import QuantSummary, Suite, VisionModel, sealed_data
+from harness.provenance import code_fingerprint, collect, packages_of
+from harness.record import Failure, Layer, Quantization, Record
+from harness.spec import BitSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is given that does not change its numbers."""
+
+    catalog: Catalog
+    device: str  # auto, cpu or cuda
+    threads: int
+    cache: Path
+    data_root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A record with its sidecars."""
+
+    record: Record
+    outcomes: pd.DataFrame | None = None
+    images: np.ndarray | None = None
+
+
+class BadResult(RuntimeError):
+    """A method broke its contract, so that its number would mean nothing."""
+
+
+def fingerprint(catalog: Catalog, cell: Cell) -> str:
+    """Fingerprint of the code that a cell's number depends on, third-party plugins included."""
+    infos = catalog.restore(cell.method, cell.options).infos
+    targets = [catalog.tasks.get(cell.task).target, *(info.target for info in infos)]
+    return code_fingerprint(packages_of(targets))
+
+
+def now() -> str:
+    """The present time as it is written to records."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def failed_record(settings: Settings, cell: Cell, failure: Failure, started: str, seconds: float) -> Record:
+    """The record of a cell that gave no number."""
+    method = settings.catalog.restore(cell.method, cell.options)
+    return Record(
+        key=cell.key,
+        cell=cell,
+        status="failed",
+        failure=failure,
+        data=method.data,
+        origin=method.origin,
+        seconds=seconds,
+        provenance=collect(fingerprint(settings.catalog, cell), settings.device, settings.threads),
+        started=started,
+        finished=now(),
+    )
+
+
+class CellRunner:
+    """Measures cells one after the other; keeps suites and the last float model between them."""
+
+    def __init__(self, settings: Settings) -> None:
+        # Read by cuBLAS when CUDA starts; without it matrix products on CUDA are not repeatable.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        import torch
+
+        torch.set_num_threads(settings.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self._settings = settings
+        self._device = resolve_device(settings.device)
+        self._suites: dict[tuple[str, str], Suite] = {}
+        self._loaded: tuple[Any, VisionModel] | None = None
+
+    def measure(self, cell: Cell, progress: Progress) -> Measured:
+        """Measure `cell`; whatever goes wrong becomes a failed record."""
+        started, clock = now(), time.perf_counter()
+        try:
+            return self._measure(cell, progress, started, clock)
+        except Exception as error:  # a method or model may raise anything; the sweep goes on
+            self._loaded = None  # what raised may have left the float model changed
+            failure = Failure(type=type(error).__name__, message=str(error), traceback=traceback.format_exc())
+            return Measured(failed_record(self._settings, cell, failure, started, time.perf_counter() - clock))
+
+    def _measure(self, cell: Cell, progress: Progress, started: str, clock: float) -> Measured:
+        catalog = self._settings.catalog
+        method = catalog.restore(cell.method, cell.options)
+        code = fingerprint(catalog, cell)
+        ctx = Context(cell, cache=self._settings.cache, code=code, device=self._device, report=progress)
+        progress("load", 0.0)
+        with ctx.stage("load"):
+            suite = self._suite(cell)
+            model = self._float_model(suite, cell)
+        seed_everything(ctx.seed("global"))
+        common: dict[str, Any] = {"key": cell.key, "cell": cell, "data": method.data, "origin": method.origin}
+        common |= {"primary_metric": suite.primary_metric, "started": started}
+        provenance = collect(code, str(self._device), self._settings.threads)
+        ctx.restart_memory()
+        quantization = None
+        forward: Callable[[Any], Any] = model.net
+        if not cell.is_float:
+            outcome = self._quantize(cell, method, suite, model, ctx)
+            if isinstance(outcome, str):
+                seconds = time.perf_counter() - clock
+                return Measured(
+                    Record(
+                        **common,
+                        status="skipped",
+                        reason=outcome,
+                        seconds=seconds,
+                        provenance=provenance,
+                        finished=now(),
+                    )
+                )
+            forward, quantization = outcome
+        peak = None if cell.is_float else (ctx.memory.peak_mib, ctx.memory.added_mib)
+        progress("evaluate", 1.0)
+        import torch
+
+        with ctx.stage("evaluate"), torch.no_grad():
+            evaluation = suite.evaluate(model, forward, cell.limit)
+        peak = peak or (ctx.memory.peak_mib, ctx.memory.added_mib)
+        metrics = {name: float(value) for name, value in evaluation.metrics.items()}
+        _check_metrics(metrics, suite.primary_metric)
+        record = Record(
+            **common,
+            status="ok",
+            metrics=metrics,
+            counters=dict(ctx.counters),
+            stages=ctx.stages,
+            diagnostics=ctx.kept_diagnostics,
+            seconds=time.perf_counter() - clock,
+            peak_memory_mib=peak[0],
+            added_memory_mib=peak[1],
+            quantization=quantization,
+            provenance=provenance,
+            finished=now(),
+        )
+        return Measured(record, evaluation.outcomes, ctx.kept_images(model))
+
+    def _quantize(
+        self, cell: Cell, method: ResolvedMethod, suite: Suite, model: VisionModel, ctx: Context
+    ) -> tuple[Callable[[Any], Any], Quantization] | str:
+        """The quantized model and its summary, or the reason why the method skips this combination."""
+        spec = BitSpec.parse(cell.bits)
+        before = _weights_state(model)
+        free = method.data == "none"
+        calib = None if free else suite.calibration(model)
+        with sealed_data(method.name) if free else nullcontext():
+            built = method.build()
+            reason = built.skip(model, spec=spec, scheme=cell.scheme) if hasattr(built, "skip") else None
+            if reason is not None:
+                return reason
+            with ctx.stage("other"):
+                quantized = built.quantize(model, spec=spec, scheme=cell.scheme, calib=calib, ctx=ctx)
+        if _weights_state(model) != before:
+            raise BadResult(f"method '{method.name}' changed the float model that it was given")
+        return quantized, _summarise(method.name, quantized.summary)
+
+    def _suite(self, cell: Cell) -> Suite:
+        key = cell.task, cell.suite
+        if key not in self._suites:
+            opened = self._settings.catalog.tasks.get(cell.task).load()
+            self._suites[key] = opened(cell.suite, data_root=self._settings.data_root)
+        return self._suites[key]
+
+    def _float_model(self, suite: Suite, cell: Cell) -> VisionModel:
+        key = cell.task, cell.suite, cell.model, cell.weights
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # free the old one before the new one is loaded
+            self._loaded = key, suite.load(cell.model, self._device)
+        return self._loaded[1]
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA if there is one."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _weights_state(model: VisionModel) -> list[tuple[float, float]]:
+    # Two sums a tensor: cheap beside any method, and an edit in place practically never keeps both.
+    tensors = model.net.state_dict().values()
+    return [(float(t.double().sum()), float(t.double().square().sum())) for t in tensors]
+
+
+def _summarise(name: str, summary: QuantSummary) -> Quantization:
+    if summary.weight_sites <= 0 and summary.activation_sites <= 0:
+        raise BadResult(f"method '{name}' quantized nothing: no weight and no activation site")
+    return Quantization(
+        weight_sites=summary.weight_sites,
+        activation_sites=summary.activation_sites,
+        weight_mib=summary.weight_mib,
+        float_values=summary.float_values,
+        layers=[Layer(name=layer.name, size=layer.size, bits=layer.bits) for layer in summary.layers],
+        activation_ranges={site: (float(low), float(high)) for site, (low, high) in summary.activation_ranges.items()},
+    )
+
+
+def _check_metrics(metrics: dict[str, float], primary: str) -> None:
+    if primary not in metrics:
+        raise BadResult(f"the evaluation gave no '{primary}', which the suite ranks by")
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise BadResult(f"metric '{name}' is {value}")
