@@ -1,0 +1,1 @@
+"""The shared quantization substrate: tracing, sites, quantizers, observers and the quantized model."""

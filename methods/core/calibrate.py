@@ -1,0 +1,60 @@
+"""Calibration: one forward pass of the float model gives every activation site its quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness.contracts import VisionModel
+from methods.core.intercept import Interceptor, OpKey, Transform
+from methods.core.observers import Observer
+from methods.core.quantizers import Uniform, weight_quantizer
+from methods.core.sites import Sites
+
+
+class SiteNotReachedError(RuntimeError):
+    """A site that the trace found was not passed during calibration."""
+
+
+@torch.no_grad()
+def observe(
+    model: VisionModel, images: Tensor, sites: Sites, make_observer: Callable[[], Observer], batch: int
+) -> dict[tuple[OpKey, int], Observer]:
+    """Run the float model once over `images` (n, c, h, w) and let one observer watch each activation site.
+
+    Raises:
+        SiteNotReachedError: the network did not pass one of the sites.
+    """
+    observers = {site.point: make_observer() for site in sites.activations}
+    reached: set[tuple[OpKey, int]] = set()
+
+    def watch(point: tuple[OpKey, int]) -> Transform:
+        def transform(x: Tensor) -> Tensor:
+            observers[point].update(x)
+            reached.add(point)
+            return x
+
+        return transform
+
+    with Interceptor(model.net, {point: watch(point) for point in observers}):
+        for part in images.split(batch):
+            model.net(part)
+    lost = [site for site in sites.activations if site.point not in reached]
+    if lost:
+        raise SiteNotReachedError(f"{len(lost)} activation sites were not reached, the first is {lost[0]}")
+    return observers
+
+
+def activation_quantizers(
+    sites: Sites, observers: dict[tuple[OpKey, int], Observer]
+) -> dict[tuple[OpKey, int], Uniform]:
+    """Asymmetric per-tensor quantizers from the observed ranges."""
+    return {s.point: Uniform.asymmetric(*observers[s.point].range(s.bits), s.bits) for s in sites.activations}
+
+
+def weight_quantizers(model: VisionModel, sites: Sites, *, symmetric: bool) -> dict[str, Uniform]:
+    """Per-output-channel min-max quantizers of all weights."""
+    parameters = dict(model.net.named_parameters())
+    return {s.parameter: weight_quantizer(parameters[s.parameter], s.bits, symmetric=symmetric) for s in sites.weights}

@@ -1,0 +1,92 @@
+"""The quantized model: a copy of the float network with rounded weights, run under activation quantizers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.contracts import LayerSummary, QuantSummary
+from methods.core.intercept import Interceptor, OpKey
+from methods.core.quantizers import Uniform
+from methods.core.sites import Sites
+
+
+class MissingParametersError(RuntimeError):
+    """A site has no quantizer."""
+
+
+class Quantized:
+    """A fake-quantized network (implements `harness.contracts.QuantizedModel`).
+
+    Args:
+        net: the float network; it is copied, not changed.
+        sites: what is to be quantized.
+        weights: quantizer of each weight, by parameter name.
+        activations: quantizer of each activation, by (operation, slot). None leaves all activations in float, which
+            is only for a method's own intermediate use: `summary` then raises.
+
+    Raises:
+        MissingParametersError: a site was left without a quantizer.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sites: Sites,
+        weights: Mapping[str, Uniform],
+        activations: Mapping[tuple[OpKey, int], Uniform] | None,
+    ) -> None:
+        missing = [str(s) for s in sites.weights if s.parameter not in weights]
+        if activations is not None:
+            missing += [str(s) for s in sites.activations if s.point not in activations]
+        if missing:
+            raise MissingParametersError(f"{len(missing)} sites have no quantizer, the first is {missing[0]}")
+        self.net = copy.deepcopy(net)
+        self.sites = sites
+        self.weights = dict(weights)
+        self.activations = None if activations is None else {s.point: activations[s.point] for s in sites.activations}
+        self._float = dict(net.named_parameters())
+        self._own = dict(self.net.named_parameters())
+        for site in sites.weights:
+            self.set_weight(site.parameter, self.weights[site.parameter])
+
+    @torch.no_grad()
+    def set_weight(self, name: str, quantizer: Uniform) -> None:
+        """Round the float weight `name` with `quantizer` from now on."""
+        self.weights[name] = quantizer
+        self._own[name].copy_(quantizer(self._float[name].detach()))
+
+    def interceptor(self, **extra: Any) -> Interceptor:
+        """The mode under which `self.net`, or one of its blocks, computes with quantized activations."""
+        return Interceptor(self.net, dict(self.activations or {}), **extra)
+
+    def __call__(self, images: Tensor) -> Any:
+        """Output of the quantized network on normalised images (n, c, h, w)."""
+        with self.interceptor():
+            return self.net(images)
+
+    @property
+    def summary(self) -> QuantSummary:
+        """Counts, sizes and ranges of what is quantized.
+
+        Raises:
+            MissingParametersError: activations are in float.
+        """
+        if self.activations is None:
+            raise MissingParametersError("the activations of this model are not quantized")
+        layers = tuple(LayerSummary(s.parameter, self._float[s.parameter].numel(), s.bits) for s in self.sites.weights)
+        total = sum(p.numel() for p in self._float.values())
+        return QuantSummary(
+            weight_sites=len(self.sites.weights),
+            activation_sites=len(self.sites.activations),
+            layers=layers,
+            float_values=total - sum(layer.size for layer in layers),
+            activation_ranges={
+                str(s): (float(self.activations[s.point].low), float(self.activations[s.point].high))
+                for s in self.sites.activations
+            },
+        )

@@ -1,0 +1,78 @@
+"""Quantizers: functions on tensors that round to at most 2^bits values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+# Below this a range is a point: the tensor is constant and any positive step represents it.
+_SMALLEST = 1e-8
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform quantizer x -> scale * (clip(round(x / scale) + zero_point, qmin, qmax) - zero_point).
+
+    `scale` and `zero_point` are scalars (per-tensor) or vectors over `axis` (per-channel); the zero point is an
+    integer. Gradients pass straight through inside the range (torch.fake_quantize_*).
+    """
+
+    scale: Tensor
+    zero_point: Tensor  # int32
+    qmin: int
+    qmax: int
+    axis: int | None = None
+
+    @classmethod
+    def asymmetric(cls, low: Tensor, high: Tensor, bits: int, axis: int | None = None) -> Self:
+        """Codes 0 .. 2^bits - 1 over [low, high]: step (high - low) / (2^bits - 1) (METHODS: Q3).
+
+        The range is widened to contain 0, which FQ-ViT's and PSAQ-ViT's code does not do: there a positive minimum
+        clips the zero point and the top of the range saturates.
+        """
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        qmax = 2**bits - 1
+        scale = ((high - low) / qmax).clamp(min=_SMALLEST)
+        zero_point = (-low / scale).round().clamp(0, qmax).to(torch.int32)
+        return cls(scale, zero_point, 0, qmax, axis)
+
+    @classmethod
+    def symmetric(cls, low: Tensor, high: Tensor, bits: int, axis: int | None = None) -> Self:
+        """Codes -2^(bits-1) .. 2^(bits-1) - 1 with step max(-low, high) / ((2^bits - 1) / 2), zero point 0.
+
+        The divisor is a half-integer (127.5), as in PSAQ-ViT's and FQ-ViT's code: the largest value is pulled in by
+        half a step (METHODS: Q1).
+        """
+        scale = (torch.maximum(-low, high) / ((2**bits - 1) / 2)).clamp(min=_SMALLEST)
+        half = 2 ** (bits - 1)
+        return cls(scale, torch.zeros_like(scale, dtype=torch.int32), -half, half - 1, axis)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize `x`."""
+        if self.axis is None:
+            return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.qmin, self.qmax)
+        return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, self.axis, self.qmin, self.qmax)
+
+    def scaled(self, factor: float | Tensor) -> Self:
+        """The same codes with the step multiplied by `factor`; the zero point stays."""
+        return type(self)(self.scale * factor, self.zero_point, self.qmin, self.qmax, self.axis)
+
+    @property
+    def low(self) -> Tensor:
+        """Smallest representable value."""
+        return (self.qmin - self.zero_point) * self.scale
+
+    @property
+    def high(self) -> Tensor:
+        """Largest representable value."""
+        return (self.qmax - self.zero_point) * self.scale
+
+
+def weight_quantizer(weight: Tensor, bits: int, *, symmetric: bool) -> Uniform:
+    """Per-output-channel min-max quantizer of a weight (out, ...)."""
+    flat = weight.detach().reshape(weight.shape[0], -1)
+    make = Uniform.symmetric if symmetric else Uniform.asymmetric
+    return make(flat.amin(1), flat.amax(1), bits, axis=0)

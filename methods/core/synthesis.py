@@ -1,0 +1,83 @@
+"""Image synthesis: gradient descent on pixels under a loss of the frozen float model (PSAQ-ViT's procedure).
+
+Optimizer, schedule, augmentation and clamping are PSAQ-ViT's (reference code, `zkkli/PSAQ-ViT`); the loss is the
+caller's. Pixel quantities that the reference fixes for 224x224 images are scaled to the model's image size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness.contracts import RunContext, VisionModel
+from methods.core.synthesis_options import SynthesisOptions
+
+REFERENCE_SIZE = 224  # the image side that PSAQ-ViT's pixel constants belong to
+
+
+def optimise_images(
+    model: VisionModel,
+    images: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    options: SynthesisOptions,
+    *,
+    rounds: int,
+    steps: int,
+    generator: torch.Generator,
+    ctx: RunContext,
+) -> Tensor:
+    """Descend `loss` from `images` (n, c, h, w), normalised; return the new images, valid pixels in [0, 1].
+
+    Adam with betas (0.5, 0.9), its state kept over rounds; per round linear warm-up, then cosine to zero; each step
+    rolls the batch by one offset on both axes (up to `jitter`, doubling each round) and mirrors it with probability
+    1/2; after each step pixels are clamped to the normalised [0, 1] box. PSAQ-ViT (ECCV 2022), section 3 and code.
+    """
+    low, high = model.pixel_bounds()
+    pixels = images.detach().clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([pixels], lr=options.lr, betas=(0.5, 0.9), eps=1e-8)
+    curve: list[float] = []
+    for round_ in range(rounds):
+        limit = round(options.jitter * (round_ + 1) * pixels.shape[-1] / REFERENCE_SIZE)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = options.lr * _schedule(step, steps, options.warmup)
+            offset = int(torch.randint(-limit, limit + 1, (), generator=generator))
+            mirrored = bool(torch.rand((), generator=generator) < 0.5)
+            batch = torch.roll(pixels, (offset, offset), (2, 3))
+            value = loss(batch.flip(3) if mirrored else batch)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            with torch.no_grad():
+                pixels.clamp_(min=low, max=high)
+            curve.append(float(value.detach()))
+            ctx.progress("synthesize", (round_ * steps + step + 1) / (rounds * steps))
+    ctx.count(synthesis_steps=rounds * steps, image_gradients=rounds * steps * len(pixels))
+    every = max(1, len(curve) // 50)
+    ctx.diagnostics("synthesis_loss", {"every": every, "values": [round(v, 5) for v in curve[::every]]})
+    return pixels.detach()
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    ramp = warmup * steps
+    if step < ramp:
+        return (step + 1) / ramp
+    return 0.5 * (1.0 + math.cos(math.pi * (step - ramp) / max(1.0, steps - ramp)))
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Sum over four difference directions of the Frobenius norm over the whole batch (PSAQ-ViT's code)."""
+    right = images[..., :, 1:] - images[..., :, :-1]
+    down = images[..., 1:, :] - images[..., :-1, :]
+    falling = images[..., 1:, 1:] - images[..., :-1, :-1]
+    rising = images[..., :-1, 1:] - images[..., 1:, :-1]
+    return right.norm() + down.norm() + falling.norm() + rising.norm()
+
+
+def tv_scale(images: Tensor) -> float:
+    """Factor from PSAQ-ViT's batch of 32 RGB images of 224x224 pixels to this batch: the norm grows with the root of
+    the number of values.
+    """
+    return math.sqrt(images.numel() / (32 * 3 * REFERENCE_SIZE**2))

@@ -1,0 +1,128 @@
+"""The data flow of a network, recorded from one forward pass: which operation feeds which.
+
+Only keyed operations (`methods.core.intercept.KINDS`) are nodes. Everything between them (reshapes, windows, scaling by
+a constant) passes its origins on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.core.intercept import KeyedMode, OpKey, operands
+
+INPUT, CONSTANT = "input", "constant"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Where an operand comes from: operations, parameter names, the network's input, constants (buffers)."""
+
+    ops: frozenset[OpKey]
+    parameters: frozenset[str]
+    others: frozenset[str]
+
+    @property
+    def is_parameter(self) -> bool:
+        """Made of parameters alone (position embedding, relative position bias)."""
+        return bool(self.parameters) and not self.ops and INPUT not in self.others
+
+    @property
+    def is_constant(self) -> bool:
+        """Made of buffers alone (attention mask)."""
+        return not self.ops and not self.parameters and INPUT not in self.others
+
+
+@dataclass(frozen=True)
+class Op:
+    """One keyed operation. `weight` is the parameter name of a linear layer's or convolution's weight."""
+
+    key: OpKey
+    operands: tuple[Operand, ...]
+    weight: str | None
+    shape: tuple[int, ...]
+
+
+class Trace:
+    """Operations in execution order, with consumers."""
+
+    def __init__(self, ops: list[Op]) -> None:
+        self.ops = ops
+        self.by_key = {op.key: op for op in ops}
+        self.consumers: dict[OpKey, list[Op]] = {op.key: [] for op in ops}
+        for op in ops:
+            for source in {k for operand in op.operands for k in operand.ops}:
+                self.consumers[source].append(op)
+
+    def of_kind(self, kind: str) -> list[Op]:
+        """Operations of one kind, in execution order."""
+        return [op for op in self.ops if op.key.kind == kind]
+
+
+class _Tracer(KeyedMode):
+    def __init__(self, net: nn.Module, images: Tensor) -> None:
+        super().__init__(net)
+        self.ops: list[Op] = []
+        # Tensors are kept alive beside their origins, so that an id cannot be given to a second tensor.
+        self._seen: dict[int, tuple[Tensor, Operand]] = {}
+        self._weights = {id(p): name for name, p in net.named_parameters()}
+        empty: frozenset[Any] = frozenset()
+        for name, parameter in net.named_parameters():
+            self._seen[id(parameter)] = (parameter, Operand(empty, frozenset([name]), empty))
+        for buffer in net.buffers():
+            self._seen[id(buffer)] = (buffer, Operand(empty, empty, frozenset([CONSTANT])))
+        self._seen[id(images)] = (images, Operand(empty, empty, frozenset([INPUT])))
+
+    def _origin(self, tensor: Tensor) -> Operand:
+        known = self._seen.get(id(tensor))
+        return known[1] if known else Operand(frozenset(), frozenset(), frozenset([CONSTANT]))
+
+    def _mark(self, result: Any, origin: Operand) -> None:
+        for tensor in _tensors(result):
+            self._seen[id(tensor)] = (tensor, origin)
+
+    def operation(self, key: OpKey, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        sources = tuple(self._origin(t) for t in operands(key.kind, args))
+        weight = self._weights.get(id(args[1])) if key.kind in ("linear", "conv") else None
+        result = func(*args, **kwargs)
+        self.ops.append(Op(key, sources, weight, tuple(result.shape)))
+        self._mark(result, Operand(frozenset([key]), frozenset(), frozenset()))
+        return result
+
+    def other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        origins = [self._origin(t) for t in _tensors([*args, *kwargs.values()])]
+        if origins:
+            merged = Operand(
+                frozenset().union(*(o.ops for o in origins)),
+                frozenset().union(*(o.parameters for o in origins)),
+                frozenset().union(*(o.others for o in origins)),
+            )
+            self._mark(result, merged)
+        return result
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+@torch.no_grad()
+def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
+    """Record one forward pass of `net` on two blank images (2, *input_shape).
+
+    Raises:
+        FusedAttentionError: attention is fused.
+    """
+    device = next(net.parameters()).device
+    images = torch.zeros(2, *input_shape, device=device)
+    with _Tracer(net, images) as tracer:
+        net(images)
+    return Trace(tracer.ops)

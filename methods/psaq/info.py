@@ -1,0 +1,38 @@
+"""What PSAQ-ViT's image source says of itself."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from harness.plugins import PluginInfo
+from methods.core.synthesis_options import SynthesisOptions
+
+
+class PsaqOptions(SynthesisOptions):
+    """Options of PSAQ-ViT's synthesis; the defaults are the reference code's."""
+
+    bandwidth: float = Field(0.01, gt=0, description="kernel bandwidth of the similarity density")
+    grid: int = Field(10, ge=2, description="points at which the density is evaluated")
+    class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy to random classes")
+    tv_weight: float = Field(0.05, ge=0, description="weight of the total-variation term")
+    tv_low: float = Field(2500, ge=0, description="lower end of the random total-variation target, at 32x3x224x224")
+    tv_high: float = Field(3000, ge=0, description="upper end of the same")
+
+
+SOURCE = PluginInfo(
+    name="psaq",
+    kind="source",
+    summary="PSAQ-ViT: images of high patch-similarity entropy, random classes, bounded total variation",
+    target="methods.psaq.source:Psaq",
+    origin="published code",
+    options=PsaqOptions,
+    presets={"quick": {"steps": 50}, "default": {"steps": 125}, "paper": {}},
+    partner="minmax",
+    paper="Li et al., Patch Similarity Aware Data-Free Quantization for Vision Transformers, ECCV 2022",
+    code="zkkli/PSAQ-ViT, Apache-2.0 (formulas re-implemented)",
+    deviations=(
+        "total-variation target and jitter are scaled from 224x224 RGB to the model's image size",
+        "patch similarities by a Gram product and the density point by point: same value and gradient, less memory",
+        "presets quick and default take fewer steps than the reference's 2 x 500 (preset paper)",
+    ),
+)

@@ -1,0 +1,60 @@
+"""PSAQ-ViT's image source."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.contracts import CalibrationData, RunContext, VisionModel
+from harness.spec import BitSpec
+from methods.core.intercept import Interceptor, OpKey, tap_transforms
+from methods.core.structure import find_blocks
+from methods.core.synthesis import optimise_images, total_variation, tv_scale
+from methods.core.trace import trace
+from methods.psaq.info import PsaqOptions
+from methods.psaq.similarity import entropy, patch_similarity
+
+
+class Psaq:
+    """Images that maximise the entropy of patch similarities: L = L_PSE + L_OH + 0.05 L_TV (PSAQ-ViT, equation 10).
+
+    Deviations are listed in `methods.psaq.info`.
+    """
+
+    uses_bits = False
+
+    def __init__(self, options: PsaqOptions) -> None:
+        self.options = options
+
+    def images(
+        self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
+    ) -> Tensor:
+        """Synthesized normalised images (n, *input_shape)."""
+        o = self.options
+        start = torch.randn(o.images, *model.input_shape, generator=ctx.generator("calibration-images"))
+        targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
+        generator = ctx.generator("augmentation")
+        tv_target = o.tv_low + (o.tv_high - o.tv_low) * float(torch.rand((), generator=generator))
+        tv_target *= tv_scale(start)
+        contexts = [block.context for block in find_blocks(trace(model.net, model.input_shape))]
+        found: dict[tuple[OpKey, int], Tensor] = {}
+
+        def loss(batch: Tensor) -> Tensor:
+            output = model.net(batch)
+            diversity = sum(
+                entropy(patch_similarity(found[point], len(batch)), o.bandwidth, o.grid) for point in contexts
+            )
+            variation = (total_variation(batch) - tv_target).abs()
+            return o.class_weight * model.target_loss(output, targets) + o.tv_weight * variation - diversity
+
+        with Interceptor(model.net, tap_transforms(contexts, found)):
+            return optimise_images(
+                model,
+                start.to(model.device),
+                loss,
+                o,
+                rounds=o.rounds,
+                steps=o.steps,
+                generator=generator,
+                ctx=ctx,
+            )
