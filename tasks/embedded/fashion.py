@@ -12,6 +12,7 @@ from tasks.embedded.architectures import IMAGE_SIZE, MEAN, STD
 
 # Where Debian's package `dataset-fashion-mnist` puts the four files.
 DEBIAN_ROOT = Path("/usr/share/datasets/fashion-mnist")
+CACHE_ROOT = Path("~/.cache/dfqbench").expanduser()
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -24,6 +25,18 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
+def default_root() -> Path:
+    """Folder of the original files when the user names none: Debian's package, else what `download` fetched."""
+    return DEBIAN_ROOT if DEBIAN_ROOT.is_dir() else CACHE_ROOT / "FashionMNIST" / "raw"
+
+
+def download() -> Path:
+    """Fetch the original files with torchvision unless they are there; return their folder."""
+    from torchvision.datasets import FashionMNIST
+
+    return Path(FashionMNIST(str(CACHE_ROOT), download=True).raw_folder)
+
+
 def load_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Images (n, 28, 28) and labels (n,) of `split` (`train` or `test`), as the authors published them.
 
@@ -34,8 +47,8 @@ def load_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.ui
     for path in (images, labels):
         if not path.is_file():
             raise FileNotFoundError(
-                f"Fashion-MNIST file {path} is missing; install Debian's dataset-fashion-mnist, or download the four "
-                ".gz files (torchvision.datasets.FashionMNIST does) and name their folder with --data-root"
+                f"Fashion-MNIST file {path} is missing; install Debian's dataset-fashion-mnist, use --download, or "
+                "name the folder of the four .gz files with --data-root"
             )
     return _read_idx(images), _read_idx(labels)
 

@@ -1,0 +1,161 @@
+"""Adapter of the classification task: suites `embedded` and `imagenet` behind the harness's Suite contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+import torch
+
+from harness.contracts import CalibrationData, Evaluation, VisionModel, check_not_sealed
+from harness.errors import UsageError
+from tasks.timm_models import PREFIX, Preprocessing, build_timm, identity, vision_model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+IMAGENET_MODELS = tuple(
+    PREFIX + name
+    for name in (
+        "deit_tiny_patch16_224",
+        "deit_small_patch16_224",
+        "deit_base_patch16_224",
+        "swin_tiny_patch4_window7_224",
+        "swin_small_patch4_window7_224",
+        "vit_small_patch16_224",
+        "vit_base_patch16_224",
+    )
+)
+
+
+class ImageData(Protocol):
+    """Evaluation images and a pool of calibration images; the length is the number of evaluation images."""
+
+    classes: int
+    calibration_size: int
+
+    def __len__(self) -> int:
+        """Number of evaluation images."""
+
+    def identity(self) -> str:
+        """Revision of the data."""
+
+    def evaluation(self, model: VisionModel, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of normalised images and labels (CPU), the first `count` images, class-interleaved."""
+
+    def calibration(self, model: VisionModel, indices: Sequence[int]) -> Tensor:
+        """Normalised images at `indices` of the pool (CPU)."""
+
+
+def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite:
+    """Open `embedded` or `imagenet`.
+
+    Raises:
+        UsageError: no such suite, or its data cannot be used; the message says what is missing.
+    """
+    if suite == "embedded":
+        if data_root is not None:
+            raise UsageError("suite 'embedded' brings its own data and takes no data root; did you mean 'imagenet'?")
+        from tasks.embedded.subset import EmbeddedData
+        from tasks.embedded.zoo import INPUT, build_trained, names
+
+        return ClassificationSuite(suite, EmbeddedData(), names(), build_trained, INPUT)
+    if suite == "imagenet":
+        if data_root is None:
+            raise UsageError("suite 'imagenet' needs the images: name a folder that holds train/ and val/ as data root")
+        from tasks.image_folder import ImageFolder
+
+        return ClassificationSuite(suite, ImageFolder(data_root), IMAGENET_MODELS)
+    raise UsageError(f"classification has no suite '{suite}'; it has embedded, imagenet")
+
+
+@dataclass(frozen=True)
+class ClassificationSuite:
+    """One data set with the models that it is run with. `own` builds the models that are not timm's by name."""
+
+    name: str
+    data: ImageData
+    own_models: tuple[str, ...]
+    own: Callable[[str], nn.Module] | None = None
+    fixed: Preprocessing | None = None  # None: every model brings its own preprocessing
+    task: str = "classification"
+    primary_metric: str = "top1"
+    _identities: dict[str, str] = field(default_factory=dict)
+
+    def models(self) -> Sequence[str]:
+        """Names of the suite's own models."""
+        return self.own_models
+
+    def model_identity(self, model: str) -> str:
+        """Hash of architecture, weights and preprocessing."""
+        if model not in self._identities:
+            net = self._build(model)
+            architecture = model.partition("@")[0]  # where the weights lie does not matter, only what they are
+            self._identities[model] = identity(architecture, net, self.fixed or Preprocessing.of(net))
+        return self._identities[model]
+
+    def data_identity(self) -> str:
+        """Revision of the data, 16 hexadecimal digits."""
+        return self.data.identity()
+
+    def load(self, model: str, device: torch.device) -> VisionModel:
+        """The float model on `device`."""
+        net = self._build(model)
+        return vision_model(model, net, self.fixed or Preprocessing.of(net), device)
+
+    def _build(self, model: str) -> nn.Module:
+        if model.startswith(PREFIX):
+            return build_timm(model, classes=self.data.classes, fixed=self.fixed)
+        if self.own is None or model not in self.own_models:
+            hint = f"did you mean {PREFIX}{model}?" if PREFIX + model in self.own_models else "timm:NAME works too"
+            raise UsageError(f"suite '{self.name}' has no model '{model}'; it has {', '.join(self.own_models)}; {hint}")
+        return self.own(model)
+
+    def calibration(self, model: VisionModel) -> CalibrationData:
+        """Training images for `model`, on its device."""
+        check_not_sealed("calibration images")
+        return _Calibration(self.data, model)
+
+    def evaluate(self, model: VisionModel, forward: Callable[[Tensor], Any], limit: int | None) -> Evaluation:
+        """Top-1 of `forward` in points, with top-5 where there are more than ten classes."""
+        check_not_sealed("evaluation images")
+        available = len(self.data)
+        if limit is not None and not 1 <= limit <= available:
+            raise UsageError(f"limit {limit} is not between 1 and the {available} evaluation images of '{self.name}'")
+        parts: list[Tensor] = []  # per batch (b, 3): label, prediction, is it among the first five
+        with torch.inference_mode():
+            for images, labels in self.data.evaluation(model, limit or available):
+                logits = forward(images.to(model.device)).float().cpu()
+                # A broken model must not score by where its NaN happen to lie.
+                broken = logits.isnan().any(1)
+                top5 = logits.topk(min(5, logits.shape[1])).indices.eq(labels[:, None]).any(1) & ~broken
+                parts.append(torch.stack([labels, logits.argmax(1).masked_fill(broken, -1), top5], dim=1))
+        label, prediction, top5 = torch.cat(parts).numpy().T
+        correct = label == prediction
+        metrics = {"top1": 100.0 * float(correct.mean())}
+        if self.data.classes > 10:
+            metrics["top5"] = 100.0 * float(top5.mean())
+        outcomes = pd.DataFrame(
+            {"index": range(len(label)), "label": label, "prediction": prediction, "correct": correct}
+        )
+        return Evaluation(metrics, outcomes)
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """Draws training images without replacement."""
+
+    data: ImageData
+    model: VisionModel
+
+    def images(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` distinct normalised images (count, channels, height, width) on the model's device."""
+        check_not_sealed("calibration images")
+        available = self.data.calibration_size
+        if not 1 <= count <= available:
+            raise UsageError(f"{count} calibration images were asked for, but there are 1 to {available} to draw")
+        chosen = torch.randperm(available, generator=generator)[:count].tolist()
+        return self.data.calibration(self.model, chosen).to(self.model.device)
