@@ -151,7 +151,7 @@ class Catalog:
         resolved = {method.name: method for method in (self.resolve(text, preset, overrides) for text in texts)}
         used = sorted({info.name for method in resolved.values() for info in method.infos})
         for name in overrides:
-            check_known("plugin in --option, or not among the plugins of this run:", name, used)
+            check_known("plugin of this run in --option", name, used)
         return list(resolved.values())
 
     def restore(self, name: str, options: Mapping[str, Any]) -> ResolvedMethod:

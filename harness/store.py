@@ -38,11 +38,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path, option: str) -> None:
     """Create `folder`, check that it can be written and remove what killed runs left half-written.
 
     Raises:
-        UsageError: the folder cannot be created or written.
+        UsageError: the folder cannot be created or written; the message names the `option` that changes it.
     """
     probe = folder / f".probe.{_host()}.{os.getpid()}.tmp"
     try:
@@ -50,7 +50,7 @@ def prepare_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"cannot write to folder {folder} ({error.strerror}); choose another with --out") from None
+        raise UsageError(f"cannot write to folder {folder} ({error.strerror}); choose another with {option}") from None
     for path in folder.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
         # A live process, or one on another machine that shares the folder, may still be writing.

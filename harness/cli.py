@@ -1,0 +1,198 @@
+"""The command line. Turns arguments into requests and errors into exit codes; decides nothing else.
+
+Exit codes: 0 ok, 1 accuracy regression, 2 usage or configuration, 3 some cells failed, 4 nothing measured,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from harness.catalog import Catalog
+from harness.errors import UsageError
+from harness.plan import RERUN, Request, make_plan
+from harness.plugins import PRESETS
+from harness.registry import check_known
+
+USAGE, INTERRUPTED = 2, 130
+DEVICES = ("auto", "cpu", "cuda")
+WIDTH = 140  # of tables that do not go to a terminal
+
+
+class _Commands(TyperGroup):
+    """Says a UsageError in one sentence on stderr."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(USAGE) from None
+        except KeyboardInterrupt:
+            typer.echo("Interrupted; every finished cell is kept, the same command goes on from there.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands, no_args_is_help=True, pretty_exceptions_show_locals=False, help="Data-free quantization, measured."
+)
+
+
+def main() -> None:
+    """Entry point of `dfqbench` and `python -m harness`."""
+    app()
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`NAME.FIELD=VALUE` texts as a nested dict; a value is JSON, or else a string.
+
+    Raises:
+        UsageError: a text of another form.
+    """
+    overrides: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        name, dot, option = path.strip().partition(".")
+        if not (equals and dot and name and option):
+            raise UsageError(f"--option '{text}' is not of the form NAME.FIELD=VALUE; for example psaq.steps=100")
+        try:
+            parsed = json.loads(value)
+        except json.JSONDecodeError:
+            parsed = value
+        overrides.setdefault(name, {})[option] = parsed
+    return overrides
+
+
+def _sweep(  # noqa: PLR0917 - typer passes them by name
+    ctx: typer.Context,
+    methods: Annotated[
+        str, typer.Option(help="METHOD, SOURCE, CALIBRATOR or SOURCE+CALIBRATOR, by comma.")
+    ] = "clamp,psaq",
+    models: Annotated[str, typer.Option(help="Models, by comma; those of the suite if left out.")] = "",
+    bits: Annotated[str, typer.Option(help="Bits of weights and activations, by comma.")] = "W8A8,W4A8,W4A4",
+    schemes: Annotated[str, typer.Option(help="Which tensors are quantized: full, matmul.")] = "full",
+    tasks: Annotated[str, typer.Option(help="Tasks, by comma.")] = "classification",
+    suite: Annotated[str, typer.Option(help="Data and models of the tasks; see `list tasks`.")] = "embedded",
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the suite's data, if it needs one.")] = None,
+    seeds: Annotated[int, typer.Option(help="Repetitions, with seeds 0 to N-1.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Evaluate on the first LIMIT images only.")] = None,
+    preset: Annotated[str, typer.Option(help=f"Options of all methods: {', '.join(PRESETS)}.")] = "default",
+    option: Annotated[list[str] | None, typer.Option(help="NAME.FIELD=VALUE; repeatable. See `describe`.")] = None,
+    device: Annotated[str, typer.Option(help=f"{', '.join(DEVICES)}.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Results folder; results/runs/SUITE if left out.")] = None,
+    cache: Annotated[Path, typer.Option(help="Folder of synthesized images.")] = Path("results/cache"),
+    rerun: Annotated[str, typer.Option(help=f"What is measured again: {', '.join(RERUN)}.")] = "failed",
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which a cell counts as failed.")] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="No worker process: for debugging.")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")] = None,
+    no_references: Annotated[
+        bool, typer.Option("--no-references", help="Leave out the floor and the ceiling (noise, real).")
+    ] = False,
+) -> None:
+    check_known("--device", device, DEVICES)
+    if timeout is not None and (in_process or timeout <= 0):
+        raise UsageError("--timeout needs a positive number of seconds and a worker process; leave out --in-process")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads must be at least 1, not {threads}")
+    request = Request(
+        methods=_split(methods),
+        models=_split(models),
+        bits=_split(bits),
+        schemes=_split(schemes),
+        tasks=_split(tasks),
+        suite=suite,
+        data_root=data_root,
+        seeds=seeds,
+        limit=limit,
+        preset=preset,
+        overrides=parse_overrides(option or ()),
+        references=not no_references,
+        rerun=rerun,
+    )
+    from harness.display import show_plan
+    from harness.store import Store, prepare_folder
+
+    store = Store(out or Path("results", "runs", suite))
+    console = _console()
+    catalog = Catalog.default()
+    dry = ctx.info_name == "plan"
+    if not dry:
+        prepare_folder(store.folder, "--out")
+        prepare_folder(cache, "--cache")
+    _check_device(device)
+    plan = make_plan(request, catalog, store)
+    show_plan(plan, console)
+    if dry:
+        return
+
+    from harness.runner import Settings
+    from harness.sweep import run_and_report
+
+    settings = Settings(catalog, device, threads or _cores(), cache.absolute(), data_root and data_root.absolute())
+    raise typer.Exit(run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process))
+
+
+app.command("bench", help="Measure methods and make the comparison table; what is there already is reused.")(_sweep)
+app.command("plan", help="Show what `bench` would run with the same options; runs nothing.")(_sweep)
+
+
+@app.command("list")
+def list_(kind: Annotated[str, typer.Argument(help="methods, models or tasks")]) -> None:
+    """List methods, models or tasks."""
+    from harness.listing import show_list
+
+    show_list(kind, Catalog.default(), _console())
+
+
+@app.command()
+def describe(method: Annotated[str, typer.Argument(help="a name from `list methods`, or SOURCE+CALIBRATOR")]) -> None:
+    """All about a method: paper, code, origin, options, deviations."""
+    from harness.listing import show_description
+
+    show_description(method, Catalog.default(), _console())
+
+
+@app.command()
+def tables(out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/runs/embedded")) -> None:
+    """Make the tables and figures of a results folder again."""
+    from harness.store import Store
+    from harness.sweep import NOTHING_MEASURED, report
+
+    if not out.is_dir():
+        raise UsageError(f"there is no results folder {out}; run bench first or give another --out")
+    store = Store(out)
+    if not any(record.status == "ok" for record in store.records()):
+        typer.echo(f"Error: nothing was measured in {out}.", err=True)
+        raise typer.Exit(NOTHING_MEASURED)
+    report(store, None, _console())
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("--device cuda: torch sees no CUDA device here; use --device cpu")
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

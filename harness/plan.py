@@ -1,0 +1,189 @@
+"""Which cells a run asks for, which of them are there already, and how long the rest may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+from harness.catalog import Catalog, ResolvedMethod
+from harness.cell import FLOAT, FLOAT_BITS, FLOAT_SCHEME, Cell
+from harness.contracts import Suite
+from harness.errors import UsageError
+from harness.provenance import is_stale
+from harness.record import Record
+from harness.registry import check_known
+from harness.runner import fingerprint
+from harness.spec import SCHEMES, BitSpec
+from harness.store import Store
+
+State = Literal["done", "stale", "failed", "new"]
+RERUN: Mapping[str, tuple[State, ...]] = {
+    "failed": ("new", "failed"),
+    "stale": ("new", "failed", "stale"),
+    "all": ("new", "failed", "stale", "done"),
+}
+REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for, as typed. `models` empty: those of the suite."""
+
+    methods: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    bits: tuple[str, ...] = ("W8A8", "W4A8", "W4A4")
+    schemes: tuple[str, ...] = ("full",)
+    tasks: tuple[str, ...] = ("classification",)
+    suite: str = "embedded"
+    data_root: Path | None = None
+    seeds: int = 1
+    limit: int | None = None
+    preset: str = "default"
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    references: bool = True
+    rerun: str = "failed"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell, what is known of it, and the seconds it may take (None: nothing like it was measured before)."""
+
+    cell: Cell
+    state: State
+    run: bool
+    estimate: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a request in the order in which they run."""
+
+    cells: tuple[Planned, ...]
+
+    @property
+    def todo(self) -> list[Planned]:
+        """The cells that will be measured."""
+        return [planned for planned in self.cells if planned.run]
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of all cells, measured or not."""
+        return {planned.cell.key for planned in self.cells}
+
+    @property
+    def reused_stale(self) -> int:
+        """How many stale cells are used as they are."""
+        return sum(planned.state == "stale" and not planned.run for planned in self.cells)
+
+
+class Estimator:
+    """Wall time of a cell from those of earlier ones: same model, method and preset, else same method and preset."""
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self._seconds: dict[tuple[str, ...], list[float]] = {}
+        for record in records:
+            self.learn(record)
+
+    def learn(self, record: Record) -> None:
+        """Take a record into account, unless it ended early."""
+        if record.status == "ok":
+            for group in self._groups(record.cell):
+                self._seconds.setdefault(group, []).append(record.seconds)
+
+    def seconds(self, cell: Cell) -> float | None:
+        """Estimate, or None if no such method was measured."""
+        return next((mean(self._seconds[g]) for g in self._groups(cell) if g in self._seconds), None)
+
+    @staticmethod
+    def _groups(cell: Cell) -> tuple[tuple[str, ...], ...]:
+        general = (cell.task, cell.method, cell.preset, str(cell.limit))
+        return (*general, cell.model), general
+
+
+def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
+    """Expand, de-duplicate and order the cells, and look up which are there.
+
+    Cells of one model stand together, so that it is loaded once, float first; then whole repetitions, so that a sweep
+    that is cut short has the first repetition of everything.
+
+    Raises:
+        UsageError: anything in the request that is unknown or out of range, or a record that cannot be read.
+    """
+    _check(request)
+    names = [*(REFERENCES if request.references else ()), *request.methods]
+    methods = [m for m in catalog.resolve_all(names, request.preset, request.overrides) if m.name != FLOAT]
+    for task in request.tasks:
+        check_known(f"suite of task '{task}'", request.suite, catalog.tasks.get(task).suites)
+    records = {record.key: record for record in store.records()}
+    suites = [catalog.tasks.get(task).load()(request.suite, data_root=request.data_root) for task in request.tasks]
+    estimator = Estimator(records.values())
+    cells: dict[str, Cell] = {}
+    for suite, model, weights in _models(request, suites):
+        for cell in _cells(request, methods, suite, model, weights):
+            cells.setdefault(cell.key, cell)
+    planned = []
+    for cell in cells.values():
+        state = _state(records.get(cell.key), store, catalog)
+        planned.append(Planned(cell, state, state in RERUN[request.rerun], estimator.seconds(cell)))
+    return Plan(tuple(planned))
+
+
+def _check(request: Request) -> None:
+    if request.limit is not None and request.limit < 1:
+        raise UsageError(f"--limit must be at least 1 image, not {request.limit}")
+    if request.seeds < 1:
+        raise UsageError(f"--seeds must be at least 1 repetition, not {request.seeds}")
+    for name in ("methods", "bits", "schemes", "tasks"):
+        if not getattr(request, name):
+            raise UsageError(f"--{name} is empty; leave it out for the default")
+    for bits in request.bits:
+        BitSpec.parse(bits)
+    for scheme in request.schemes:
+        check_known("scheme", scheme, SCHEMES)
+    check_known("--rerun", request.rerun, RERUN)
+
+
+def _models(request: Request, suites: list[Suite]) -> list[tuple[Suite, str, str]]:
+    """Suite, model and weight hash; a named model must be known to at least one suite."""
+    found = []
+    errors: dict[str, UsageError] = {}
+    for suite in suites:
+        for model in request.models or suite.models():
+            try:
+                found.append((suite, model, suite.model_identity(model)))
+            except UsageError as error:
+                errors.setdefault(model, error)
+    known = {model for _, model, _ in found}
+    for model, reason in errors.items():
+        if model not in known:
+            raise reason
+    return found
+
+
+def _cells(request: Request, methods: list[ResolvedMethod], suite: Suite, model: str, weights: str) -> Iterable[Cell]:
+    common: dict[str, Any] = {"suite": suite.name, "task": suite.task, "model": model, "weights": weights}
+    common |= {"data": suite.data_identity(), "limit": request.limit}
+    yield Cell(**common, method=FLOAT, options={}, bits=FLOAT_BITS, scheme=FLOAT_SCHEME, seed=0)
+    for seed in range(request.seeds):
+        for method in methods:
+            for scheme in request.schemes:
+                for bits in request.bits:
+                    yield Cell(
+                        **common,
+                        method=method.name,
+                        options=method.options,
+                        bits=str(BitSpec.parse(bits)),
+                        scheme=scheme,
+                        seed=seed,
+                    )
+
+
+def _state(record: Record | None, store: Store, catalog: Catalog) -> State:
+    if record is None or not store.complete(record):
+        return "new"
+    if record.status == "failed":
+        return "failed"
+    return "stale" if is_stale(record.provenance, fingerprint(catalog, record.cell)) else "done"

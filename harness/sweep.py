@@ -1,0 +1,87 @@
+"""Runs a plan: every cell through an executor into the store. What it ends with decides the exit code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+
+from harness.cell import Cell
+from harness.display import Display
+from harness.errors import UsageError
+from harness.plan import Estimator, Plan
+from harness.record import Record
+from harness.runner import Settings
+from harness.store import Store
+from harness.worker import Executor, InProcess, WorkerProcess
+
+OK, SOME_FAILED, NOTHING_MEASURED = 0, 3, 4
+
+
+def run_plan(plan: Plan, store: Store, executor: Executor, display: Display) -> None:
+    """Measure what is to be measured and keep each record as soon as it is there.
+
+    Raises:
+        UsageError: a record cannot be written, for example because the disk is full.
+    """
+    todo = [planned.cell for planned in plan.todo]
+    estimator = Estimator(store.records())
+    for index, cell in enumerate(todo):
+        expected = [estimator.seconds(later) for later in todo[index:]]
+        display.start(cell, expected, time.monotonic())
+        record = _measure(executor, store, cell, display)
+        estimator.learn(record)
+        display.finished(record)
+
+
+def run_and_report(
+    plan: Plan, store: Store, settings: Settings, console: Console, *, timeout: float | None, in_process: bool
+) -> int:
+    """Run the plan, make the report of its cells and return the exit code."""
+    if plan.todo:
+        executor: Executor = InProcess(settings) if in_process else WorkerProcess(settings, timeout)
+        try:
+            with Display(console, len(plan.todo)) as display:
+                run_plan(plan, store, executor, display)
+        finally:
+            executor.close()
+    code = exit_code(plan, store.records())
+    if code == NOTHING_MEASURED:
+        console.print("Nothing was measured.", style="red")
+    else:
+        report(store, plan.keys, console)
+    if plan.reused_stale:
+        console.print(f"{plan.reused_stale} of these cells are stale; see the plan above.", style="yellow")
+    return code
+
+
+def report(store: Store, keys: set[str] | None, console: Console) -> None:
+    """Write tables and figures beside the records and print the main table."""
+    from harness.report import write_report
+
+    write_report(store, store.folder, keys, console)
+
+
+def _measure(executor: Executor, store: Store, cell: Cell, display: Display) -> Record:
+    measured = executor.run(cell, display.progress)
+    try:
+        store.save(measured.record, measured.outcomes, measured.images)
+    except OSError as error:
+        text = f"cannot write to folder {store.folder} ({error.strerror}); what was measured before is kept"
+        raise UsageError(text) from None
+    return measured.record
+
+
+def exit_code(plan: Plan, records: Iterable[Record]) -> int:
+    """The exit code of a run, from the records of its cells.
+
+    A run without one quantized result measured nothing, unless it asked for the float reference only.
+    """
+    of_plan = [record for record in records if record.key in plan.keys]
+    only_float = all(planned.cell.is_float for planned in plan.cells)
+    failed = any(record.status == "failed" for record in of_plan)
+    ok = [record for record in of_plan if record.status == "ok"]
+    if not ok or (not failed and not only_float and all(record.cell.is_float for record in ok)):
+        return NOTHING_MEASURED
+    return SOME_FAILED if failed else OK
