@@ -125,9 +125,15 @@ class ImageFolder:
         return torch.cat([images for images, _ in self._batches(files, model)])
 
     @staticmethod
-    def _batches(files: list[LabelledFile], model: VisionModel) -> DataLoader[tuple[Tensor, int]]:
+    def _batches(files: list[LabelledFile], model: VisionModel) -> Iterator[tuple[Tensor, Tensor]]:
         workers = min(_MAX_WORKERS, os.cpu_count() or 1, len(files) // _IMAGES_PER_WORKER)
-        return DataLoader(_Files(files, transform_for(Preprocessing.of(model.net))), BATCH, num_workers=workers)
+        transform = transform_for(Preprocessing.of(model.net))
+        try:
+            yield from DataLoader(_Files(files, transform), BATCH, num_workers=workers)
+        except UsageError as error:
+            # A worker process puts its traceback before the sentence.
+            sentence = str(error).rstrip().splitlines()[-1]
+            raise UsageError(sentence.removeprefix(f"{UsageError.__module__}.{UsageError.__name__}: ")) from None
 
 
 def transform_for(preprocessing: Preprocessing) -> Callable[[object], Tensor]:

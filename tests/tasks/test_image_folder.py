@@ -143,12 +143,20 @@ def test_root_is_required():
         open_suite("imagenet")
 
 
-def test_broken_image_is_named(root):
+@pytest.mark.parametrize("images_per_worker", [200, 1])
+def test_broken_image_is_named(root, images_per_worker, monkeypatch):
+    monkeypatch.setattr("tasks.image_folder._IMAGES_PER_WORKER", images_per_worker)
     (root / "val" / "n01" / "n01_0.JPEG").write_bytes(b"no image")
     suite = open_suite("imagenet", data_root=root)
     model = suite.load(MODEL, CPU)
-    with pytest.raises(UsageError, match=r"n01_0\.JPEG cannot be read"):
+    with pytest.raises(UsageError, match=r"^image .*n01_0\.JPEG cannot be read"):
         suite.evaluate(model, model.net, 1)
+
+
+def test_worker_processes_change_nothing(suite, model, monkeypatch):
+    plain = suite.evaluate(model, model.net, 4).outcomes
+    monkeypatch.setattr("tasks.image_folder._IMAGES_PER_WORKER", 2)
+    pd.testing.assert_frame_equal(suite.evaluate(model, model.net, 4).outcomes, plain)
 
 
 def test_pretrained_model_of_other_classes_is_refused(suite, monkeypatch):
