@@ -1,0 +1,122 @@
+"""From records to one tidy DataFrame, a row a cell. Everything else of the report works on this frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harness.cell import canonical_json
+from harness.record import Record
+
+# Which images every method was right on, by cell key; cells without such outcomes are absent.
+Outcomes = Mapping[str, NDArray[np.bool_]]
+
+# What makes two numbers comparable: methods are ranked only within such a group.
+CONTEXT = ["suite", "task", "data", "limit"]
+GROUP = [*CONTEXT, "scheme", "bits"]
+STAGES = ("synthesize", "calibrate", "search")
+FLOOR_SOURCE = "noise"  # the image source below which no method should fall; a name of display only
+
+
+def cells_frame(records: Iterable[Record], outcomes: Outcomes) -> pd.DataFrame:
+    """One row a cell, sorted by its coordinates, so that the same records give the same frame in any order.
+
+    `method` and `model` tell variants apart that share a name: other options are added to the method, other weights to
+    the model. `accuracy` is the suite's primary metric in points, `images` the number of images behind it.
+    """
+    rows = [_row(record, outcomes) for record in records]
+    frame = pd.DataFrame(rows, columns=list(_row_columns()))
+    frame["method"] = _label_variants(frame, rows)
+    several = frame.groupby(["suite", "model"])["weights"].transform("nunique") > 1
+    frame["model"] = frame["model"].where(~several, frame["model"] + "@" + frame["weights"].str[:8])
+    return frame.sort_values([*GROUP, "model", "method", "seed", "key"], ignore_index=True)
+
+
+def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
+    cell, quantization = record.cell, record.quantization
+    right = outcomes.get(record.key)
+    failure = record.failure
+    row: dict[str, Any] = {
+        "suite": cell.suite,
+        "task": cell.task,
+        "data": cell.data,
+        "limit": "all" if cell.limit is None else str(cell.limit),
+        "scheme": cell.scheme,
+        "bits": cell.bits,
+        "model": cell.model,
+        "weights": cell.weights,
+        "method": cell.method,
+        "options": canonical_json(cell.options),
+        "role": _role(record),
+        "origin": record.origin,
+        "seed": cell.seed,
+        "status": record.status,
+        "reason": f"{failure.type}: {failure.message}" if failure else record.reason,
+        "metric": record.primary_metric,
+        "accuracy": record.metrics.get(record.primary_metric or "", np.nan),
+        "per_image": right is not None,  # accuracy is the share of images that `outcomes` has right
+        "images": len(right) if right is not None else cell.limit,
+        "seconds": record.seconds,
+        "peak_memory_mib": record.peak_memory_mib,
+        "added_memory_mib": record.added_memory_mib,
+        "weight_mib": quantization.weight_mib if quantization else None,
+        "weight_sites": quantization.weight_sites if quantization else None,
+        "activation_sites": quantization.activation_sites if quantization else None,
+        "device": record.provenance.device,
+        "key": record.key,
+    }
+    for name in STAGES:
+        stage = record.stages.get(name)
+        row[f"{name}_s"] = stage.seconds if stage else None
+        row[f"{name}_cached"] = stage.cached if stage else False
+    return row
+
+
+def _row_columns() -> list[str]:
+    """Columns of the frame, also when there are no records."""
+    fixed = (
+        "suite task data limit scheme bits model weights method options role origin seed status reason metric accuracy"
+        " per_image images seconds peak_memory_mib added_memory_mib weight_mib weight_sites activation_sites device key"
+    )
+    return [*fixed.split(), *(f"{name}{suffix}" for name in STAGES for suffix in ("_s", "_cached"))]
+
+
+def _role(record: Record) -> str:
+    if record.cell.is_float:
+        return "float"
+    if record.data == "images":
+        return "ceiling"
+    return "floor" if record.cell.method.split("+")[0] == FLOOR_SOURCE else "method"
+
+
+def _label_variants(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> list[str]:
+    """Method names; where one method ran with several sets of options, followed by what differs."""
+    import json
+
+    labels: list[str] = []
+    flat = {text: _flatten(json.loads(text)) for text in frame["options"].unique()}
+    for row in rows:
+        variants = [flat[text] for text in frame.loc[frame["method"] == row["method"], "options"].unique()]
+        presets = {variant.get("preset") for variant in variants}
+        own = flat[row["options"]]
+        if len(variants) == 1:
+            labels.append(row["method"])
+        elif len(presets) == len(variants):
+            labels.append(f"{row['method']} [{own.get('preset')}]")
+        else:
+            names = sorted({name for variant in variants for name in variant})
+            differing = [name for name in names if len({canonical_json(v.get(name)) for v in variants}) > 1]
+            shown = ", ".join(f"{name.rpartition('.')[2]}={own.get(name)}" for name in differing)
+            labels.append(f"{row['method']} [{shown}]")
+    return labels
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    items = (_flatten(v, f"{prefix}.{k}" if prefix else k) for k, v in value.items())
+    return {name: leaf for part in items for name, leaf in part.items()}

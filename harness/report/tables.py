@@ -1,0 +1,251 @@
+"""Tables as text, from the summary frame. The same summary gives the same bytes: no times of day, no paths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import stats
+from harness.report.frame import CONTEXT, GROUP
+
+WIDTH = 120  # columns of a terminal that a table must fit
+ALPHA = 0.05
+NONE = "–"
+NUMERIC = {"Δ", "synth. s", "calib. s", "search s", "peak MiB", "weights MiB"}  # columns aligned right
+METRICS = {"top1": "top-1 accuracy (%)"}  # how metrics are written out; others keep their names
+
+NOTES = f"""\
+- **Δ** is the difference to the float model in points. **vs best** compares with the model's best data-free method on
+  the same images: `=` means not distinguishable, else better or worse with the p-value (exact paired test over images,
+  given the seeds that ran; Holm-adjusted over the table, level {ALPHA}).
+- **±** is the standard deviation over seeds; [2/3] means that only 2 of 3 seeds were measured: an incomplete mean.
+- *floor*: calibrated on noise. *ceiling*: calibrated on real training images, so not data-free and not ranked.
+- `*` marks a reconstruction: rebuilt from the paper, since the authors' code is not public.
+"""
+
+
+def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
+    """The main table as Markdown: accuracy, difference to float and significance, a table a scheme and precision."""
+    parts = ["# Comparison\n"]
+    if summary.empty:
+        parts.append("Nothing was measured.\n")
+    for title, group in _groups(summary):
+        metric = next(iter(group["metric"].dropna()), "")
+        parts.append(f"## {title}{', ' if metric else ''}{METRICS.get(metric, metric)}\n")
+        parts += [_markdown(table) for table in _fitting(group)]
+        parts.append(_sensitivity(group))
+    if not summary.empty:
+        parts.append(NOTES)
+    return "\n".join([*parts, *_unmeasured(cells)])
+
+
+def costs(summary: pd.DataFrame) -> str:
+    """The second table as Markdown: where time and memory go, size, sites and origin of every method."""
+    parts = ["# Costs\n"]
+    for title, group in _groups(summary):
+        order = _order(group)
+        for model, rows in group.groupby("model", sort=True):
+            parts.append(f"## {model}, {title}\n")
+            parts.append(_markdown(_cost_table(rows.sort_values("method", key=lambda names: names.map(order.index)))))
+    parts.append(
+        "Mean over seeds. `c`: cached, some of the images were made for another cell; the seconds are what making them"
+        " took.\n*peak MiB* is the memory of the whole process while quantizing (on CUDA: of the allocator).\n"
+        "*weights MiB* counts parameters left in float32 too; *sites* are quantized weights + activations.\n"
+    )
+    return "\n".join(parts)
+
+
+def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
+    def column(name: str, digits: int) -> list[str]:
+        return [_number(value, digits) for value in rows[name]]
+
+    cached = rows["synthesize_cached"].map({True: " c", False: ""})
+    return pd.DataFrame(
+        {
+            "method": _method_labels(rows),
+            "synth. s": pd.Series(column("synthesize_s", 1), index=rows.index) + cached,
+            "calib. s": column("calibrate_s", 1),
+            "search s": column("search_s", 1),
+            "peak MiB": column("peak_memory_mib", 0),
+            "weights MiB": column("weight_mib", 2),
+            "sites": [
+                f"{w:.0f}+{a:.0f}" if w > 0 else NONE
+                for w, a in zip(rows["weight_sites"], rows["activation_sites"], strict=True)
+            ],
+            "seeds": rows["seed_list"],
+            "origin": rows["origin"],
+        }
+    )
+
+
+def latex(summary: pd.DataFrame) -> str:
+    """The main table for a paper: one booktabs table a group, needing the packages booktabs and multirow."""
+    return "\n".join(_latex_table(title, _table(group)) for title, group in _groups(summary))
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """Every column at full precision."""
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def _groups(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Title and rows of every group; within a scheme the most bits come first."""
+    contexts = len(summary[CONTEXT].drop_duplicates()) > len(summary[["suite", "task"]].drop_duplicates())
+    before_bits = GROUP[:-1]
+    by_group = sorted(
+        summary.groupby(GROUP),
+        key=lambda item: (*item[1][before_bits].iloc[0], bit_order(item[1]["bits"].iloc[0], most=True)),
+    )
+    for _, group in by_group:
+        suite, task, data, _, scheme, bits = group[GROUP].iloc[0]
+        images = group["images"].max()
+        title = f"{bits}, scheme {scheme}: {task} on {suite}"
+        title += f", {images:,.0f} images" if images > 0 else ""
+        yield title + (f" (data {data[:8]})" if contexts else ""), group
+
+
+def bit_order(bits: str, *, most: bool = False) -> tuple[float, ...]:
+    """Sort key of `W4A8`: by weight bits, then activation bits; the most bits first if `most`."""
+    numbers = tuple(float(n) for n in re.findall(r"\d+(?:\.\d+)?", bits))
+    return tuple(-n for n in numbers) if most else numbers
+
+
+def _order(group: pd.DataFrame) -> list[str]:
+    """Methods of a group: float first, then by accuracy, unmeasured ones last.
+
+    Over several models the mean distance to the highest accuracy of each counts, so that a method measured on the
+    easier model alone gains nothing by it.
+    """
+    below_top = group["accuracy"] - group.groupby("model")["accuracy"].transform("max")
+    accuracy = below_top.groupby(group["method"]).mean().fillna(-np.inf)
+    return sorted(accuracy.index, key=lambda name: (name != "float", -accuracy[name], name))
+
+
+def _method_labels(group: pd.DataFrame) -> pd.Series[str]:
+    role = group["role"].map({"floor": " (floor)", "ceiling": " (ceiling)"}).fillna("")
+    rebuilt = group["origin"].map({"reconstruction": " *"}).fillna("")
+    return group["method"] + rebuilt + role
+
+
+def _table(group: pd.DataFrame) -> pd.DataFrame:
+    """Methods as rows; per model the columns accuracy (no name), Δ, vs best."""
+    labels = dict(zip(group["method"], _method_labels(group), strict=True))
+    order = _order(group)
+    columns: dict[tuple[str, str], list[str]] = {}
+    for model, rows in group.groupby("model", sort=True):
+        by_method = {row["method"]: row for row in rows.to_dict("records")}
+        for name, cell in (
+            ("", _accuracy),
+            ("Δ", lambda row: _number(row["delta"], 2, "+") if row["role"] != "float" else ""),
+            ("vs best", _significance),
+        ):
+            columns[(str(model), name)] = [cell(by_method[m]) if m in by_method else NONE for m in order]
+    table = pd.DataFrame(columns, index=pd.Index([labels[m] for m in order], name="method"))
+    table.columns = pd.MultiIndex.from_tuples(columns)
+    return table
+
+
+def _accuracy(row: dict[Any, Any]) -> str:
+    if row["status"] != "ok":
+        return str(row["status"])
+    text = f"{row['accuracy']:.2f}" + (f" ± {row['accuracy_sd']:.2f}" if row["seeds"] > 1 else "")
+    return text + (f" [{row['seeds']}/{row['seeds_wanted']}]" if row["seeds"] < row["seeds_wanted"] else "")
+
+
+def _significance(row: dict[Any, Any]) -> str:
+    if row["best"]:
+        return "best"
+    p = row["p_holm"]
+    if np.isnan(p):
+        return "" if row["role"] == "float" else NONE
+    if p >= ALPHA:
+        return "="
+    direction = "better" if row["to_best"] > 0 else "worse"
+    return f"{direction} {'<0.001' if p < 0.001 else f'{p:.3f}'}"
+
+
+def _fitting(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The group's table, cut by models into as many as are needed to stay within WIDTH."""
+    table = _table(group)
+    models = list(dict.fromkeys(table.columns.get_level_values(0)))
+    while models:
+        count = len(models)
+        while count > 1 and len(_markdown(_flat(table[models[:count]])).splitlines()[0]) > WIDTH:
+            count -= 1
+        yield _flat(table[models[:count]])
+        models = models[count:]
+
+
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    """Two header rows as one, which is all that Markdown has: the model's name stands over its accuracy."""
+    models, names = (table.columns.get_level_values(level) for level in (0, 1))
+    return table.set_axis(names.where(names != "", models), axis=1).reset_index()
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """The frame of strings as a Markdown table, as narrow as its cells; tabulate would widen every header by two."""
+    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in (table.columns, *table.to_numpy())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [str(name) in NUMERIC for name in table.columns]
+    rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
+    lines = [
+        " | ".join(f"{cell:{'>' if r else '<'}{width}}" for cell, width, r in zip(row, widths, right, strict=True))
+        for row in (rows[0], rule, *rows[1:])
+    ]
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def _sensitivity(group: pd.DataFrame) -> str:
+    """What the paired test of this table could see, and what it could not."""
+    shares, images = group["discordance"].dropna(), group["images"].max()
+    if shares.empty or not images > 0:
+        return ""
+    share = float(shares.median())
+    points = 100 * stats.detectable_difference(int(images), share)
+    return f"A true difference of {points:.1f} points would be found with 80 % power (before Holm's adjustment).\n"
+
+
+def _unmeasured(cells: pd.DataFrame) -> Iterator[str]:
+    for status in ("failed", "skipped"):
+        rows = cells[cells["status"] == status]
+        if len(rows):
+            yield f"## {len(rows)} {status}\n"
+            reasons = rows["reason"].fillna("no reason recorded").str.replace(r"\n.*", "", regex=True, flags=re.DOTALL)
+            for _, same in rows.assign(reason=reasons).groupby(["model", "method", "bits", "scheme", "reason"]):
+                row, seeds = same.iloc[0], ", ".join(map(str, sorted(same["seed"])))
+                yield f"- {row['model']} {row['method']} {row['bits']} {row['scheme']}, seed {seeds}: {row['reason']}"
+            yield ""
+
+
+def _number(value: float | None, digits: int, sign: str = "") -> str:
+    return NONE if value is None or np.isnan(value) else f"{value:{sign},.{digits}f}"
+
+
+_LATEX = str.maketrans(
+    {
+        **{c: "\\" + c for c in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+        "<": "$<$",
+        ">": "$>$",
+        "±": r"$\pm$",
+        "Δ": r"$\Delta$",
+        "–": "--",
+    }
+)
+
+
+def _latex_table(title: str, table: pd.DataFrame) -> str:
+    escape: Callable[[object], str] = lambda text: str(text).translate(_LATEX)  # noqa: E731
+    renamed = table.map(escape).rename(index=escape, columns=escape).rename_axis(index=None)
+    per_model = "lrl" * (len(table.columns) // 3)
+    return str(
+        renamed.style.to_latex(
+            hrules=True, column_format="l" + per_model, multicol_align="c", caption=escape(title), position="htbp"
+        )
+    )

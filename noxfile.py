@@ -1,0 +1,91 @@
+"""Everything one does with the project, as nox sessions: `nox -l` lists them, `nox -s NAME -- ARGS` passes ARGS on.
+
+All sessions run in one environment, `.nox/shared-<python version>`, so that torch is installed once. It is built by
+the Python that runs nox and updated only when pyproject.toml or constraints.txt changes; delete `.nox` to start afresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "typecheck", "tests"]
+nox.options.default_venv_backend = "none"  # the sessions bring the shared environment themselves
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = ROOT / ".nox" / f"shared-{sys.version_info.major}.{sys.version_info.minor}"
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = ENVIRONMENT / "installed.sha256"
+
+
+def install(session: nox.Session) -> str:
+    """Make the shared environment if it is missing or out of date; return its Python."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - nox may run on an older one than the project
+        session.error(f"Python 3.11 or newer is needed, nox runs on {sys.version.split()[0]}")
+    requirements = (ROOT / "pyproject.toml").read_bytes() + (ROOT / "constraints.txt").read_bytes()
+    wanted = hashlib.sha256(requirements).hexdigest()
+    if not PYTHON.exists() or not STAMP.exists() or STAMP.read_text() != wanted:
+        # The stamp goes first and comes back last: an installation that fails or is interrupted is done again.
+        STAMP.unlink(missing_ok=True)
+        if not PYTHON.exists():
+            # virtualenv comes with nox, and unlike venv it needs no ensurepip, which some distributions leave out.
+            session.run(sys.executable, "-m", "virtualenv", "--clear", "--quiet", str(ENVIRONMENT))
+        pip = (str(PYTHON), "-m", "pip", "--disable-pip-version-check")
+        session.run(*pip, "install", "--editable", ".[dev]", "--constraint", "constraints.txt")
+        STAMP.write_text(wanted)
+    return str(PYTHON)
+
+
+def run_harness(session: nox.Session, command: str) -> None:
+    """Run `python -m harness COMMAND ARGS` and end nox with its exit code.
+
+    nox itself ends with 1 whatever a command returned, but the harness's codes differ: 0 ok, 1 accuracy regression,
+    2 usage or configuration, 3 some cells failed, 4 nothing measured. Sessions queued behind it do not run then.
+    """
+    python = install(session)
+    code = subprocess.run([python, "-m", "harness", command, *session.posargs], check=False).returncode
+    if code:
+        raise SystemExit(code if code > 0 else 128 - code)  # killed by signal n: 128 + n, as shells have it
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Quantize, evaluate, compare: nox -s bench -- --methods clamp,psaq"""
+    run_harness(session, "bench")
+
+
+@nox.session
+def tables(session: nox.Session) -> None:
+    """Write tables, figure and galleries again from the stored results; computes nothing."""
+    run_harness(session, "tables")
+
+
+@nox.session
+def zoo(session: nox.Session) -> None:
+    """Train the embedded models again from the original images (hours); shows its options with -- --help."""
+    session.run(install(session), "-m", "tasks.embedded.zoo_cli", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments go to pytest: nox -s tests -- -k stats"""
+    session.run(install(session), "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    python = install(session)
+    session.run(python, "-m", "ruff", "check", *session.posargs)
+    session.run(python, "-m", "ruff", "format", "--check")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Check types with mypy, strictly on harness/."""
+    session.run(install(session), "-m", "mypy", *session.posargs)

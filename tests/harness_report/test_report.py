@@ -1,0 +1,195 @@
+"""From records to the files of a report."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+
+from harness import stats
+from harness.report import tables, write_report
+from harness.report.figures import accuracy_figure
+from harness.report.frame import cells_frame
+from harness.report.gallery import distinct, gallery_figure
+from harness.report.summary import summarise
+from harness.store import Store
+
+from . import synthetic as fake
+
+
+def report(store: Store, out: Path, keys: set[str] | None = None) -> str:
+    shown = io.StringIO()
+    write_report(store, out, keys, Console(file=shown, width=80))
+    return shown.getvalue()
+
+
+def frames(store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
+    records = store.records()
+    outcomes = {r.key: store.outcomes(r.key)["correct"].to_numpy() for r in records if r.status == "ok"}
+    cells = cells_frame(records, outcomes)
+    return cells, summarise(cells, outcomes)
+
+
+def test_report_writes_every_file_and_prints_the_main_table(store: Store, tmp_path: Path) -> None:
+    fake.fill(store)
+    shown = report(store, tmp_path)
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {
+        *("comparison.md", "comparison.csv", "comparison.tex", "costs.md", "cells.csv", "accuracy.png", "accuracy.svg"),
+        *(f"gallery_{model}.png" for model in fake.MODELS),
+    }
+    assert shown.strip() == (tmp_path / "report" / "comparison.md").read_text().strip()
+    for path in (tmp_path / "report").glob("*.png"):
+        Image.open(path).verify()
+
+
+def test_same_records_give_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    fake.fill(store, models=["vit_a"], bits=["W8A8"])
+    contents = []
+    for out in ("one", "two"):
+        report(store, tmp_path / out)
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / out / "report").iterdir()})
+    assert contents[0] == contents[1]
+
+
+def test_order_of_records_does_not_matter(store: Store) -> None:
+    fake.fill(store, bits=["W8A8"])
+    records = store.records()
+    pd.testing.assert_frame_equal(cells_frame(records, {}), cells_frame(records[::-1], {}))
+
+
+def test_keys_restrict_the_report(store: Store, tmp_path: Path) -> None:
+    fake.fill(store)
+    keys = {r.key for r in store.records() if r.cell.model == "vit_a" and r.cell.bits in ("FP32", "W8A8")}
+    shown = report(store, tmp_path, keys)
+    assert "vit_a" in shown
+    assert "swin_b" not in shown
+    assert "W4A4" not in shown
+    assert len(pd.read_csv(tmp_path / "report" / "cells.csv")) == len(keys)
+
+
+def test_summary_agrees_with_the_plain_formulas(store: Store) -> None:
+    fake.fill(store, models=["vit_a"], bits=["W4A4"])
+    cells, summary = frames(store)
+    by_method = summary.set_index("method")
+    clamp, noise = (cells[cells["method"] == m].sort_values("seed") for m in ("clamp", "noise+minmax"))
+    assert by_method.loc["clamp", "accuracy"] == pytest.approx(np.mean(clamp["accuracy"]))
+    assert by_method.loc["clamp", "accuracy_sd"] == pytest.approx(np.std(clamp["accuracy"], ddof=1))
+    assert by_method.loc["clamp", "delta"] == pytest.approx(
+        np.mean(clamp["accuracy"]) - 100 * fake.outcome(91, 0).mean()
+    )
+    assert by_method.index[by_method["best"]].tolist() == ["clamp"]
+    a, b = (np.stack([store.outcomes(key)["correct"] for key in frame["key"]]) for frame in (clamp, noise))
+    assert by_method.loc["noise+minmax", "p_value"] == pytest.approx(stats.paired_test(a, b))
+    tested = summary["p_value"].notna()
+    assert set(summary.loc[~tested, "method"]) == {"float", "clamp"}
+    np.testing.assert_allclose(summary["p_holm"], stats.holm(summary["p_value"]))
+
+
+def test_real_data_and_float_are_never_the_best(store: Store) -> None:
+    fake.save(store, fake.record("float"), fake.outcome(95, 0))
+    fake.save(store, fake.record("real+minmax"), fake.outcome(94, 1))
+    fake.save(store, fake.record("noise+minmax"), fake.outcome(80, 2))
+    _, summary = frames(store)
+    assert summary.loc[summary["best"], "method"].tolist() == ["noise+minmax"]
+    text = tables.comparison(summary, cells_frame([], {}))
+    assert re.search(r"real\+minmax \(ceiling\).*better <0\.001", text)
+
+
+def test_tables_fit_a_terminal_and_rank_within_scheme_and_bits(store: Store) -> None:
+    fake.fill(store, models=["a_long_model_name", "vit_a", "vit_b", "swin_c"], seeds=2)
+    cells, summary = frames(store)
+    text = tables.comparison(summary, cells)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert max(map(len, rows)) <= tables.WIDTH
+    assert max(len(line) for line in tables.costs(summary).splitlines() if line.startswith("|")) <= tables.WIDTH
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert [title.split(",")[0] for title in titles] == ["## W8A8", "## W4A4"]
+    second = text.split("## ")[2]
+    methods = re.findall(r"^\| (\S+)", second, flags=re.MULTILINE)[2:7]
+    assert methods == ["float", "real+minmax", "clamp", "psaq+minmax", "noise+minmax"]
+
+
+def test_failures_are_listed_and_leave_the_mean_incomplete(store: Store, tmp_path: Path) -> None:
+    fake.fill(store, models=["vit_a"], bits=["W8A8"], seeds=2)
+    store.save(fake.failed("psaq+minmax", 2))
+    store.save(fake.failed("broken", 0))
+    skipped = fake.record("clamp+odd", status="skipped", reason="makes no sense here", metrics={}, quantization=None)
+    store.save(skipped)
+    shown = report(store, tmp_path)
+    assert re.search(r"psaq\+minmax .*\[2/3\]", shown)
+    assert re.search(r"broken +\| failed", shown)
+    assert "- vit_a psaq+minmax W8A8 full, seed 2: ValueError: patches do not | fit\n" in shown
+    assert "- vit_a clamp+odd W8A8 full, seed 0: makes no sense here" in shown
+    assert "second line" not in shown
+
+
+def test_report_of_nothing_and_of_failures_only(store: Store, tmp_path: Path) -> None:
+    assert "Nothing was measured" in report(store, tmp_path)
+    store.save(fake.failed("clamp", 0))
+    assert "1 failed" in report(store, tmp_path)
+    assert not (tmp_path / "report" / "accuracy.png").exists()
+
+
+def test_variants_of_one_name_stay_apart(store: Store) -> None:
+    options = {"preset": "quick", "parts": {"method:clamp": {"steps": 20}}}
+    right = fake.outcome(90, 0)
+    fake.save(store, fake.record("float"), right)
+    fake.save(store, fake.record("clamp"), right)
+    fake.save(store, fake.record("clamp", options=options), right)
+    fake.save(store, fake.record("psaq"), right)
+    fake.save(store, fake.record("psaq", options={"preset": "paper", "parts": {}}), right)
+    fake.save(store, fake.record("clamp", weights="others", model="vit_b"), right)
+    fake.save(store, fake.record("clamp", limit=100, model="vit_b"), right[:100])
+    cells, summary = frames(store)
+    assert set(cells["method"]) == {"float", "clamp [steps=10]", "clamp [steps=20]", "psaq [quick]", "psaq [paper]"}
+    assert set(cells["model"]) == {"vit_a", "vit_b@others", "vit_b@weights "}
+    assert summary.groupby(["model", "limit"]).ngroups == 3
+
+
+def test_latex_is_booktabs_and_escaped(store: Store) -> None:
+    fake.fill(store, models=["vit_a"], bits=["W8A8"])
+    text = tables.latex(frames(store)[1])
+    assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"vit\_a", r"$\pm$", r"\%"))
+    assert text.isascii()
+
+
+def test_csv_keeps_full_precision(store: Store) -> None:
+    fake.fill(store, models=["vit_a"], bits=["W8A8"])
+    cells, _ = frames(store)
+    read = pd.read_csv(io.StringIO(tables.csv(cells)))
+    np.testing.assert_array_equal(read["accuracy"], cells["accuracy"])
+
+
+def test_unaligned_outcomes_are_not_tested(store: Store) -> None:
+    fake.save(store, fake.record("clamp"), fake.outcome(90, 0))
+    fake.save(store, fake.record("psaq+minmax"), fake.outcome(80, 0, images=300))
+    _, summary = frames(store)
+    assert summary["p_value"].isna().all()
+
+
+def test_figure_has_a_panel_a_model_and_all_methods_once(store: Store) -> None:
+    fake.fill(store, seeds=1, bits=["W8A8", "W4A8", "W4A4"])
+    figure = accuracy_figure(frames(store)[1])
+    assert isinstance(figure, Figure)
+    assert [axis.get_title().split(",")[0] for axis in figure.axes] == ["swin_b", "vit_a"]
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert ticks == ["W4A4", "W4A8", "W8A8"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["float", *sorted(fake.LOSSES)]
+    assert "1 seed" in figure.axes[0].get_title()
+
+
+def test_gallery_shows_equal_images_once_and_bits_only_where_they_matter() -> None:
+    grey, other = fake.picture("a"), fake.picture("b")
+    rows = distinct([("x", "W8A8", grey), ("x", "W4A4", other), ("y", "W8A8", grey), ("y", "W4A4", grey)])
+    assert [label for label, _ in rows] == ["x W8A8\ny", "x W4A4"]
+    colour = np.zeros((3, 224, 224, 3), dtype=np.uint8)
+    assert isinstance(gallery_figure("m", [*rows, ("z", colour)]), Figure)
