@@ -6,6 +6,7 @@ the Python that runs nox and updated only when pyproject.toml or constraints.txt
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -45,10 +46,14 @@ def run_harness(session: nox.Session, command: str) -> None:
     """Run `python -m harness COMMAND ARGS` and end nox with its exit code.
 
     nox itself ends with 1 whatever a command returned, but the harness's codes differ: 0 ok, 1 accuracy regression,
-    2 usage or configuration, 3 some cells failed, 4 nothing measured. Sessions queued behind it do not run then.
+    2 usage or configuration, 3 some cells failed, 4 nothing measured, 130 interrupted. Sessions queued behind it do
+    not run then.
     """
     python = install(session)
-    code = subprocess.run([python, "-m", "harness", command, *session.posargs], check=False).returncode
+    with subprocess.Popen([python, "-m", "harness", command, *session.posargs]) as process:
+        while (code := process.poll()) is None:
+            with contextlib.suppress(KeyboardInterrupt):  # the harness gets it too, and ends in its own time
+                process.wait()
     if code:
         raise SystemExit(code if code > 0 else 128 - code)  # killed by signal n: 128 + n, as shells have it
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,9 +14,7 @@ from harness.report.figures import accuracy_figure
 from harness.report.frame import cells_frame
 from harness.report.gallery import distinct, gallery_figure
 from harness.report.summary import summarise
-
-if TYPE_CHECKING:
-    from harness.store import Store
+from harness.store import Store, prepare_folder
 
 ROLE_ORDER = ("ceiling", "method", "floor")  # rows of a gallery from top to bottom
 
@@ -33,7 +30,7 @@ def write_report(store: Store, out_dir: Path, keys: set[str] | None = None, cons
         console: Where the main table is printed.
 
     Raises:
-        UsageError: a record or its outcomes cannot be read.
+        UsageError: a record or its outcomes cannot be read, or the folder cannot be written.
     """
     records = [record for record in store.records() if keys is None or record.key in keys]
     outcomes: dict[str, NDArray[np.bool_]] = {}
@@ -46,7 +43,7 @@ def write_report(store: Store, out_dir: Path, keys: set[str] | None = None, cons
     summary = summarise(cells, outcomes)
 
     folder = out_dir / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare_folder(folder, "--out")
     comparison = tables.comparison(summary, cells)
     for name, text in (
         ("comparison.md", comparison),

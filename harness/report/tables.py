@@ -34,8 +34,7 @@ def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
     if summary.empty:
         parts.append("Nothing was measured.\n")
     for title, group in _groups(summary):
-        metric = next(iter(group["metric"].dropna()), "")
-        parts.append(f"## {title}{', ' if metric else ''}{METRICS.get(metric, metric)}\n")
+        parts.append(f"## {title}{_metric(group)}\n")
         parts += [_markdown(table) for table in _fitting(group)]
         parts.append(_sensitivity(group))
     if not summary.empty:
@@ -84,7 +83,7 @@ def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def latex(summary: pd.DataFrame) -> str:
     """The main table for a paper: one booktabs table a group, needing the packages booktabs and multirow."""
-    return "\n".join(_latex_table(title, _table(group)) for title, group in _groups(summary))
+    return "\n".join(_latex_table(title + _metric(group), _table(group)) for title, group in _groups(summary))
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -106,6 +105,11 @@ def _groups(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         title = f"{bits}, scheme {scheme}: {task} on {suite}"
         title += f", {images:,.0f} images" if images > 0 else ""
         yield title + (f" (data {data[:8]})" if contexts else ""), group
+
+
+def _metric(group: pd.DataFrame) -> str:
+    metric = next(iter(group["metric"].dropna()), None)
+    return "" if metric is None else f", {METRICS.get(metric, metric)}"
 
 
 def bit_order(bits: str, *, most: bool = False) -> tuple[float, ...]:
