@@ -60,6 +60,10 @@ class Quantized:
         self.weights[name] = quantizer
         self._own[name].copy_(quantizer(self._float[name].detach()))
 
+    def set_activations(self, quantizers: Mapping[tuple[OpKey, int], Uniform]) -> None:
+        """Replace all activation quantizers."""
+        self.activations = {s.point: quantizers[s.point] for s in self.sites.activations}
+
     def interceptor(self, **extra: Any) -> Interceptor:
         """The mode under which `self.net`, or one of its blocks, computes with quantized activations."""
         return Interceptor(self.net, dict(self.activations or {}), **extra)
