@@ -34,7 +34,7 @@ def accuracy_figure(summary: pd.DataFrame) -> Figure | None:
         return None
     styles = _styles(quantized[["method", "role"]].drop_duplicates().sort_values("method"))
     panels = [panel for _, panel in measured.groupby([*CONTEXT, "scheme", "model"]) if (panel["role"] != "float").any()]
-    columns = min(PANELS_A_ROW, len(panels))
+    columns = 2 if len(panels) == 4 else min(PANELS_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(2.2 + 3.6 * columns, 0.9 + 3.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)

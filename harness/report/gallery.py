@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 COLUMNS = 8
 GAP = 2  # pixels of the enlarged strip between two images
+LABELS = 6  # names that fit beside a row
 TILE = 96  # a side of an enlarged image, about
 
 
@@ -55,8 +56,10 @@ def distinct(cells: Sequence[tuple[str, str, NDArray[np.uint8]]]) -> list[tuple[
             occurrences[method] = occurrences.get(method, 0) + 1
     rows = []
     for images, names in groups.values():
-        labels = [f"{method} {bits}" if occurrences[method] > 1 else method for method, bits in names]
-        rows.append(("\n".join(dict.fromkeys(labels)), images))
+        labels = list(dict.fromkeys(f"{m} {bits}" if occurrences[m] > 1 else m for m, bits in names))
+        if len(labels) > LABELS:
+            labels[LABELS - 1 :] = [f"and {len(labels) - LABELS + 1} more"]
+        rows.append(("\n".join(labels), images))
     return rows
 
 

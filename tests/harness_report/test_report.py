@@ -191,5 +191,7 @@ def test_gallery_shows_equal_images_once_and_bits_only_where_they_matter() -> No
     grey, other = fake.picture("a"), fake.picture("b")
     rows = distinct([("x", "W8A8", grey), ("x", "W4A4", other), ("y", "W8A8", grey), ("y", "W4A4", grey)])
     assert [label for label, _ in rows] == ["x W8A8\ny", "x W4A4"]
+    ((label, _),) = distinct([(f"m{i}", "W8A8", grey) for i in range(9)])
+    assert label.splitlines() == ["m0", "m1", "m2", "m3", "m4", "and 4 more"]
     colour = np.zeros((3, 224, 224, 3), dtype=np.uint8)
     assert isinstance(gallery_figure("m", [*rows, ("z", colour)]), Figure)
