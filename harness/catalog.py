@@ -139,6 +139,8 @@ class Catalog:
         """
         check_known("preset", preset, PRESETS)
         name, infos = self.find(text)
+        if name == FLOAT:
+            return ResolvedMethod(name, "", ())
         chosen = overrides or {}
         return ResolvedMethod(name, preset, tuple((i, i.resolve(preset, chosen.get(i.name, {}))) for i in infos))
 

@@ -1,0 +1,60 @@
+"""A third-party package as the harness sees one: a toy task and methods that behave and misbehave. No torch here."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from harness.plugins import Options, PluginInfo, TaskInfo
+
+
+class NoiseOptions(Options):
+    count: int = Field(default=4, ge=1, description="images to make")
+
+
+class ModeOptions(Options):
+    mode: str = "raise"
+
+
+def _bad(mode: str) -> PluginInfo:
+    return PluginInfo(
+        name=f"toy{mode}",
+        kind="method",
+        summary=f"misbehaves: {mode}",
+        target="dfq_toy_impl:Misbehaves",
+        options=ModeOptions,
+        presets={preset: {"mode": mode} for preset in ("quick", "default", "paper")},
+    )
+
+
+RAISE, DIE, HANG, TOUCH, NAN, NOTHING, MUTATE, SKIP = map(
+    _bad, ("raise", "die", "hang", "touch", "nan", "nothing", "mutate", "skip")
+)
+NOISE = PluginInfo(
+    name="toynoise",
+    kind="source",
+    summary="toy noise",
+    target="dfq_toy_impl:Noise",
+    options=NoiseOptions,
+    presets={"quick": {"count": 2}},
+    partner="toyround",
+    paper="A toy paper",
+    deviations=("it is a toy",),
+)
+REAL = PluginInfo(
+    name="toyreal", kind="source", summary="toy data", target="dfq_toy_impl:Real", data="images", partner="toyround"
+)
+ROUND = PluginInfo(
+    name="toyround",
+    kind="calibrator",
+    summary="rounds weights",
+    target="dfq_toy_impl:Round",
+    origin="reconstruction",
+    partner="toynoise",
+)
+TASK = TaskInfo(
+    name="toy",
+    summary="random images",
+    suites={"toy": "the only one"},
+    target="dfq_toy_impl:open_suite",
+    models={"tiny": "a linear layer", "tiny2": "another"},
+)

@@ -1,0 +1,132 @@
+"""What the infos of `dfq_toy` point to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import torch
+from torch import nn
+
+from harness.contracts import Evaluation, LayerSummary, QuantSummary, VisionModel, check_not_sealed
+from harness.errors import UsageError
+
+SHAPE = (1, 4, 4)
+SUITES = []  # suites opened in this process, so that a misbehaving method can reach for the data
+
+
+class Suite:
+    name = "toy"
+    task = "toy"
+    primary_metric = "top1"
+
+    def models(self):
+        return ["tiny", "tiny2"]
+
+    def model_identity(self, model):
+        if model not in self.models():
+            raise UsageError(f"unknown model '{model}'; did you mean 'tiny'?")
+        return f"weights of {model}"
+
+    def data_identity(self):
+        return "toy data 1"
+
+    def load(self, model, device):
+        if os.environ.get("TOY_NO_LOAD") == model:
+            raise RuntimeError("cannot load")
+        torch.manual_seed(self.models().index(model))
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 5)).eval().requires_grad_(False).to(device)
+        return VisionModel(model, "toy", net, SHAPE, (0.5,), (0.25,), 5, None, None, None)
+
+    def calibration(self, model):
+        check_not_sealed("toy calibration images")
+        return SimpleNamespace(images=lambda count, generator: torch.rand(count, *SHAPE, generator=generator))
+
+    def evaluate(self, model, forward, limit):
+        generator = torch.Generator().manual_seed(7)
+        images = torch.randn(40, *SHAPE, generator=generator)[:limit]
+        labels = torch.randint(0, 5, (40,), generator=generator)[:limit]
+        output = forward(images)
+        predictions = output.argmax(1)
+        outcomes = pd.DataFrame({"label": labels, "prediction": predictions, "correct": predictions == labels})
+        return Evaluation({"top1": 100.0 * outcomes["correct"].mean(), "score": float(output.mean())}, outcomes)
+
+
+def open_suite(suite, data_root=None):
+    SUITES.append(Suite())
+    return SUITES[-1]
+
+
+def _summary(bits, sites=1):
+    return QuantSummary(sites, sites, (LayerSummary("1.weight", 80, bits),), 5, {"input": (-1.0, float("inf"))})
+
+
+class Quantized:
+    def __init__(self, net, weight, bits, sites=1, factor=1.0):
+        self.summary = _summary(bits, sites)
+        self._net, self._weight, self._factor = net, weight, factor
+
+    def __call__(self, images):
+        return nn.functional.linear(images.flatten(1), self._weight, self._net[1].bias) * self._factor
+
+
+class Noise:
+    uses_bits = False
+
+    def __init__(self, options):
+        self._count = options.count
+
+    def images(self, model, *, spec, scheme, calib, ctx):
+        assert calib is None
+        ctx.count(images=self._count)
+        ctx.diagnostics("loss", {"curve": torch.arange(3)})
+        # The global generator on purpose: a cache hit must not change what comes after it.
+        return torch.randn(self._count, *SHAPE)
+
+
+class Real:
+    uses_bits = False
+
+    def __init__(self, options):
+        pass
+
+    def images(self, model, *, spec, scheme, calib, ctx):
+        return calib.images(3, ctx.generator("images"))
+
+
+class Round:
+    def __init__(self, options):
+        pass
+
+    def calibrate(self, model, images, *, spec, scheme, ctx):
+        step = images.abs().amax() / 2**spec.weight + torch.rand(()) * 1e-3
+        ctx.progress("round", 0.5)
+        return Quantized(model.net, (model.net[1].weight / step).round() * step, spec.weight)
+
+
+class Misbehaves:
+    def __init__(self, options):
+        self._mode = options.mode
+
+    def skip(self, model, *, spec, scheme):
+        return "it makes no sense" if self._mode == "skip" else None
+
+    def quantize(self, model, *, spec, scheme, calib, ctx):
+        weight = model.net[1].weight
+        if self._mode == "raise":
+            raise ValueError("a toy error\nin two lines")
+        if self._mode == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._mode == "touch":
+            SUITES[-1].calibration(model)
+        if self._mode == "mutate":
+            weight.data.add_(1.0)
+        if self._mode == "hang" and "TOY_HANG" in os.environ:
+            Path(os.environ["TOY_HANG"]).touch()
+            time.sleep(600)
+        factor = float("nan") if self._mode == "nan" else 1.0
+        return Quantized(model.net, weight, spec.weight, 0 if self._mode == "nothing" else 1, factor)

@@ -1,0 +1,237 @@
+"""The commands as a user types them; the last tests in real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.store import Store
+
+PLUGINS = Path(__file__).parent / "plugins"
+ROOT = Path(__file__).parents[2]
+TOY = ["--suite", "toy", "--tasks", "toy", "--models", "tiny", "--no-references", "--threads", "1"]
+
+
+@pytest.fixture
+def cli(catalog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, code: int = 0):
+        result = CliRunner().invoke(app, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        if code == 2:
+            assert result.stderr.startswith("Error: ")
+            assert len(result.stderr.splitlines()) == 1
+        return result
+
+    return run
+
+
+@pytest.fixture
+def bench(cli, monkeypatch):
+    """`bench` in this process, without the seconds that figures take."""
+
+    def write_report(store, out_dir, keys=None, console=None):
+        (out_dir / "report").mkdir(exist_ok=True)
+        (out_dir / "report" / "keys").write_text(str(keys and len(keys)))
+
+    monkeypatch.setattr("harness.report.write_report", write_report)
+
+    def run(methods: str, *arguments: str, code: int = 0):
+        return cli("bench", *TOY, "--in-process", "--methods", methods, *arguments, code=code)
+
+    return run
+
+
+def metrics(folder: Path) -> dict[str, dict[str, float]]:
+    return {record.key: record.metrics for record in Store(folder).records()}
+
+
+RUNS = Path("results/runs/toy")
+
+
+def test_the_same_command_twice_runs_nothing_and_changes_nothing(bench):
+    assert "7 cells to run" in bench("toynoise,toyreal").output.replace("of 7 ", "")
+    first = {path: path.read_bytes() for path in RUNS.glob("*.json")}
+    assert len(first) == 7
+    assert (RUNS / "report").is_dir()
+    again = bench("toynoise,toyreal")
+    assert "nothing to run" in again.output
+    assert {path: path.read_bytes() for path in RUNS.glob("*.json")} == first
+
+
+def test_measuring_again_gives_identical_metrics(bench):
+    bench("toynoise,toyreal")
+    first = metrics(RUNS)
+    bench("toynoise,toyreal", "--rerun", "all")
+    assert metrics(RUNS) == first
+    bench("toynoise,toyreal", "--out", "other", "--cache", "other_cache")
+    assert metrics(Path("other")) == first
+
+
+def test_a_method_that_raises_leaves_the_rest(bench):
+    result = bench("toyraise,toynoise", code=3)
+    assert "FAILED ValueError: a toy error" in result.output
+    records = {(r.cell.method, r.cell.bits): r for r in Store(RUNS).records()}
+    assert len(records) == 7
+    failed = [record for record in records.values() if record.status == "failed"]
+    assert {record.cell.method for record in failed} == {"toyraise"}
+    assert "Misbehaves" in failed[0].failure.traceback or "dfq_toy_impl" in failed[0].failure.traceback
+    assert list((RUNS / "report").iterdir())
+    again = bench("toyraise,toynoise", code=3)
+    assert "3 of 7 cells to run" in again.output
+
+
+def test_touching_data_fails_the_cell(bench):
+    bench("toytouch", "--bits", "W4A8", code=3)
+    (failed,) = [record for record in Store(RUNS).records() if record.status == "failed"]
+    assert failed.failure.type == "DataFreeViolation"
+
+
+def test_skipping_everything_measures_nothing(bench):
+    assert "Nothing was measured" in bench("toyskip", code=4).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--bits", "W44"], "try W4A8"),
+        (["--bits", "W1A8"], "outside 2 to 8"),
+        (["--models", "tinny"], "unknown model 'tinny'"),
+        (["--methods", "toynose"], "did you mean 'toynoise'?"),
+        (["--methods", "toybroken"], "cannot be imported"),
+        (["--methods", ","], "--methods is empty"),
+        (["--option", "toynoise.count=0"], "option toynoise.count"),
+        (["--option", "toynoise"], "NAME.FIELD=VALUE"),
+        (["--option", "psaq.steps=3"], "unknown plugin of this run in --option 'psaq'"),
+        (["--device", "cude"], "did you mean 'cuda'?"),
+        (["--preset", "quik"], "did you mean 'quick'?"),
+        (["--rerun", "sale"], "did you mean 'stale'?"),
+        (["--threads", "0"], "--threads"),
+        (["--timeout", "3"], "leave out --in-process"),
+        (["--out", "file/below"], "cannot write to folder file/below"),
+        (["--cache", "file/below"], "--cache"),
+    ],
+)
+def test_bad_input_is_one_sentence(bench, tmp_path, arguments, message):
+    (tmp_path / "file").touch()
+    result = bench("toynoise", *arguments, code=2)
+    assert message in result.stderr
+    assert not list(RUNS.glob("*.json"))
+
+
+def test_a_truncated_record_stops_before_measuring(bench):
+    bench("toynoise", "--bits", "W8A8")
+    path = sorted(RUNS.glob("*.json"))[0]
+    path.write_bytes(path.read_bytes()[:100])
+    before = {each: each.read_bytes() for each in RUNS.iterdir() if each.is_file()}
+    assert path.name in bench("toynoise", code=2).stderr
+    assert {each: each.read_bytes() for each in RUNS.iterdir() if each.is_file()} == before
+
+
+def test_plan_runs_and_writes_nothing(cli, tmp_path):
+    output = cli("plan", *TOY, "--methods", "toynoise").output
+    assert "no time estimate" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables(cli):
+    assert "no results folder" in cli("tables", "--out", "nowhere", code=2).stderr
+    RUNS.mkdir(parents=True)
+    cli("tables", "--out", str(RUNS), code=4)
+    cli("bench", *TOY, "--in-process", "--methods", "toynoise", "--bits", "W4A8")
+    first = (RUNS / "report" / "comparison.csv").read_bytes()
+    (RUNS / "report" / "comparison.csv").unlink()
+    cli("tables", "--out", str(RUNS))
+    assert (RUNS / "report" / "comparison.csv").read_bytes() == first
+
+
+def test_list(cli):
+    methods = cli("list", "methods").output
+    assert "toynoise" in methods
+    assert "broken: toybroken" in methods
+    assert "clamp" in methods
+    assert "tiny2" in cli("list", "models").output
+    assert "toy" in cli("list", "tasks").output
+    assert "did you mean 'models'?" in cli("list", "model", code=2).stderr
+
+
+def test_describe(cli):
+    text = cli("describe", "toynoise").output
+    for part in ("A toy paper", "it is a toy", "images to make", "count", "quick"):
+        assert part in text
+    for name in ("clamp", "psaq", "noise", "omse", "psaq+omse", "float"):
+        cli("describe", name)
+    assert "did you mean 'toynoise'" in cli("describe", "toynose", code=2).stderr
+
+
+def process_environment(**variables: str) -> dict[str, str]:
+    path = os.pathsep.join((str(ROOT), str(PLUGINS)))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
+
+
+def harness(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "harness", *arguments]
+
+
+def test_listing_imports_no_torch():
+    script = (
+        "import sys; from harness.cli import app\n"
+        "for words in (['list', 'methods'], ['list', 'models'], ['list', 'tasks'], ['describe', 'psaq']):\n"
+        "    app(words, standalone_mode=False)\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'timm', 'scipy', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=process_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it was killed"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_killed_run_is_finished_by_the_same_command(cli, tmp_path, by, code):
+    marker = tmp_path / "hangs"
+    command = harness("bench", *TOY, "--methods", "toynoise,toyhang,toyreal", "--bits", "W4A8")
+    environment = process_environment(TOY_HANG=str(marker))
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    wait_for(marker, process)
+    os.killpg(process.pid, by)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"Traceback" not in errors
+    folder = tmp_path / RUNS
+    kept = {path: path.read_bytes() for path in folder.glob("*.json")}
+    assert len(kept) == 2  # float and toynoise
+    if by != signal.SIGKILL:
+        return
+    # The executor is no part of a cell's identity, so the rest can be run here.
+    result = cli(*command[3:], "--in-process")
+    assert "2 of 4 cells to run" in result.output
+    assert len(list(folder.glob("*.json"))) == 4
+    assert all(path.read_bytes() == old for path, old in kept.items())
+    assert not list(folder.glob(".*"))
+
+
+def test_a_killed_worker_fails_its_cell_only(cli):
+    result = cli("bench", *TOY, "--methods", "toydie,toynoise", "--bits", "W4A8", code=3)
+    assert "worker died with signal 9" in result.output
+    statuses = {record.cell.method: record.status for record in Store(RUNS).records()}
+    assert statuses == {"float": "ok", "toydie": "failed", "toynoise": "ok"}
+    assert list((RUNS / "report").iterdir())

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import pytest
+
+from harness.display import duration
+from harness.errors import UsageError
+from harness.plan import Request, make_plan
+from harness.record import Provenance, Record
+from harness.runner import fingerprint
+from harness.sweep import exit_code
+
+TOY = {"suite": "toy", "tasks": ("toy",), "references": False}
+
+
+def record(cell, catalog, status="ok", *, seconds=2.0, code=None, versions=None) -> Record:
+    from harness.provenance import versions as present
+
+    provenance = Provenance(
+        code=code or fingerprint(catalog, cell),
+        versions=versions or present(),
+        hardware={},
+        device="cpu",
+        threads=1,
+        git=None,
+    )
+    return Record(
+        key=cell.key, cell=cell, status=status, seconds=seconds, provenance=provenance, started="s", finished="f"
+    )
+
+
+def save(store, made) -> None:
+    import pandas as pd
+
+    store.save(made, pd.DataFrame({"correct": [True]}))
+
+
+def test_order_and_deduplication(catalog, store):
+    request = Request(
+        methods=("toynoise", "toyround", "toynoise+toyround", "float"), bits=("W4A8", "w4a8"), seeds=2, **TOY
+    )
+    cells = [planned.cell for planned in make_plan(request, catalog, store).cells]
+    expected = [("float", 0), ("toynoise", 0), ("toynoise", 1)]
+    assert [(c.model, c.method, c.seed) for c in cells] == [(m, *rest) for m in ("tiny", "tiny2") for rest in expected]
+    assert {cell.bits for cell in cells} == {"FP32", "W4A8"}
+
+
+def test_references_are_added(catalog, store):
+    request = Request(methods=("toynoise",), **{**TOY, "references": True})
+    methods = {planned.cell.method for planned in make_plan(request, catalog, store).cells}
+    assert methods == {"float", "noise", "real", "toynoise"}
+
+
+def test_states_and_what_is_run(catalog, store):
+    request = Request(methods=("toynoise",), models=("tiny",), **TOY)
+    first, second, third, fourth = (planned.cell for planned in make_plan(request, catalog, store).cells)
+    save(store, record(first, catalog))
+    save(store, record(second, catalog, code="other"))
+    save(store, record(third, catalog, status="failed"))
+
+    def plan(rerun):
+        return make_plan(Request(methods=("toynoise",), models=("tiny",), rerun=rerun, **TOY), catalog, store)
+
+    assert [planned.state for planned in plan("failed").cells] == ["done", "stale", "failed", "new"]
+    assert [planned.cell for planned in plan("failed").todo] == [third, fourth]
+    assert [planned.cell for planned in plan("stale").todo] == [second, third, fourth]
+    assert len(plan("all").todo) == 4
+    assert plan("failed").reused_stale == 1
+    assert plan("stale").reused_stale == 0
+
+
+def test_other_torch_is_stale(catalog, store):
+    request = Request(methods=("toynoise",), models=("tiny",), **TOY)
+    cell = make_plan(request, catalog, store).cells[0].cell
+    save(store, record(cell, catalog, versions={"torch": "0.1"}))
+    assert make_plan(request, catalog, store).cells[0].state == "stale"
+
+
+def test_a_record_without_its_outcomes_is_measured_again(catalog, store):
+    request = Request(methods=("toynoise",), models=("tiny",), **TOY)
+    store.save(record(make_plan(request, catalog, store).cells[0].cell, catalog))
+    assert make_plan(request, catalog, store).cells[0].state == "new"
+
+
+def test_estimates_come_from_the_model_then_the_method(catalog, store):
+    request = Request(methods=("toynoise",), bits=("W8A8", "W4A8"), **TOY)
+    cells = [planned.cell for planned in make_plan(request, catalog, store).cells]
+    save(store, record(cells[1], catalog, seconds=3.0))
+
+    def estimates():
+        return [planned.estimate for planned in make_plan(request, catalog, store).cells]
+
+    assert estimates() == [None, 3.0, 3.0, None, 3.0, 3.0]
+    save(store, record(cells[4], catalog, seconds=5.0))
+    assert estimates() == [None, 3.0, 3.0, None, 5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"limit": 0}, "--limit must be at least 1"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"bits": ()}, "--bits is empty"),
+        ({"bits": ("W4",)}, "try W4A8"),
+        ({"schemes": ("ful",)}, "did you mean 'full'"),
+        ({"tasks": ("tpy",)}, "did you mean 'toy'"),
+        ({"suite": "tyo"}, "unknown suite of task 'toy' 'tyo'; did you mean 'toy'"),
+        ({"models": ("tinny",)}, "unknown model 'tinny'"),
+        ({"rerun": "some"}, "known: all, failed, stale"),
+        ({"methods": ("toynose",)}, "did you mean 'toynoise'"),
+    ],
+)
+def test_bad_requests(catalog, store, changes, message):
+    with pytest.raises(UsageError, match=message):
+        make_plan(Request(**({"methods": ("toynoise",), **TOY} | changes)), catalog, store)
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        (("ok", "ok", "ok"), 0),
+        (("ok", "ok", "skipped"), 0),
+        (("ok", "ok", "failed"), 3),
+        (("ok", "failed", "failed"), 3),
+        (("failed", "failed", "failed"), 4),
+        (("ok", "skipped", "skipped"), 4),
+        (("skipped", "skipped", "skipped"), 4),
+    ],
+)
+def test_exit_codes(catalog, store, states, code):
+    request = Request(methods=("toynoise",), models=("tiny",), bits=("W8A8", "W4A8"), **TOY)
+    plan = make_plan(request, catalog, store)
+    records = [record(planned.cell, catalog, status) for planned, status in zip(plan.cells, states, strict=True)]
+    assert exit_code(plan, records) == code
+
+
+def test_float_alone_is_a_measurement(catalog, store):
+    plan = make_plan(Request(methods=("float",), models=("tiny",), **TOY), catalog, store)
+    assert exit_code(plan, [record(plan.cells[0].cell, catalog)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.1, "under 1 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text

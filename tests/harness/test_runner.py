@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.runner import CellRunner
+from harness.worker import WorkerProcess
+
+
+def quiet(text: str, fraction: float) -> None:
+    pass
+
+
+@pytest.fixture
+def runner(settings) -> CellRunner:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield CellRunner(settings)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def test_a_cell_end_to_end(runner, toy_cell):
+    measured = runner.measure(toy_cell(), quiet)
+    record = measured.record
+    assert record.status == "ok", record.failure
+    assert set(record.stages) >= {"load", "synthesize", "calibrate", "evaluate"}
+    assert not record.stages["synthesize"].cached
+    assert record.counters == {"images": 4}
+    assert record.diagnostics == {"loss": {"curve": [0, 1, 2]}}
+    assert record.peak_memory_mib > 0
+    assert record.added_memory_mib >= 0
+    assert record.quantization.weight_sites == 1
+    assert record.origin == "reconstruction"
+    assert len(measured.outcomes) == 40
+    assert measured.images.shape == (4, 4, 4, 1)
+    assert measured.images.dtype == "uint8"
+
+
+def test_the_cache_changes_nothing_but_time(runner, toy_cell):
+    first = runner.measure(toy_cell(), quiet)
+    second = runner.measure(toy_cell(), quiet)
+    assert second.record.stages["synthesize"].cached
+    assert second.record.stages["synthesize"].seconds >= first.record.stages["synthesize"].seconds
+    for name in ("metrics", "counters", "diagnostics", "quantization"):
+        assert getattr(first.record, name) == getattr(second.record, name)
+    assert (first.images == second.images).all()
+
+
+def test_a_corrupt_cache_file_is_made_again(runner, settings, toy_cell):
+    first = runner.measure(toy_cell(), quiet)
+    (path,) = settings.cache.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    second = runner.measure(toy_cell(), quiet)
+    assert second.record.metrics == first.record.metrics
+    assert not second.record.stages["synthesize"].cached
+    assert len(path.read_bytes()) > len(whole) // 2
+
+
+def test_images_are_shared_between_bits_but_not_options_or_seeds(runner, settings, toy_cell):
+    runner.measure(toy_cell(), quiet)
+    runner.measure(toy_cell(bits="W8A8"), quiet)
+    assert len(list(settings.cache.iterdir())) == 1
+    runner.measure(toy_cell(seed=1), quiet)
+    runner.measure(toy_cell(preset="quick"), quiet)
+    assert len(list(settings.cache.iterdir())) == 3
+
+
+def test_real_images_are_not_cached(runner, settings, toy_cell):
+    record = runner.measure(toy_cell("toyreal"), quiet).record
+    assert record.status == "ok"
+    assert "images" in record.stages
+    assert not list(settings.cache.iterdir())
+
+
+def test_float(runner, toy_cell):
+    record = runner.measure(toy_cell("float"), quiet).record
+    assert record.status == "ok"
+    assert record.quantization is None
+
+
+def test_skip_is_recorded_with_its_reason(runner, toy_cell):
+    record = runner.measure(toy_cell("toyskip"), quiet).record
+    assert (record.status, record.reason) == ("skipped", "it makes no sense")
+
+
+@pytest.mark.parametrize(
+    ("method", "type_", "message"),
+    [
+        ("toyraise", "ValueError", "a toy error"),
+        ("toytouch", "DataFreeViolation", "data-free method 'toytouch' touched toy calibration images"),
+        ("toynan", "BadResult", "metric 'score' is nan"),
+        ("toynothing", "BadResult", "quantized nothing"),
+        ("toymutate", "BadResult", "changed the float model"),
+    ],
+)
+def test_misbehaviour_fails_the_cell_and_not_the_next_one(runner, toy_cell, method, type_, message):
+    before = runner.measure(toy_cell(), quiet).record.metrics
+    measured = runner.measure(toy_cell(method), quiet)
+    failure = measured.record.failure
+    assert (measured.record.status, failure.type) == ("failed", type_)
+    assert message in failure.message
+    assert "Traceback" in failure.traceback
+    assert measured.outcomes is None
+    assert runner.measure(toy_cell(), quiet).record.metrics == before
+
+
+def test_a_model_that_cannot_be_loaded(runner, toy_cell, monkeypatch):
+    monkeypatch.setenv("TOY_NO_LOAD", "tiny")
+    assert runner.measure(toy_cell(), quiet).record.failure.message == "cannot load"
+
+
+def test_timeout_fails_the_cell(settings, toy_cell, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_HANG", str(tmp_path / "hangs"))
+    worker = WorkerProcess(settings, timeout=1)
+    try:
+        failure = worker.run(toy_cell("toyhang"), quiet).record.failure
+    finally:
+        worker.close()
+    assert (failure.type, failure.message) == ("Timeout", "took longer than 1 seconds")

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.errors import UsageError
+from harness.record import Provenance, Quantization, Record
+from harness.store import Store, prepare_folder, write_atomically
+
+
+@pytest.fixture
+def record(toy_cell) -> Record:
+    cell = toy_cell()
+    ranges = {"input": (-1.0, float("inf"))}
+    quantization = Quantization(
+        weight_sites=1, activation_sites=1, weight_mib=0.1, float_values=5, layers=[], activation_ranges=ranges
+    )
+    provenance = Provenance(code="c", versions={}, hardware={}, device="cpu", threads=1, git=None)
+    fields = {"status": "ok", "metrics": {"top1": 50.0}, "primary_metric": "top1", "quantization": quantization}
+    return Record(key=cell.key, cell=cell, provenance=provenance, started="s", finished="f", **fields)
+
+
+def test_round_trip(store, record):
+    outcomes = pd.DataFrame({"correct": [True, False]})
+    images = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
+    store.save(record, outcomes, images)
+    assert store.records() == [record]
+    assert store.complete(record)
+    pd.testing.assert_frame_equal(store.outcomes(record.key), outcomes)
+    np.testing.assert_array_equal(store.images(record.key), images)
+    assert not list(store.folder.glob(".*"))
+
+
+def test_no_images_is_none(store, record):
+    assert store.images(record.key) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"key": 3}', "\x00", None])
+def test_bad_record_is_named_and_kept(store, record, text):
+    store.save(record, pd.DataFrame({"correct": [True]}))
+    path = store.folder / f"{record.key}.json"
+    path.write_text(path.read_text()[:-40] if text is None else text)
+    with pytest.raises(UsageError, match=rf"record .*{record.key}\.json cannot be read .* nothing was deleted"):
+        store.records()
+    assert path.exists()
+
+
+def test_record_under_another_name(store, record):
+    store.save(record, pd.DataFrame({"correct": [True]}))
+    (store.folder / f"{record.key}.json").rename(store.folder / f"{'0' * 64}.json")
+    with pytest.raises(UsageError, match="does not hold the cell that its name says"):
+        store.records()
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: os.truncate(path, 40)])
+def test_damaged_outcomes(store, record, damage):
+    store.save(record, pd.DataFrame({"correct": [True]}))
+    damage(store.folder / f"{record.key}.parquet")
+    assert not store.complete(record)
+    with pytest.raises(UsageError, match="run the same bench command again"):
+        store.outcomes(record.key)
+
+
+def test_other_files_are_ignored(store, record):
+    (store.folder / "report").mkdir()
+    (store.folder / "notes.json").write_text("{")
+    assert store.records() == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_atomically(path, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert path.read_text() == "old"
+
+
+def test_leftovers_of_dead_processes_only_are_cleaned(tmp_path):
+    script = (
+        "import os, pathlib, sys; from harness.store import write_atomically\n"
+        "write_atomically(pathlib.Path(sys.argv[1]), lambda p: (p.write_text('half'), os._exit(9)))"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], check=False)
+    (dead,) = tmp_path.iterdir()
+    alive = tmp_path / dead.name.replace(dead.name.split(".")[-2], str(os.getpid()))
+    alive.touch()
+    prepare_folder(tmp_path, "--out")
+    assert list(tmp_path.iterdir()) == [alive]
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot write to folder .* --out"):
+        prepare_folder(tmp_path / "file" / "out", "--out")
+
+
+def test_empty_folder(tmp_path):
+    assert Store(tmp_path / "missing").records() == []
