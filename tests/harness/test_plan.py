@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from harness.display import duration
 from harness.errors import UsageError
 from harness.plan import Request, make_plan
 from harness.record import Provenance, Record
@@ -136,10 +135,3 @@ def test_exit_codes(catalog, store, states, code):
 def test_float_alone_is_a_measurement(catalog, store):
     plan = make_plan(Request(methods=("float",), models=("tiny",), **TOY), catalog, store)
     assert exit_code(plan, [record(plan.cells[0].cell, catalog)]) == 0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.1, "under 1 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from harness.display import Display, duration
+from harness.record import Failure, Provenance, Record
+
+
+@pytest.fixture
+def record(toy_cell):
+    def make(status: str, **fields) -> Record:
+        cell = toy_cell()
+        provenance = Provenance(code="c", versions={}, hardware={}, device="cpu", threads=1, git=None)
+        times = {"started": "s", "finished": "f", "seconds": 12.3}
+        return Record(key=cell.key, cell=cell, status=status, provenance=provenance, **times, **fields)
+
+    return make
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_every_ending_leaves_a_line(record, terminal):
+    text = io.StringIO()
+    records = [
+        record("ok", metrics={"top1": 81.234}, primary_metric="top1"),
+        record("skipped", reason="no [sense]"),
+        record("failed", failure=Failure(type="ValueError", message="bad [b]\nmore")),
+    ]
+    console = Console(file=text, force_terminal=terminal, width=160)
+    with Display(console, len(records)) as display:
+        for each in records:
+            display.start(each.cell, [3700.0, None], time.monotonic())
+            display.progress("search [1]", 0.5)
+            display.finished(each)
+    shown = text.getvalue()
+    assert "[1/3] tiny toynoise W4A8 full seed 0: top1 81.23 (12 s)" in shown
+    assert "skipped: no [sense]" in shown
+    assert "FAILED ValueError: bad [b] (12 s)" in shown
+    assert ("search [1] 50%" in shown) == terminal
+    # One hour expected, and the cell without an estimate counts as the average.
+    assert ("about 2 h 03 min left" in shown) == terminal
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.1, "under 1 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
