@@ -55,6 +55,6 @@ TASK = TaskInfo(
     name="toy",
     summary="random images",
     suites={"toy": "the only one"},
-    target="dfq_toy_impl:open_suite",
+    target="dfq_toy_suite:open_suite",
     models={"tiny": "a linear layer", "tiny2": "another"},
 )

@@ -1,0 +1,62 @@
+"""The toy task. Imports torch where it is needed only, so that planning is quick."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+from harness.contracts import Evaluation, VisionModel, check_not_sealed
+from harness.errors import UsageError
+
+SHAPE = (1, 4, 4)
+SUITES = []  # suites opened in this process, so that a misbehaving method can reach for the data
+
+
+class Suite:
+    name = "toy"
+    task = "toy"
+    primary_metric = "top1"
+
+    def models(self):
+        return ["tiny", "tiny2"]
+
+    def model_identity(self, model):
+        if model not in self.models():
+            raise UsageError(f"unknown model '{model}'; did you mean 'tiny'?")
+        return f"weights of {model}"
+
+    def data_identity(self):
+        return "toy data 1"
+
+    def load(self, model, device):
+        if os.environ.get("TOY_NO_LOAD") == model:
+            raise RuntimeError("cannot load")
+        import torch
+        from torch import nn
+
+        torch.manual_seed(self.models().index(model))
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 5)).eval().requires_grad_(False).to(device)
+        return VisionModel(model, "toy", net, SHAPE, (0.5,), (0.25,), 5, None, None, None)
+
+    def calibration(self, model):
+        import torch
+
+        check_not_sealed("toy calibration images")
+        return SimpleNamespace(images=lambda count, generator: torch.rand(count, *SHAPE, generator=generator))
+
+    def evaluate(self, model, forward, limit):
+        import pandas as pd
+        import torch
+
+        generator = torch.Generator().manual_seed(7)
+        images = torch.randn(40, *SHAPE, generator=generator)[:limit]
+        labels = torch.randint(0, 5, (40,), generator=generator)[:limit]
+        output = forward(images)
+        predictions = output.argmax(1)
+        outcomes = pd.DataFrame({"label": labels, "prediction": predictions, "correct": predictions == labels})
+        return Evaluation({"top1": 100.0 * outcomes["correct"].mean(), "score": float(output.mean())}, outcomes)
+
+
+def open_suite(suite, data_root=None):
+    SUITES.append(Suite())
+    return SUITES[-1]

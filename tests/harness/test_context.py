@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from harness.context import Context
+from harness.memory import MemoryMeter
+from harness.provenance import code_fingerprint, packages_of
+
+
+@pytest.fixture
+def context(settings, toy_cell):
+    def make(method: str = "toynoise", **changes) -> Context:
+        cell = toy_cell(method, **changes)
+        device = torch.device("cpu")
+        return Context(cell, cache=settings.cache, code="c", device=device, report=lambda *_: None)
+
+    return make
+
+
+def test_stages_add_up_to_the_whole(context, monkeypatch):
+    ctx = context()
+    ticks = iter([0.0, 1.0, 3.0, 4.0, 10.0, 15.0])
+    monkeypatch.setattr(ctx, "_now", lambda: next(ticks))
+    with ctx.stage("search"), ctx.stage("synthesize"):
+        pass
+    with ctx.stage("search"):
+        pass
+    assert {name: stage.seconds for name, stage in ctx.stages.items()} == {"search": 7.0, "synthesize": 2.0}
+
+
+def test_generators_depend_on_the_repetition_and_not_on_the_method(context):
+    def draw(ctx, *names):
+        return torch.rand(3, generator=ctx.generator(*names)).tolist()
+
+    assert draw(context(), "images") == draw(context("toyreal", bits="W8A8"), "images")
+    assert draw(context(), "images") != draw(context(seed=1), "images")
+    assert draw(context(), "images") != draw(context(model="tiny2"), "images")
+    assert draw(context(), "images") != draw(context(), "targets")
+
+
+def test_diagnostics_must_be_json(context):
+    ctx = context()
+    ctx.diagnostics("loss", {"curve": torch.ones(2), "last": 3})
+    assert ctx.kept_diagnostics == {"loss": {"curve": [1.0, 1.0], "last": 3}}
+    with pytest.raises(TypeError, match="JSON-able"):
+        ctx.diagnostics("bad", {"x": object()})
+    with pytest.raises(ValueError, match="JSON"):
+        ctx.diagnostics("bad", {"x": math.nan})
+
+
+def test_other_code_does_not_reuse_images(context, settings):
+    ctx = context()
+    ctx.cached_images({"source": "x"}, lambda: torch.zeros(1, 1, 4, 4))
+    other = Context(ctx._cell, cache=settings.cache, code="d", device=torch.device("cpu"), report=lambda *_: None)
+    assert other.cached_images({"source": "x"}, lambda: torch.ones(1, 1, 4, 4)).sum() == 16
+
+
+def test_memory_of_reused_results_counts():
+    meter = MemoryMeter("cpu")
+    meter.include(1e6)
+    assert meter.added_mib == 1e6
+    assert meter.peak_mib > 1e6
+
+
+def test_fingerprint_follows_the_plugins_own_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "dfq_module.py").write_text("x = 1\n")
+    packages = packages_of(["dfq_module:x"])
+    assert packages == {"dfq_module"}
+    before = code_fingerprint(packages)
+    assert before != code_fingerprint(frozenset())
+    (tmp_path / "dfq_module.py").write_text("x = 2\n")
+    code_fingerprint.cache_clear()
+    assert code_fingerprint(packages) != before
