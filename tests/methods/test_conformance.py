@@ -1,0 +1,132 @@
+"""Every registered method, source and calibrator, on a tiny ViT and Swin, in both schemes: the contract of `Method`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tiny_networks import NETWORKS, FakeContext, RandomImages, images, tiny_model
+
+from harness.catalog import Catalog
+from harness.contracts import sealed_data
+from harness.errors import DataFreeViolation
+from harness.spec import SCHEMES, BitSpec
+from methods.catalog import CALIBRATORS, METHODS, SOURCES
+from methods.core.quantized import MissingParametersError, Quantized
+from methods.core.sites import find_sites
+from methods.core.trace import trace
+
+# Small enough for a second each; fields that a plugin does not have are left out.
+SMALL = {"images": 4, "rounds": 1, "steps": 2, "population": 3, "passes": 2, "cycles": 1, "refresh_steps": 1}
+CROSSES = [f"{source}+{calibrator}" for source in SOURCES for calibrator in CALIBRATORS]
+NAMES = [*METHODS, *CROSSES]
+
+
+def resolve(name: str) -> Any:
+    catalog = Catalog.default()
+    infos = catalog.resolve(name).infos
+    overrides = {
+        info.name: {
+            k: v for k, v in SMALL.items() if all(k in i.options.model_fields for i in infos if i.name == info.name)
+        }
+        for info in infos
+    }
+    return catalog.resolve(name, "quick", {k: v for k, v in overrides.items() if v})
+
+
+def run(name: str, network: str, scheme: str, bits: str = "W4A6", seed: int = 0) -> tuple[Any, FakeContext]:
+    model = tiny_model(network)
+    method = resolve(name)
+    ctx = FakeContext(seed)
+    calib = RandomImages() if method.data == "images" else None
+    spec = BitSpec.parse(bits)
+    built = method.build()
+    reason = built.skip(model, spec=spec, scheme=scheme) if hasattr(built, "skip") else None
+    if reason is not None:
+        assert reason.endswith(".") or " " in reason
+        pytest.skip(reason)
+    return built.quantize(model, spec=spec, scheme=scheme, calib=calib, ctx=ctx), ctx
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name: str, network: str, scheme: str) -> None:
+    model = tiny_model(network)
+    before = copy.deepcopy(model.net.state_dict())
+    quantized, ctx = run(name, network, scheme)
+    x = images(3, seed=5)
+    output = quantized(x)
+
+    assert output.shape == (3, model.num_classes)
+    assert torch.isfinite(output).all()
+    # Something was quantized, and the float model was not touched.
+    assert not torch.equal(output, model.net(x))
+    assert all(torch.equal(value, before[key]) for key, value in tiny_model(network).net.state_dict().items())
+
+    sites = find_sites(trace(model.net, model.input_shape), scheme, BitSpec(4, 6))
+    summary = quantized.summary
+    assert summary.weight_sites == len(sites.weights)
+    assert summary.activation_sites == len(sites.activations)
+    total = sum(p.numel() for p in model.net.parameters())
+    assert sum(layer.size for layer in summary.layers) + summary.float_values == total
+    assert {layer.bits for layer in summary.layers} == {4}
+    assert all(low <= 0.0 <= high for low, high in summary.activation_ranges.values())
+    # No weight matrix has more values in an output channel than its bits allow.
+    weights = dict(quantized.net.named_parameters())
+    for layer in summary.layers:
+        for channel in weights[layer.name].flatten(1):
+            assert len(channel.unique()) <= 2**layer.bits
+
+    repeated, _ = run(name, network, scheme)
+    assert torch.equal(repeated(x), output)
+    if name in METHODS:
+        assert ctx.kept is not None
+
+
+@pytest.mark.parametrize("name", [n for n in SOURCES if n != "real"])
+def test_synthetic_images_are_valid_and_depend_on_the_repetition(name: str) -> None:
+    model = tiny_model("vit")
+    source = resolve(f"{name}+minmax").build()
+    kept = []
+    for seed in (0, 0, 1):
+        ctx = FakeContext(seed)
+        source.quantize(model, spec=BitSpec(4, 8), scheme="full", calib=None, ctx=ctx)
+        kept.append(ctx.kept)
+    assert kept[0].shape == (4, *model.input_shape)
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+    if name != "noise":
+        low, high = model.pixel_bounds()
+        assert (kept[0] >= low - 1e-6).all()
+        assert (kept[0] <= high + 1e-6).all()
+
+
+def test_sources_of_one_repetition_start_from_the_same_noise() -> None:
+    """Zero learning rate leaves the start: it must be the same noise for every synthetic source."""
+    model = tiny_model("vit")
+    found = {}
+    for name in ("psaq", "clamp"):
+        options = (
+            resolve(f"{name}+minmax").infos[0].resolve("quick", {"images": 4, "steps": 1, "rounds": 1, "lr": 1e-9})
+        )
+        source = resolve(f"{name}+minmax").infos[0].load()(options)
+        found[name] = source.images(model, spec=BitSpec(4, 8), scheme="full", calib=None, ctx=FakeContext())
+    assert torch.allclose(found["psaq"], found["clamp"], atol=1e-6)
+
+
+def test_a_site_without_parameters_is_an_error() -> None:
+    model = tiny_model("vit")
+    sites = find_sites(trace(model.net, model.input_shape), "full", BitSpec(4, 8))
+    with pytest.raises(MissingParametersError, match=r"26 sites|sites have no quantizer"):
+        Quantized(model.net, sites, {}, None)
+
+
+def test_data_free_methods_work_while_data_is_sealed() -> None:
+    for name in ("psaq", "clamp", "noise"):
+        assert resolve(name).data == "none"
+        with sealed_data(name):
+            run(name, "vit", "full")
+    assert issubclass(DataFreeViolation, RuntimeError)

@@ -1,0 +1,175 @@
+"""Sites, blocks and interception on real timm classes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from tiny_networks import NETWORKS, SHAPE, images, tiny_model
+from torch import nn
+
+from harness.spec import BitSpec
+from methods.core.intercept import FusedAttentionError, Interceptor, OpKey, tap
+from methods.core.sites import NoSitesError, find_sites
+from methods.core.structure import NotATransformerError, find_blocks, patch_grid, to_grid
+from methods.core.trace import trace
+
+SPEC = BitSpec(4, 6)
+
+
+def labels(name: str, scheme: str) -> list[str]:
+    sites = find_sites(trace(tiny_model(name).net, SHAPE), scheme, SPEC)
+    return [str(site) for site in sites.activations]
+
+
+def test_full_scheme_of_a_vit_is_psaqs_site_list():
+    block = "blocks.0"
+    assert labels("vit", "full")[:15] == [
+        "patch_embed.proj/conv.0:in0",  # the image
+        "patch_embed.proj/conv.0:out",
+        "model/cat.0:out",  # class token joined
+        "model/add.0:in1",  # position embedding
+        "model/add.0:out",
+        f"{block}.norm1/layer_norm.0:out",
+        f"{block}.attn.qkv/linear.0:out",
+        f"{block}.attn/matmul.0:out",  # q.k logits
+        f"{block}.attn/matmul.1:out",  # attn.v
+        f"{block}.attn.proj/linear.0:out",
+        f"{block}/add.0:out",  # residual stream
+        f"{block}.norm2/layer_norm.0:out",
+        f"{block}.mlp.act/activation.0:out",  # GELU output; its input is not stored
+        f"{block}.mlp.fc2/linear.0:out",
+        f"{block}/add.1:out",
+    ]
+    assert labels("vit", "full")[-2:] == ["norm/layer_norm.0:out", "head/linear.0:out"]
+
+
+def test_full_scheme_of_a_swin_has_the_bias_table_but_not_the_masked_logits():
+    found = labels("swin", "full")
+    shifted = "layers.0.blocks.1.attn"
+    assert f"{shifted}/add.0:in1" in found  # relative position bias
+    assert f"{shifted}/add.0:out" in found
+    assert f"{shifted}/add.1:out" not in found  # logits + mask of -100
+    assert "layers.1.downsample.reduction/linear.0:out" in found
+    assert "head.global_pool.pool/pool.0:out" in found
+    assert not [label for label in found if "softmax" in label]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_matmul_scheme_quantizes_operands_only(name):
+    graph = trace(tiny_model(name).net, SHAPE)
+    sites = find_sites(graph, "matmul", SPEC)
+    expected = {
+        (op.key, slot)
+        for op in graph.ops
+        for slot in {"conv": (0,), "linear": (0,), "matmul": (0, 1)}.get(op.key.kind, ())
+    }
+    assert {site.point for site in sites.activations} == expected
+    assert {s.bits for s in sites.activations if s.op.kind == "conv"} == {8}
+    assert {s.bits for s in sites.activations if s.op.kind != "conv"} == {6}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_weight_matrix_is_a_site(name):
+    net = tiny_model(name).net
+    wanted = {f"{n}.weight" for n, m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    for scheme in ("full", "matmul"):
+        assert {site.parameter for site in find_sites(trace(net, SHAPE), scheme, SPEC).weights} == wanted
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_interception_without_transforms_is_bit_identical(name):
+    net = tiny_model(name).net
+    plain = net(images())
+    with Interceptor(net, {}):
+        assert torch.equal(net(images()), plain)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_hooks_go_even_when_the_network_raises(name):
+    net = tiny_model(name).net
+    with pytest.raises(RuntimeError), Interceptor(net, {}):
+        net(torch.zeros(1, 7, 16, 16))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_replayed_operations_are_not_computed():
+    net = tiny_model("vit").net
+    record: dict[OpKey, torch.Tensor] = {}
+    with Interceptor(net, {}, record=record):
+        plain = net(images())
+    head = OpKey("head", "linear", 0)
+    with Interceptor(net, {}, replay={k: v for k, v in record.items() if k != head}):
+        # Other images, but everything up to the head is replayed.
+        assert torch.equal(net(images(seed=9)), plain)
+
+
+def test_fused_attention_is_refused():
+    net = VisionTransformer(img_size=16, patch_size=4, in_chans=1, embed_dim=16, depth=1, num_heads=2).eval()
+    net.blocks[0].attn.fused_attn = True
+    with pytest.raises(FusedAttentionError, match="fused_attn"):
+        trace(net, SHAPE)
+
+
+def test_a_network_without_sites_or_blocks_is_refused():
+    with pytest.raises(NoSitesError):
+        find_sites(trace(nn.Sequential(nn.LayerNorm(16), _Parameter()), SHAPE), "full", SPEC)
+    with pytest.raises(NotATransformerError):
+        find_blocks(trace(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU()), SHAPE))
+
+
+class _Parameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x
+
+
+def test_names_do_not_matter():
+    class Renamed(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.norm_q_head = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm_q_head(x)
+
+    net = tiny_model("vit").net
+    plain, wrapped = trace(net, SHAPE), trace(Renamed(net), SHAPE)
+    for scheme in ("full", "matmul"):
+        counts = [len(find_sites(t, scheme, SPEC).activations) for t in (plain, wrapped)]
+        # "model" is the root's label; wrapped, the same operations run in the child.
+        assert counts[0] == counts[1]
+    assert len(find_blocks(plain)) == len(find_blocks(wrapped)) == 2
+
+
+@pytest.mark.parametrize(("name", "paths"), [("vit", 2), ("swin", 4)])
+def test_taps_are_the_attention_results_in_image_order(name, paths):
+    """The branch tap equals the attention module's output, put back into the image by the block's own code."""
+    model = tiny_model(name)
+    graph = trace(model.net, SHAPE)
+    blocks = find_blocks(graph)
+    assert len(blocks) == paths
+    x = images(2)
+    _, found = tap(model.net, x, [b.branch for b in blocks])
+    first = model.net.get_submodule(blocks[0].path)
+    seen = {}
+    handle = first.register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
+    model.net(x)
+    handle.remove()
+    attention = first.attn(first.norm1(seen["x"])) if name == "vit" else first._attn(first.norm1(seen["x"]))
+    assert torch.allclose(found[blocks[0].branch], attention, atol=1e-6)
+
+
+def test_grid_drops_prefix_tokens_and_follows_patch_merging():
+    tokens = torch.arange(2 * 17 * 3.0).reshape(2, 17, 3)
+    grid = to_grid(tokens, (4, 4))
+    assert grid.shape == (2, 4, 4, 3)
+    assert torch.equal(grid.reshape(2, 16, 3), tokens[:, 1:])
+    assert to_grid(torch.zeros(2, 4, 3), (4, 4)).shape == (2, 2, 2, 3)
+    assert patch_grid(trace(tiny_model("vit").net, SHAPE)) == (4, 4)
+    with pytest.raises(ValueError, match="do not fit"):
+        to_grid(torch.zeros(2, 40, 3), (4, 4))

@@ -1,0 +1,119 @@
+"""Tiny networks and a run context without harness, for tests of methods."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.contracts import VisionModel
+from methods.core.intercept import unfused
+
+SHAPE = (1, 16, 16)
+CLASSES = 5
+
+
+def tiny_vit() -> nn.Module:
+    return VisionTransformer(
+        img_size=16, patch_size=4, in_chans=1, num_classes=CLASSES, embed_dim=16, depth=2, num_heads=2
+    )
+
+
+def tiny_swin() -> nn.Module:
+    return SwinTransformer(
+        img_size=16,
+        patch_size=2,
+        in_chans=1,
+        num_classes=CLASSES,
+        embed_dim=8,
+        depths=(2, 2),
+        num_heads=(1, 2),
+        window_size=4,
+    )
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"vit": tiny_vit, "swin": tiny_swin}
+
+
+def _distance(quantized: Tensor, reference: Tensor) -> Tensor:
+    return functional.kl_div(
+        functional.log_softmax(quantized, -1), functional.softmax(reference, -1), reduction="batchmean"
+    )
+
+
+def tiny_model(name: str, scale: float = 3.0) -> VisionModel:
+    """A random network, its weights enlarged so that its outputs differ between images."""
+    torch.manual_seed(0)
+    net = unfused(NETWORKS[name]().eval())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(scale)
+    net.requires_grad_(False)
+    return VisionModel(
+        name=name,
+        task="classification",
+        net=net,
+        input_shape=SHAPE,
+        mean=(0.3,),
+        std=(0.4,),
+        num_classes=CLASSES,
+        sample_targets=lambda n, generator: torch.randint(CLASSES, (n,), generator=generator),
+        target_loss=functional.cross_entropy,
+        output_distance=_distance,
+    )
+
+
+class FakeContext:
+    """Implements `RunContext` without cache or records."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.scope: Mapping[str, Any] = {"seed": seed}
+        self.counters: Counter[str] = Counter()
+        self.kept: Tensor | None = None
+        self.found: dict[str, Any] = {}
+        self.stages: list[str] = []
+
+    def generator(self, *names: str) -> torch.Generator:
+        digest = hashlib.sha256(repr((self.seed, names)).encode()).hexdigest()
+        return torch.Generator().manual_seed(int(digest[:15], 16))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.stages.append(name)
+        yield
+
+    def count(self, **amounts: int) -> None:
+        self.counters.update(amounts)
+
+    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+        return make()
+
+    def keep_images(self, images: Tensor) -> None:
+        self.kept = images
+
+    def diagnostics(self, name: str, values: Mapping[str, Any]) -> None:
+        self.found[name] = values
+
+    def progress(self, text: str, fraction: float) -> None:
+        pass
+
+
+class RandomImages:
+    """Implements `CalibrationData` with noise."""
+
+    def images(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(count, *SHAPE, generator=generator)
+
+
+def images(n: int = 6, seed: int = 1) -> Tensor:
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
