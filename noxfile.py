@@ -94,3 +94,9 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Check types with mypy, strictly on harness/."""
     session.run(install(session), "-m", "mypy", *session.posargs)
+
+
+@nox.session
+def perf(session: nox.Session) -> None:
+    """Measure the project's performance claims as ratios (about 12 GiB of memory at the default batch of 32)."""
+    session.run(install(session), "tests/perf/measure.py", *session.posargs)

@@ -16,7 +16,7 @@ from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.quantized import Quantized
 from methods.core.sites import Sites, find_sites
 from methods.core.structure import find_blocks, patch_grid, to_grid
-from methods.core.synthesis import optimise_images, total_variation, tv_scale
+from methods.core.synthesis import learning_rate, optimise_images, total_variation, tv_scale
 from methods.core.trace import Trace, trace
 
 
@@ -39,6 +39,7 @@ class Stage1:
         self._model = model
         self._options = options
         self._ctx = ctx
+        self._lr = learning_rate(options, graph)
         self._grid = patch_grid(graph)
         self._taps = [block.branch for block in find_blocks(graph)]
         self._targets = model.sample_targets(options.images, ctx.generator("pseudo-labels"))
@@ -78,6 +79,7 @@ class Stage1:
             images,
             loss,
             o,
+            lr=self._lr,
             rounds=rounds,
             steps=steps,
             generator=self._ctx.generator("augmentation", name),

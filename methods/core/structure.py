@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from methods.core.intercept import OUTPUT, OpKey
-from methods.core.trace import Op, Trace
+from methods.core.trace import TRACED_IMAGES, Op, Trace
 
 
 class NotATransformerError(RuntimeError):
@@ -75,6 +75,11 @@ def _residual(ops: list[Op], source: OpKey) -> tuple[Op | None, int]:
                 if source in operand.ops:
                     return op, slot
     return None, 0
+
+
+def windowed(graph: Trace) -> bool:
+    """Whether attention runs within windows (Swin): a softmax has more rows than the traced batch has images."""
+    return any(op.shape[0] > TRACED_IMAGES for op in graph.of_kind("softmax"))
 
 
 def patch_grid(trace: Trace) -> tuple[int, int]:

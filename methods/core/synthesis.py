@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from harness.contracts import RunContext, VisionModel
+from methods.core.structure import windowed
 from methods.core.synthesis_options import SynthesisOptions
+from methods.core.trace import Trace
 
 REFERENCE_SIZE = 224  # the image side that PSAQ-ViT's pixel constants belong to
 
@@ -24,6 +26,7 @@ def optimise_images(
     loss: Callable[[Tensor], Tensor],
     options: SynthesisOptions,
     *,
+    lr: float,
     rounds: int,
     steps: int,
     generator: torch.Generator,
@@ -37,12 +40,12 @@ def optimise_images(
     """
     low, high = model.pixel_bounds()
     pixels = images.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([pixels], lr=options.lr, betas=(0.5, 0.9), eps=1e-8)
+    optimizer = torch.optim.Adam([pixels], lr=lr, betas=(0.5, 0.9), eps=1e-8)
     curve: list[float] = []
     for round_ in range(rounds):
         limit = round(options.jitter * (round_ + 1) * pixels.shape[-1] / REFERENCE_SIZE)
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = options.lr * _schedule(step, steps, options.warmup)
+            optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps, options.warmup)
             offset = int(torch.randint(-limit, limit + 1, (), generator=generator))
             mirrored = bool(torch.rand((), generator=generator) < 0.5)
             batch = torch.roll(pixels, (offset, offset), (2, 3))
@@ -58,6 +61,13 @@ def optimise_images(
     every = max(1, len(curve) // 50)
     ctx.diagnostics("synthesis_loss", {"every": every, "values": [round(v, 5) for v in curve[::every]]})
     return pixels.detach()
+
+
+def learning_rate(options: SynthesisOptions, graph: Trace) -> float:
+    """The chosen rate, or PSAQ-ViT's for the architecture: 0.25 for Swin, 0.20 for DeiT."""
+    if options.lr is not None:
+        return options.lr
+    return 0.25 if windowed(graph) else 0.20
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from methods.core.intercept import KeyedMode, OpKey, operands
 
 INPUT, CONSTANT = "input", "constant"
+TRACED_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,13 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 
 @torch.no_grad()
 def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
-    """Record one forward pass of `net` on two blank images (2, *input_shape).
+    """Record one forward pass of `net` on two blank images (n, *input_shape).
 
     Raises:
         FusedAttentionError: attention is fused.
     """
     device = next(net.parameters()).device
-    images = torch.zeros(2, *input_shape, device=device)
+    images = torch.zeros(TRACED_IMAGES, *input_shape, device=device)
     with _Tracer(net, images) as tracer:
         net(images)
     return Trace(tracer.ops)

@@ -9,7 +9,7 @@ from harness.contracts import CalibrationData, RunContext, VisionModel
 from harness.spec import BitSpec
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.structure import find_blocks
-from methods.core.synthesis import optimise_images, total_variation, tv_scale
+from methods.core.synthesis import learning_rate, optimise_images, total_variation, tv_scale
 from methods.core.trace import trace
 from methods.psaq.info import PsaqOptions
 from methods.psaq.similarity import entropy, patch_similarity
@@ -36,7 +36,8 @@ class Psaq:
         generator = ctx.generator("augmentation")
         tv_target = o.tv_low + (o.tv_high - o.tv_low) * float(torch.rand((), generator=generator))
         tv_target *= tv_scale(start)
-        contexts = [block.context for block in find_blocks(trace(model.net, model.input_shape))]
+        graph = trace(model.net, model.input_shape)
+        contexts = [block.context for block in find_blocks(graph)]
         found: dict[tuple[OpKey, int], Tensor] = {}
 
         def loss(batch: Tensor) -> Tensor:
@@ -53,6 +54,7 @@ class Psaq:
                 start.to(model.device),
                 loss,
                 o,
+                lr=learning_rate(o, graph),
                 rounds=o.rounds,
                 steps=o.steps,
                 generator=generator,
