@@ -17,6 +17,7 @@ class SynthesisStage(SynthesisOptions):
     positives: int = Field(4, ge=1, le=7, description="most similar of the 8 neighbours taken as positives (figure 5d)")
     output_weight: float = Field(1.0, ge=0, description="weight of the output loss, cross-entropy to random classes")
     tv_weight: float = Field(0.0, ge=0, description="weight of total variation; the method's figure shows none")
+    tv_target: float = Field(2750, ge=0, description="its target at 32x3x224x224 (middle of PSAQ-ViT's)")
 
 
 class SearchStage(SynthesisStage):
@@ -76,6 +77,8 @@ METHOD = PluginInfo(
     code=_CODE,
     deviations=(
         *_SYNTHESIS,
+        "weights are asymmetric min-max with a zero point (the paper's footnote 4), where psaq, noise and real use the "
+        "symmetric quantizer of PSAQ-ViT's code: clamp+minmax and minmax.weights=asymmetric separate the two",
         "a gene is one multiplier a layer on its per-channel scales; activation ranges are min-max on the images",
         "crossover, mutation width, initial spread and the layer-output loss are inferred",
         "images are refreshed once a pass from the images at hand; the paper's cadence (every C/2 cycles) is ambiguous",

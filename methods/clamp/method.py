@@ -41,7 +41,7 @@ class Clamp:
 
         def synthesize() -> Tensor:
             return stage1.optimise(
-                stage1.start(), weight_only(model, sites), rounds=o.rounds, steps=o.steps, name="synthesis"
+                stage1.start(), weight_only(model, sites), rounds=o.rounds, steps=o.steps, name="synthesize"
             )
 
         images = ctx.cached_images(identity, synthesize)

@@ -89,8 +89,9 @@ class Search:
                     self._ctx.progress("search", (number * len(self._layers) + done) / total)
         self.history.append(
             {
-                "local_before": before / done,
-                "local_after": after / done,
+                # Mean fitness of the genes in use over layers; it includes the output loss if every candidate's does.
+                "fitness_before": before / done,
+                "fitness_after": after / done,
                 "output_before": start_loss,
                 "output_after": loss,
             }
@@ -155,10 +156,10 @@ class _Layer:
         if best != population.chosen and population.fitness[best] < first:
             self._set(site, best)
             accepted = True
-            if o.output_loss != "none":
-                new_loss = self._output_loss(self._runner.candidate(self._segment, site))
-                accepted = o.output_loss == "candidate" or population.fitness[best] + new_loss < first + loss
-                loss = new_loss if accepted else loss
+            new_loss = self._output_loss(self._runner.candidate(self._segment, site))
+            if o.output_loss == "accept":
+                accepted = population.fitness[best] + new_loss < first + loss
+            loss = new_loss if accepted else loss
             if accepted:
                 population.chosen = best
         self._set(site, population.chosen)

@@ -16,7 +16,7 @@ from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.quantized import Quantized
 from methods.core.sites import Sites, find_sites
 from methods.core.structure import find_blocks, patch_grid, to_grid
-from methods.core.synthesis import learning_rate, optimise_images, total_variation, tv_scale
+from methods.core.synthesis import learning_rate, optimise_images, variation_loss
 from methods.core.trace import Trace, trace
 
 
@@ -71,7 +71,7 @@ class Stage1:
             ]
             value = torch.stack(layers).mean() + o.output_weight * model.target_loss(output, self._targets)
             if o.tv_weight:
-                value = value + o.tv_weight * total_variation(batch) / tv_scale(batch)
+                value = value + o.tv_weight * variation_loss(batch, o.tv_target)
             return value
 
         return optimise_images(
@@ -79,6 +79,7 @@ class Stage1:
             images,
             loss,
             o,
+            name=name,
             lr=self._lr,
             rounds=rounds,
             steps=steps,
@@ -117,4 +118,4 @@ class ClampImages:
         stage = Stage1(model, graph, self.options, ctx)
         quantized = weight_only(model, find_sites(graph, scheme, spec))
         o = self.options
-        return stage.optimise(stage.start(), quantized, rounds=o.rounds, steps=o.steps, name="synthesis")
+        return stage.optimise(stage.start(), quantized, rounds=o.rounds, steps=o.steps, name="synthesize")

@@ -39,6 +39,19 @@ KINDS = {
     "adaptive_avg_pool2d": "pool",
 }
 _BINARY = {"matmul", "add"}
+# Operations that multiply by weights or by each other, but that no kind stands for: a network that uses one would
+# silently keep it in float, so it is refused.
+OPAQUE = {
+    "multi_head_attention_forward",
+    "einsum",
+    "addmm",
+    "baddbmm",
+    "bilinear",
+    "conv1d",
+    "conv3d",
+    "conv_transpose2d",
+    "tensordot",
+}
 
 
 class OpKey(NamedTuple):
@@ -57,6 +70,10 @@ class FusedAttentionError(RuntimeError):
     """The network calls fused attention, whose two matrix products cannot be seen."""
 
 
+class OpaqueOperationError(RuntimeError):
+    """The network multiplies in a way that the substrate cannot quantize."""
+
+
 class KeyedMode(TorchFunctionMode):
     """Gives every operation of `net` its key while entered; subclasses say what happens at one.
 
@@ -70,7 +87,7 @@ class KeyedMode(TorchFunctionMode):
         self._frames: list[tuple[str, Counter[str]]] = []
 
     def __enter__(self) -> Self:
-        self._frames = [("", Counter())]
+        self._frames = [("outside", Counter())]
         for name, module in self._net.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(name)))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
@@ -101,8 +118,13 @@ class KeyedMode(TorchFunctionMode):
             raise FusedAttentionError(
                 "the network uses fused attention; set `fused_attn = False` on its attention modules before quantizing"
             )
+        if name in OPAQUE and len(self._frames) > 1:
+            raise OpaqueOperationError(
+                f"the network calls torch's {name}, which cannot be quantized here; write it with linear and matmul"
+            )
         kind = KINDS.get(name)
-        if kind is None or not _is_compute(kind, args):
+        # With only the bottom frame the network is not running: losses on its outputs are none of our business.
+        if kind is None or len(self._frames) == 1 or not _is_compute(kind, args):
             return self.other(func, args, kwargs)
         module, counter = self._frames[-1]
         key = OpKey(module, kind, counter[kind])

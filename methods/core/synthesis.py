@@ -26,6 +26,7 @@ def optimise_images(
     loss: Callable[[Tensor], Tensor],
     options: SynthesisOptions,
     *,
+    name: str,
     lr: float,
     rounds: int,
     steps: int,
@@ -33,6 +34,8 @@ def optimise_images(
     ctx: RunContext,
 ) -> Tensor:
     """Descend `loss` from `images` (n, c, h, w), normalised; return the new images, valid pixels in [0, 1].
+
+    `name` labels progress and the loss curve (`synthesize`, `refresh-0`, ...).
 
     Adam with betas (0.5, 0.9), its state kept over rounds; per round linear warm-up, then cosine to zero; each step
     rolls the batch by one offset on both axes (up to `jitter`, doubling each round) and mirrors it with probability
@@ -56,10 +59,10 @@ def optimise_images(
             with torch.no_grad():
                 pixels.clamp_(min=low, max=high)
             curve.append(float(value.detach()))
-            ctx.progress("synthesize", (round_ * steps + step + 1) / (rounds * steps))
+            ctx.progress(name, (round_ * steps + step + 1) / (rounds * steps))
     ctx.count(synthesis_steps=rounds * steps, image_gradients=rounds * steps * len(pixels))
     every = max(1, len(curve) // 50)
-    ctx.diagnostics("synthesis_loss", {"every": every, "values": [round(v, 5) for v in curve[::every]]})
+    ctx.diagnostics(f"{name}_loss", {"every": every, "values": [round(v, 5) for v in curve[::every]]})
     return pixels.detach()
 
 
@@ -84,6 +87,11 @@ def total_variation(images: Tensor) -> Tensor:
     falling = images[..., 1:, 1:] - images[..., :-1, :-1]
     rising = images[..., :-1, 1:] - images[..., 1:, :-1]
     return right.norm() + down.norm() + falling.norm() + rising.norm()
+
+
+def variation_loss(images: Tensor, target: float) -> Tensor:
+    """L_TV = | TV - target |, the target given for a batch of 32x3x224x224 (PSAQ-ViT, equation 9 and code)."""
+    return (total_variation(images) - target * tv_scale(images)).abs()
 
 
 def tv_scale(images: Tensor) -> float:

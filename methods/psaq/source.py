@@ -9,7 +9,7 @@ from harness.contracts import CalibrationData, RunContext, VisionModel
 from harness.spec import BitSpec
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.structure import find_blocks
-from methods.core.synthesis import learning_rate, optimise_images, total_variation, tv_scale
+from methods.core.synthesis import learning_rate, optimise_images, variation_loss
 from methods.core.trace import trace
 from methods.psaq.info import PsaqOptions
 from methods.psaq.similarity import entropy, patch_similarity
@@ -35,7 +35,6 @@ class Psaq:
         targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
         generator = ctx.generator("augmentation")
         tv_target = o.tv_low + (o.tv_high - o.tv_low) * float(torch.rand((), generator=generator))
-        tv_target *= tv_scale(start)
         graph = trace(model.net, model.input_shape)
         contexts = [block.context for block in find_blocks(graph)]
         found: dict[tuple[OpKey, int], Tensor] = {}
@@ -45,7 +44,7 @@ class Psaq:
             diversity = sum(
                 entropy(patch_similarity(found[point], len(batch)), o.bandwidth, o.grid) for point in contexts
             )
-            variation = (total_variation(batch) - tv_target).abs()
+            variation = variation_loss(batch, tv_target)
             return o.class_weight * model.target_loss(output, targets) + o.tv_weight * variation - diversity
 
         with Interceptor(model.net, tap_transforms(contexts, found)):
@@ -54,6 +53,7 @@ class Psaq:
                 start.to(model.device),
                 loss,
                 o,
+                name="synthesize",
                 lr=learning_rate(o, graph),
                 rounds=o.rounds,
                 steps=o.steps,

@@ -153,9 +153,9 @@ def test_search_lowers_fitness_and_leaves_weights_of_its_genes(output_loss):
     search = Search(model, graph, quantized, options, FakeContext())
     search.run_pass(x, 0)
     entry = search.history[0]
-    assert entry["local_after"] <= entry["local_before"]
+    assert entry["fitness_after"] <= entry["fitness_before"]
     if output_loss == "accept":
-        assert entry["local_after"] + entry["output_after"] <= entry["local_before"] + entry["output_before"] + 1e-6
+        assert entry["fitness_after"] + entry["output_after"] <= entry["fitness_before"] + entry["output_before"] + 1e-6
     parameters = dict(quantized.net.named_parameters())
     originals = dict(model.net.named_parameters())
     changed = 0

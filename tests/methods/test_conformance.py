@@ -10,7 +10,7 @@ import torch
 from tiny_networks import NETWORKS, FakeContext, RandomImages, images, tiny_model
 
 from harness.catalog import Catalog
-from harness.contracts import sealed_data
+from harness.contracts import VisionModel, sealed_data
 from harness.errors import DataFreeViolation
 from harness.spec import SCHEMES, BitSpec
 from methods.catalog import CALIBRATORS, METHODS, SOURCES
@@ -36,8 +36,7 @@ def resolve(name: str) -> Any:
     return catalog.resolve(name, "quick", {k: v for k, v in overrides.items() if v})
 
 
-def run(name: str, network: str, scheme: str, bits: str = "W4A6", seed: int = 0) -> tuple[Any, FakeContext]:
-    model = tiny_model(network)
+def run(name: str, model: VisionModel, scheme: str, bits: str = "W4A6", seed: int = 0) -> tuple[Any, FakeContext]:
     method = resolve(name)
     ctx = FakeContext(seed)
     calib = RandomImages() if method.data == "images" else None
@@ -56,7 +55,7 @@ def run(name: str, network: str, scheme: str, bits: str = "W4A6", seed: int = 0)
 def test_contract(name: str, network: str, scheme: str) -> None:
     model = tiny_model(network)
     before = copy.deepcopy(model.net.state_dict())
-    quantized, ctx = run(name, network, scheme)
+    quantized, ctx = run(name, model, scheme)
     x = images(3, seed=5)
     output = quantized(x)
 
@@ -64,7 +63,9 @@ def test_contract(name: str, network: str, scheme: str) -> None:
     assert torch.isfinite(output).all()
     # Something was quantized, and the float model was not touched.
     assert not torch.equal(output, model.net(x))
-    assert all(torch.equal(value, before[key]) for key, value in tiny_model(network).net.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in model.net.state_dict().items())
+    assert not any(p.requires_grad for p in model.net.parameters())
+    assert not any(m.training or m._forward_hooks or m._forward_pre_hooks for m in model.net.modules())
 
     sites = find_sites(trace(model.net, model.input_shape), scheme, BitSpec(4, 6))
     summary = quantized.summary
@@ -80,7 +81,7 @@ def test_contract(name: str, network: str, scheme: str) -> None:
         for channel in weights[layer.name].flatten(1):
             assert len(channel.unique()) <= 2**layer.bits
 
-    repeated, _ = run(name, network, scheme)
+    repeated, _ = run(name, model, scheme)
     assert torch.equal(repeated(x), output)
     if name in METHODS:
         assert ctx.kept is not None
@@ -128,5 +129,5 @@ def test_data_free_methods_work_while_data_is_sealed() -> None:
     for name in ("psaq", "clamp", "noise"):
         assert resolve(name).data == "none"
         with sealed_data(name):
-            run(name, "vit", "full")
+            run(name, tiny_model("vit"), "full")
     assert issubclass(DataFreeViolation, RuntimeError)

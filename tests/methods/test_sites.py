@@ -9,7 +9,7 @@ from tiny_networks import NETWORKS, SHAPE, images, tiny_model
 from torch import nn
 
 from harness.spec import BitSpec
-from methods.core.intercept import FusedAttentionError, Interceptor, OpKey, tap
+from methods.core.intercept import FusedAttentionError, Interceptor, OpaqueOperationError, OpKey, tap
 from methods.core.sites import NoSitesError, find_sites
 from methods.core.structure import NotATransformerError, find_blocks, patch_grid, to_grid
 from methods.core.trace import trace
@@ -110,6 +110,31 @@ def test_fused_attention_is_refused():
     net.blocks[0].attn.fused_attn = True
     with pytest.raises(FusedAttentionError, match="fused_attn"):
         trace(net, SHAPE)
+
+
+def test_operations_outside_the_network_are_not_keyed():
+    """A loss computed on the network's outputs must not meet its quantizers."""
+    net = tiny_model("vit").net
+    calls = []
+    with Interceptor(net, {(OpKey("", "pool", 0), -1): lambda x: calls.append(x) or x}):
+        net(images()).mean(1)
+    assert calls == []
+
+
+class _Opaque(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(16, 16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.embed(x.squeeze(1))
+        return self.attention(x, x, x, need_weights=True)[0]
+
+
+def test_arithmetic_that_cannot_be_quantized_is_refused():
+    with pytest.raises(OpaqueOperationError, match="multi_head_attention_forward"):
+        trace(_Opaque().train(), SHAPE)
 
 
 def test_a_network_without_sites_or_blocks_is_refused():
