@@ -197,7 +197,7 @@ def train(name: str, data_root: Path, work: Path) -> dict[str, object]:
         "recipe": asdict(recipe),
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "curve": curve,
         "top1_full_test": accuracy(model, x_test, y_test),
     }
