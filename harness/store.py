@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,17 +135,17 @@ class Store:
             ) from None
 
     def images(self, key: str) -> np.ndarray | None:
-        """Kept calibration images, (n, height, width, channels) uint8, or None."""
+        """Kept calibration images, (n, height, width, channels) uint8; None also if the file is damaged: no number
+        depends on them.
+        """
         import numpy as np
 
         path = self._images(key)
-        if not path.exists():
-            return None
         try:
             with np.load(path) as file:
                 return np.asarray(file["images"])
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(f"images {path} cannot be read ({error}); remove the file to go on without them") from None
+        except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error):
+            return None
 
     def _outcomes(self, key: str) -> Path:
         return self.folder / f"{key}.parquet"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,15 +40,21 @@ class EmbeddedData:
 
     @cached_property
     def _arrays(self) -> dict[str, Tensor]:
-        with np.load(self._file, allow_pickle=False) as stored:
-            return {
-                f"{part}_{kind}": torch.from_numpy(values)
-                for part in ("test", "calibration")
-                for kind, values in (
-                    ("images", normalise(stored[f"{part}_images"])),
-                    ("labels", stored[f"{part}_labels"].astype(np.int64)),
-                )
-            }
+        try:
+            with np.load(self._file, allow_pickle=False) as stored:
+                return {
+                    f"{part}_{kind}": torch.from_numpy(values)
+                    for part in ("test", "calibration")
+                    for kind, values in (
+                        ("images", normalise(stored[f"{part}_images"])),
+                        ("labels", stored[f"{part}_labels"].astype(np.int64)),
+                    )
+                }
+        except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error) as error:
+            raise UsageError(
+                f"embedded data {self._file} are damaged ({error}); `python -m tasks.embedded.make_subset` makes them "
+                "anew"
+            ) from None
 
     def __len__(self) -> int:
         """Number of evaluation images."""

@@ -153,6 +153,8 @@ def test_tables(cli):
     cli("bench", *TOY, "--in-process", "--methods", "toynoise", "--bits", "W4A8")
     first = (RUNS / "report" / "comparison.csv").read_bytes()
     (RUNS / "report" / "comparison.csv").unlink()
+    for images in RUNS.glob("*.images.npz"):
+        os.truncate(images, images.stat().st_size // 2)
     cli("tables", "--out", str(RUNS))
     assert (RUNS / "report" / "comparison.csv").read_bytes() == first
 

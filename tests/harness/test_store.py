@@ -40,6 +40,15 @@ def test_no_images_is_none(store, record):
     assert store.images(record.key) is None
 
 
+@pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
+def test_damaged_images_are_none(store, record, keep):
+    store.save(record, images=np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8))
+    path = store.folder / f"{record.key}.images.npz"
+    size = path.stat().st_size
+    os.truncate(path, size + keep if keep < 0 else int(size * keep) if isinstance(keep, float) else keep)
+    assert store.images(record.key) is None
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"key": 3}', "\x00", None])
 def test_bad_record_is_named_and_kept(store, record, text):
     store.save(record, pd.DataFrame({"correct": [True]}))
