@@ -145,7 +145,8 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.runner import Settings
     from harness.sweep import run_and_report
 
-    settings = Settings(catalog, device, threads or _cores(), cache.absolute(), data_root and data_root.absolute())
+    root = data_root and data_root.absolute()
+    settings = Settings(catalog, device, threads or _cores(), cache.absolute(), root, plan.requested)
     raise typer.Exit(run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process))
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.errors import DataFreeViolation
 
@@ -88,6 +87,12 @@ class Suite(Protocol):
     def model_identity(self, model: str) -> str:
         """Hash of the model's weights and architecture. Raises UsageError for an unknown model or bad checkpoint."""
 
+    def canonical_name(self, model: str) -> str:
+        """The name of `model` that cells, seeds and tables use: the same wherever a file that it names lies."""
+
+    def check_limit(self, limit: int | None) -> None:
+        """Raise UsageError, saying how many evaluation images there are, if there are fewer than `limit`."""
+
     def data_identity(self) -> str:
         """Revision of evaluation and calibration data, preprocessing included."""
 
@@ -130,7 +135,6 @@ class QuantSummary:
         return bits / 8 / 2**20
 
 
-@runtime_checkable
 class QuantizedModel(Protocol):
     """The result of a method: callable on normalised images, with a summary of what was quantized."""
 
@@ -207,17 +211,20 @@ class Calibrator(Protocol):
 
 # --- the data-free contract -------------------------------------------------------------------------------------
 
-_sealed: ContextVar[str | None] = ContextVar("dfqbench_data_sealed", default=None)
+# The data-free method that runs, if any. One for the whole process, since a worker runs one cell at a time: a thread
+# that the method starts is sealed off too, which it would not be with a context variable.
+_sealed: str | None = None
 
 
 @contextmanager
 def sealed_data(method: str) -> Iterator[None]:
     """While open, any access to task data raises DataFreeViolation naming `method`."""
-    token = _sealed.set(method)
+    global _sealed  # noqa: PLW0603 - see above
+    before, _sealed = _sealed, method
     try:
         yield
     finally:
-        _sealed.reset(token)
+        _sealed = before
 
 
 def check_not_sealed(what: str) -> None:
@@ -226,6 +233,5 @@ def check_not_sealed(what: str) -> None:
     Raises:
         DataFreeViolation: a data-free method is running.
     """
-    method = _sealed.get()
-    if method is not None:
-        raise DataFreeViolation(f"data-free method '{method}' touched {what}")
+    if _sealed is not None:
+        raise DataFreeViolation(f"data-free method '{_sealed}' touched {what}")

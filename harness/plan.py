@@ -49,12 +49,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell, what is known of it, and the seconds it may take (None: nothing like it was measured before)."""
+    """A cell, what is known of it, and the seconds it may take (None: nothing like it was measured before).
+
+    `requested` is the model as the user named it, perhaps with a path; the cell has the canonical name.
+    """
 
     cell: Cell
     state: State
     run: bool
     estimate: float | None
+    requested: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Plan:
     def keys(self) -> set[str]:
         """Keys of all cells, measured or not."""
         return {planned.cell.key for planned in self.cells}
+
+    @property
+    def requested(self) -> dict[str, str]:
+        """The user's name of every model, by its canonical name."""
+        return {planned.cell.model: planned.requested for planned in self.cells}
 
     @property
     def reused_stale(self) -> int:
@@ -119,15 +128,17 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
         check_known(f"suite of task '{task}'", request.suite, catalog.tasks.get(task).suites)
     records = {record.key: record for record in store.records()}
     suites = [catalog.tasks.get(task).load()(request.suite, data_root=request.data_root) for task in request.tasks]
+    for suite in suites:
+        suite.check_limit(request.limit)
     estimator = Estimator(records.values())
-    cells: dict[str, Cell] = {}
-    for suite, model, weights in _models(request, suites):
-        for cell in _cells(request, methods, suite, model, weights):
-            cells.setdefault(cell.key, cell)
+    cells: dict[str, tuple[Cell, str]] = {}
+    for suite, requested, weights in _models(request, suites):
+        for cell in _cells(request, methods, suite, suite.canonical_name(requested), weights):
+            cells.setdefault(cell.key, (cell, requested))
     planned = []
-    for cell in cells.values():
+    for cell, requested in cells.values():
         state = _state(records.get(cell.key), store, catalog)
-        planned.append(Planned(cell, state, state in RERUN[request.rerun], estimator.seconds(cell)))
+        planned.append(Planned(cell, state, state in RERUN[request.rerun], estimator.seconds(cell), requested))
     return Plan(tuple(planned))
 
 
@@ -147,7 +158,7 @@ def _check(request: Request) -> None:
 
 
 def _models(request: Request, suites: list[Suite]) -> list[tuple[Suite, str, str]]:
-    """Suite, model and weight hash; a named model must be known to at least one suite."""
+    """Suite, model as named and weight hash; a named model must be known to at least one suite."""
     found = []
     errors: dict[str, UsageError] = {}
     for suite in suites:

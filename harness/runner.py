@@ -6,9 +6,9 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ class Settings:
     threads: int
     cache: Path
     data_root: Path | None = None
+    requested: Mapping[str, str] = field(default_factory=dict)  # canonical model name -> the user's, where they differ
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ class CellRunner:
         key = cell.task, cell.suite, cell.model, cell.weights
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # free the old one before the new one is loaded
-            self._loaded = key, suite.load(cell.model, self._device)
+            loaded = suite.load(self._settings.requested.get(cell.model, cell.model), self._device)
+            self._loaded = key, replace(loaded, name=cell.model)
         return self._loaded[1]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from harness.contracts import CalibrationData, Evaluation, VisionModel, check_not_sealed
 from harness.errors import UsageError
-from tasks.timm_models import PREFIX, Preprocessing, build_timm, identity, vision_model
+from tasks.timm_models import PREFIX, RANDOM, Preprocessing, build_timm, identity, vision_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,6 +97,19 @@ class ClassificationSuite:
             self._identities[model] = identity(architecture, net, self.fixed or Preprocessing.of(net))
         return self._identities[model]
 
+    def canonical_name(self, model: str) -> str:
+        """`timm:NAME@FILE` with the first eight digits of the model's identity for the file; others as they are."""
+        name, separator, weights = model.partition("@")
+        if not (model.startswith(PREFIX) and separator) or weights == RANDOM:
+            return model
+        return f"{name}@{self.model_identity(model)[:8]}"
+
+    def check_limit(self, limit: int | None) -> None:
+        """Raise UsageError unless there are `limit` evaluation images."""
+        available = len(self.data)
+        if limit is not None and not 1 <= limit <= available:
+            raise UsageError(f"limit {limit} is not between 1 and the {available} evaluation images of '{self.name}'")
+
     def data_identity(self) -> str:
         """Revision of the data, 16 hexadecimal digits."""
         return self.data.identity()
@@ -122,12 +135,10 @@ class ClassificationSuite:
     def evaluate(self, model: VisionModel, forward: Callable[[Tensor], Any], limit: int | None) -> Evaluation:
         """Top-1 of `forward` in points, with top-5 where there are more than ten classes."""
         check_not_sealed("evaluation images")
-        available = len(self.data)
-        if limit is not None and not 1 <= limit <= available:
-            raise UsageError(f"limit {limit} is not between 1 and the {available} evaluation images of '{self.name}'")
+        self.check_limit(limit)
         parts: list[Tensor] = []  # per batch (b, 3): label, prediction, is it among the first five
         with torch.inference_mode():
-            for images, labels in self.data.evaluation(model, limit or available):
+            for images, labels in self.data.evaluation(model, limit or len(self.data)):
                 logits = forward(images.to(model.device)).float().cpu()
                 # A broken model must not score by where its NaN happen to lie.
                 broken = logits.isnan().any(1)

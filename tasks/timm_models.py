@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PREFIX = "timm:"
+RANDOM = "random"  # after @: weights drawn anew instead of a file
 RANDOM_SEED = 0
 
 
@@ -70,7 +71,7 @@ def build_timm(reference: str, *, classes: int, fixed: Preprocessing | None = No
     if fixed is not None:
         options |= {"in_chans": fixed.input_shape[0], "img_size": fixed.input_shape[1]}
     net = _create(name, **options)
-    if weights != "random":
+    if weights != RANDOM:
         load_weights(net, Path(weights).expanduser())
     return net
 

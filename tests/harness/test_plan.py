@@ -43,6 +43,14 @@ def test_order_and_deduplication(catalog, store):
     assert {cell.bits for cell in cells} == {"FP32", "W4A8"}
 
 
+def test_the_place_of_a_model_is_no_part_of_its_cell(catalog, store):
+    def plan(model):
+        return make_plan(Request(methods=("toynoise",), models=(model,), **TOY), catalog, store)
+
+    assert plan("./here/tiny").keys == plan("tiny").keys
+    assert plan("./here/tiny").requested == {"tiny": "./here/tiny"}
+
+
 def test_references_are_added(catalog, store):
     request = Request(methods=("toynoise",), **{**TOY, "references": True})
     methods = {planned.cell.method for planned in make_plan(request, catalog, store).cells}
@@ -97,6 +105,7 @@ def test_estimates_come_from_the_model_then_the_method(catalog, store):
     ("changes", "message"),
     [
         ({"limit": 0}, "--limit must be at least 1"),
+        ({"limit": 41}, "limit 41, but there are 40 images"),
         ({"seeds": 0}, "--seeds must be at least 1"),
         ({"bits": ()}, "--bits is empty"),
         ({"bits": ("W4",)}, "try W4A8"),

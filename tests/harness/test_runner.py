@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
+from harness.contracts import check_not_sealed, sealed_data
+from harness.errors import DataFreeViolation
 from harness.runner import CellRunner
 from harness.worker import WorkerProcess
 
@@ -103,6 +108,21 @@ def test_misbehaviour_fails_the_cell_and_not_the_next_one(runner, toy_cell, meth
     assert "Traceback" in failure.traceback
     assert measured.outcomes is None
     assert runner.measure(toy_cell(), quiet).record.metrics == before
+
+
+def test_a_model_is_loaded_by_the_users_name(settings, toy_cell):
+    import dfq_toy_suite
+
+    runner = CellRunner(dataclasses.replace(settings, requested={"tiny": "there/tiny"}))
+    assert runner.measure(toy_cell("float"), quiet).record.status == "ok"
+    assert dfq_toy_suite.LOADED[-1] == "there/tiny"
+    assert runner._loaded[1].name == "tiny"
+
+
+def test_data_are_sealed_in_threads_too():
+    with sealed_data("mine"), ThreadPoolExecutor() as pool, pytest.raises(DataFreeViolation, match="'mine'"):
+        pool.submit(check_not_sealed, "images").result()
+    check_not_sealed("images")
 
 
 def test_a_model_that_cannot_be_loaded(runner, toy_cell, monkeypatch):

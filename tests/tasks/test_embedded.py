@@ -11,14 +11,17 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from harness.catalog import Catalog
 from harness.contracts import sealed_data
 from harness.errors import DataFreeViolation, UsageError
+from harness.plan import Request, make_plan
+from harness.store import Store
 from tasks.classification_info import INFO
 from tasks.embedded import zoo
 from tasks.embedded.architectures import build
 from tasks.embedded.fashion import default_root
 from tasks.embedded.make_subset import choose, make_subset
-from tasks.embedded.subset import FILE
+from tasks.embedded.subset import FILE, EmbeddedData
 from tasks.embedded.zoo_cli import main as zoo_main
 from tasks.timm_cls import open_suite
 from tasks.timm_models import kl_divergence
@@ -60,6 +63,13 @@ def test_subset_is_balanced_and_disjoint():
         assert not any(image.tobytes() in seen for image in data["calibration_images"])
 
 
+@pytest.mark.parametrize("keep", [0, 100, FILE.stat().st_size // 2, FILE.stat().st_size - 5])
+def test_damaged_subset_gets_a_sentence(tmp_path, keep):
+    (tmp_path / "x.npz").write_bytes(FILE.read_bytes()[:keep])
+    with pytest.raises(UsageError, match="are damaged"):
+        len(EmbeddedData(tmp_path / "x.npz"))
+
+
 def test_choice_takes_classes_in_turn():
     labels = np.repeat(np.arange(10, dtype=np.uint8), 7)
     chosen = choose(labels, 23, np.random.default_rng(0))
@@ -84,6 +94,8 @@ def test_evaluation_limit_is_balanced(suite, swin):
     assert set(result.metrics) == {suite.primary_metric} == {"top1"}
     with pytest.raises(UsageError, match="2000 evaluation images"):
         suite.evaluate(swin, swin.net, 2001)
+    with pytest.raises(UsageError, match="limit 2001 is not between 1 and the 2000"):
+        suite.check_limit(2001)
     with pytest.raises(UsageError, match="limit 0"):
         suite.evaluate(swin, swin.net, 0)
 
@@ -162,6 +174,26 @@ def test_identity_follows_weights_not_place(suite, tmp_path):
     )
     assert random == a == b != c
     assert suite.model_identity("vit") != suite.model_identity("swin")
+
+
+def test_canonical_name_holds_no_path(suite, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(suite.load(f"{TINY}@random", CPU).net.state_dict(), "a.pth")
+    names = {suite.canonical_name(f"{TINY}@{weights}") for weights in ("a.pth", "./a.pth", tmp_path / "a.pth")}
+    assert names == {f"{TINY}@{suite.model_identity(f'{TINY}@a.pth')[:8]}"}
+    for name in ("vit", TINY, f"{TINY}@random"):
+        assert suite.canonical_name(name) == name
+
+
+def test_plan_gives_one_key_to_one_checkpoint(suite, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(suite.load(f"{TINY}@random", CPU).net.state_dict(), "a.pth")
+
+    def keys(weights):
+        request = Request(methods=("noise",), models=(f"{TINY}@{weights}",), references=False)
+        return make_plan(request, Catalog.default(), Store(tmp_path / "none")).keys
+
+    assert keys("a.pth") == keys("./a.pth")
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])

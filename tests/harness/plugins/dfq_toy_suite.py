@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 from harness.contracts import Evaluation, VisionModel, check_not_sealed
 from harness.errors import UsageError
 
 SHAPE = (1, 4, 4)
+IMAGES = 40
 SUITES = []  # suites opened in this process, so that a misbehaving method can reach for the data
+LOADED = []  # names that models were loaded by
 
 
 class Suite:
@@ -21,9 +24,16 @@ class Suite:
         return ["tiny", "tiny2"]
 
     def model_identity(self, model):
-        if model not in self.models():
+        if self.canonical_name(model) not in self.models():
             raise UsageError(f"unknown model '{model}'; did you mean 'tiny'?")
-        return f"weights of {model}"
+        return f"weights of {self.canonical_name(model)}"
+
+    def canonical_name(self, model):
+        return Path(model).name  # a model may be named with a path before it
+
+    def check_limit(self, limit):
+        if limit is not None and limit > IMAGES:
+            raise UsageError(f"limit {limit}, but there are {IMAGES} images")
 
     def data_identity(self):
         return "toy data 1"
@@ -34,7 +44,8 @@ class Suite:
         import torch
         from torch import nn
 
-        torch.manual_seed(self.models().index(model))
+        LOADED.append(model)
+        torch.manual_seed(self.models().index(self.canonical_name(model)))
         net = nn.Sequential(nn.Flatten(), nn.Linear(16, 5)).eval().requires_grad_(False).to(device)
         return VisionModel(model, "toy", net, SHAPE, (0.5,), (0.25,), 5, None, None, None)
 
@@ -49,8 +60,8 @@ class Suite:
         import torch
 
         generator = torch.Generator().manual_seed(7)
-        images = torch.randn(40, *SHAPE, generator=generator)[:limit]
-        labels = torch.randint(0, 5, (40,), generator=generator)[:limit]
+        images = torch.randn(IMAGES, *SHAPE, generator=generator)[:limit]
+        labels = torch.randint(0, 5, (IMAGES,), generator=generator)[:limit]
         output = forward(images)
         predictions = output.argmax(1)
         outcomes = pd.DataFrame({"label": labels, "prediction": predictions, "correct": predictions == labels})
