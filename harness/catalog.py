@@ -150,11 +150,25 @@ class Catalog:
         Raises:
             UsageError: as `resolve`; also options given for a plugin that none of the methods uses.
         """
-        resolved = {method.name: method for method in (self.resolve(text, preset, overrides) for text in texts)}
-        used = sorted({info.name for method in resolved.values() for info in method.infos})
+        found = dict(self.find(text) for text in texts)
+        infos = [info for parts in found.values() for info in parts]
         for name in overrides:
-            check_known("plugin of this run in --option", name, used)
-        return list(resolved.values())
+            check_known("plugin of this run in --option", name, sorted({info.name for info in infos}))
+        # A method and a source may share a name: each takes the options that it has. What none of them has is left to
+        # the first to complain about.
+        known = {name: {f for i in infos if i.name == name for f in i.options.model_fields} for name in overrides}
+        resolved = []
+        for name, parts in found.items():
+            own = {
+                info.name: {
+                    option: value
+                    for option, value in overrides.get(info.name, {}).items()
+                    if option in info.options.model_fields or option not in known[info.name]
+                }
+                for info in parts
+            }
+            resolved.append(self.resolve(name, preset, own))
+        return resolved
 
     def restore(self, name: str, options: Mapping[str, Any]) -> ResolvedMethod:
         """The method of a cell, from its own name and options.

@@ -72,6 +72,15 @@ def test_bad_options(catalog, overrides, message):
         catalog.resolve_all(["toynoise"], "default", overrides)
 
 
+def test_options_of_parts_that_share_a_name(catalog):
+    overrides = {"clamp": {"passes": 3}}
+    alone, crossed = catalog.resolve_all(["clamp", "clamp+minmax"], "default", overrides)
+    assert alone.parts[0][1].passes == 3
+    assert crossed == catalog.resolve("clamp+minmax")
+    with pytest.raises(UsageError, match=r"option clamp\.passes"):
+        catalog.resolve_all(["clamp+minmax"], "default", overrides)
+
+
 def test_unknown_preset(catalog):
     with pytest.raises(UsageError, match="did you mean 'quick'"):
         catalog.resolve("toynoise", "quik")
