@@ -104,7 +104,7 @@ def _describe(info: PluginInfo, console: Console) -> None:
     needs = "data-free (enforced)" if info.data == "none" else "training images without labels"
     facts.add_row("data", "only the images of its source" if info.kind == "calibrator" else needs)
     facts.add_row("origin", info.origin)
-    for name in ("paper", "code", "requires"):
+    for name in ("paper", "code"):
         if getattr(info, name):
             facts.add_row(name, escape(str(getattr(info, name))))
     if info.partner:

@@ -16,6 +16,12 @@ Kind = Literal["method", "source", "calibrator"]
 Origin = Literal["baseline", "published code", "reconstruction"]
 
 
+def import_target(target: str) -> Any:
+    """The object behind `module:attribute`."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
 class Options(BaseModel):
     """Base of every plugin's options. Field descriptions are shown by `describe`."""
 
@@ -45,7 +51,6 @@ class PluginInfo:
     paper: str = ""
     code: str = ""  # reference code and its licence, or that there is none
     deviations: tuple[str, ...] = ()
-    requires: str | None = None  # a calibrator that only one source can serve, or the like: shown by `describe`
 
     def resolve(self, preset: str, overrides: Mapping[str, Any]) -> Options:
         """The preset's options with the user's on top.
@@ -64,8 +69,7 @@ class PluginInfo:
 
     def load(self) -> Any:
         """Import and return the class behind `target`."""
-        module, _, attribute = self.target.partition(":")
-        return getattr(import_module(module), attribute)
+        return import_target(self.target)
 
 
 @dataclass(frozen=True)
@@ -82,5 +86,4 @@ class TaskInfo:
 
     def load(self) -> Any:
         """Import and return the function behind `target`."""
-        module, _, attribute = self.target.partition(":")
-        return getattr(import_module(module), attribute)
+        return import_target(self.target)

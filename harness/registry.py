@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from harness.errors import UsageError
+from harness.plugins import import_target
 
 T = TypeVar("T")
 
@@ -99,9 +99,3 @@ class Registry(Generic[T]):
             except UsageError as error:
                 broken[name] = str(error)
         return usable, broken
-
-
-def import_target(target: str) -> Any:
-    """The object behind `module:attribute`."""
-    module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)
