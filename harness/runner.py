@@ -93,6 +93,9 @@ class CellRunner:
 
         torch.set_num_threads(settings.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # float32 means float32: TensorFloat-32 would give other numbers on other GPUs.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
         self._settings = settings
         self._device = resolve_device(settings.device)
         self._suites: dict[tuple[str, str], Suite] = {}
@@ -169,7 +172,7 @@ class CellRunner:
     ) -> tuple[Callable[[Any], Any], Quantization] | str:
         """The quantized model and its summary, or the reason why the method skips this combination."""
         spec = BitSpec.parse(cell.bits)
-        before = _weights_state(model)
+        before = _weights_state(model), _hooks(model)
         free = method.data == "none"
         calib = None if free else suite.calibration(model)
         with sealed_data(method.name) if free else nullcontext():
@@ -179,8 +182,7 @@ class CellRunner:
                 return reason
             with ctx.stage("other"):
                 quantized = built.quantize(model, spec=spec, scheme=cell.scheme, calib=calib, ctx=ctx)
-        if _weights_state(model) != before:
-            raise BadResult(f"method '{method.name}' changed the float model that it was given")
+        _check_untouched(method.name, model, *before)
         return quantized, _summarise(method.name, quantized.summary)
 
     def _suite(self, cell: Cell) -> Suite:
@@ -213,6 +215,24 @@ def _weights_state(model: VisionModel) -> list[str]:
     # As text, since NaN is not equal to itself.
     tensors = model.net.state_dict().values()
     return [repr((float(t.double().sum()), float(t.double().square().sum()))) for t in tensors]
+
+
+def _hooks(model: VisionModel) -> int:
+    found = (value for module in model.net.modules() for name, value in vars(module).items() if name.endswith("_hooks"))
+    return sum(len(hooks) for hooks in found if isinstance(hooks, Mapping))
+
+
+def _check_untouched(name: str, model: VisionModel, weights: list[str], hooks: int) -> None:
+    """Raise BadResult unless the float model is as it was handed over; the next cell uses it."""
+    changes = {
+        "changed the float model that it was given": _weights_state(model) != weights,
+        "left the float model in train mode": any(module.training for module in model.net.modules()),
+        "left parameters of the float model requiring gradients": any(p.requires_grad for p in model.net.parameters()),
+        "left hooks on the float model": _hooks(model) != hooks,
+    }
+    for change, happened in changes.items():
+        if happened:
+            raise BadResult(f"method '{name}' {change}")
 
 
 def _summarise(name: str, summary: QuantSummary) -> Quantization:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from harness.cell import Cell
 from harness.record import Failure
-from harness.runner import CellRunner, Measured, Progress, Settings, failed_record, now
+from harness.runner import CellRunner, Measured, Progress, Settings, failed_record, now, resolve_device
 
 _PROGRESS_INTERVAL = 0.2  # seconds between two progress messages of a worker
 
@@ -45,7 +45,7 @@ class InProcess:
 
 
 class WorkerProcess:
-    """Runs cells in one spawned process that is kept between cells and replaced when it dies or is timed out."""
+    """Runs cells in one spawned process that is kept between cells; replaced if it dies, times out or fails on CUDA."""
 
     def __init__(self, settings: Settings, timeout: float | None = None) -> None:
         self._settings = settings
@@ -68,6 +68,8 @@ class WorkerProcess:
             self.close()
         else:
             assert isinstance(measured, Measured)
+            if measured.record.status == "failed" and self._on_cuda():
+                self.close()  # a CUDA error makes all later calls in the same process fail too
             return measured
         return Measured(failed_record(self._settings, cell, failure, started, time.perf_counter() - clock))
 
@@ -79,6 +81,9 @@ class WorkerProcess:
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None
+
+    def _on_cuda(self) -> bool:
+        return resolve_device(self._settings.device).type == "cuda"
 
     def _ready(self) -> Connection[object, object]:
         """The connection to a worker that has started; importing torch does not count as the cell's time."""

@@ -26,8 +26,8 @@ def _bad(mode: str) -> PluginInfo:
     )
 
 
-RAISE, DIE, HANG, TOUCH, NAN, NOTHING, MUTATE, SKIP = map(
-    _bad, ("raise", "die", "hang", "touch", "nan", "nothing", "mutate", "skip")
+RAISE, DIE, HANG, TOUCH, NAN, NOTHING, MUTATE, SKIP, TRAIN, GRAD, HOOK = map(
+    _bad, ("raise", "die", "hang", "touch", "nan", "nothing", "mutate", "skip", "train", "grad", "hook")
 )
 NOISE = PluginInfo(
     name="toynoise",

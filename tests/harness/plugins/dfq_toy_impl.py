@@ -78,6 +78,12 @@ class Misbehaves:
             SUITES[-1].calibration(model)
         if self._mode == "mutate":
             weight.data.add_(1.0)
+        if self._mode == "train":
+            model.net[1].train()
+        if self._mode == "grad":
+            weight.requires_grad_(True)
+        if self._mode == "hook":
+            model.net[1].register_forward_hook(lambda *_: None)
         if self._mode == "hang" and "TOY_HANG" in os.environ:
             Path(os.environ["TOY_HANG"]).touch()
             time.sleep(600)
