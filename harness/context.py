@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell import Cell, canonical_json, digest
 from harness.memory import MemoryMeter
+from harness.provenance import decisive_versions
 from harness.record import Stage
 from harness.seeds import derive_seed
 from harness.store import write_atomically
@@ -39,7 +40,7 @@ def seed_everything(seed: int) -> None:
 
 
 class Context:
-    """Serves one cell. `code` is the fingerprint of the code that makes images; other code never reuses them."""
+    """Serves one cell. `code` is the fingerprint of the code that makes images; only the same code reuses them."""
 
     def __init__(
         self,
@@ -123,7 +124,8 @@ class Context:
         the global generators are seeded before and after, so that a hit and a miss differ in nothing but time. The one
         thing that cannot be restored is a generator that `make` shares with the code outside.
         """
-        key = digest({"identity": dict(identity), "scope": dict(self.scope), "code": self._code})
+        made_with = {"code": self._code, "versions": decisive_versions()}
+        key = digest({"identity": dict(identity), "scope": dict(self.scope), **made_with})
         path = self._cache / f"{key}.safetensors"
         images = self._read_cache(path)
         if images is None:

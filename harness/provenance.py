@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -15,7 +16,8 @@ from pathlib import Path
 from harness.record import Provenance
 
 _ROOT = Path(__file__).resolve().parent
-_HARNESS_FILES = ("compose.py", "contracts.py", "context.py", "seeds.py", "spec.py")
+_HARNESS_FILES = ("cell.py", "compose.py", "contracts.py", "context.py", "runner.py", "seeds.py", "spec.py")
+_TOOLS = frozenset(_ROOT.parent / "tasks" / "embedded" / f"{n}.py" for n in ("train", "zoo_cli", "make_subset"))
 _PACKAGES = ("dfqbench", "torch", "torchvision", "timm", "numpy", "safetensors")
 _DECISIVE = ("torch", "timm")  # a change of these can change a number
 
@@ -43,7 +45,8 @@ def _sources(package: str) -> list[Path]:
         return []
     if spec.submodule_search_locations is None:
         return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
-    return sorted(path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py"))
+    found = {path.resolve() for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py")}
+    return sorted(found - _TOOLS)  # tools that make weights and data, whose own hashes are in the cell
 
 
 def packages_of(targets: Iterable[str]) -> frozenset[str]:
@@ -53,8 +56,12 @@ def packages_of(targets: Iterable[str]) -> frozenset[str]:
 
 def is_stale(record: Provenance, code: str) -> bool:
     """Whether other code or decisive versions than the present ones made the record."""
-    present = versions()
-    return record.code != code or any(record.versions.get(name) != present.get(name) for name in _DECISIVE)
+    return record.code != code or {name: record.versions.get(name) for name in _DECISIVE} != decisive_versions()
+
+
+def decisive_versions() -> dict[str, str | None]:
+    """Present versions of the packages a change of which can change a number."""
+    return {name: versions().get(name) for name in _DECISIVE}
 
 
 @cache
@@ -75,7 +82,9 @@ def collect(code: str, device: str, threads: int) -> Provenance:
     if device.startswith("cuda"):
         import torch
 
-        hardware["gpu"] = torch.cuda.get_device_name(device)
+        # After a CUDA error every call into CUDA raises, and the failure itself must still be recorded.
+        with contextlib.suppress(Exception):
+            hardware["gpu"] = torch.cuda.get_device_name(device)
     return Provenance(
         code=code, versions=versions(), hardware=hardware, device=device, threads=threads, git=_git_state()
     )

@@ -100,7 +100,11 @@ class ImageFolder:
         return list(self._files_in(CALIBRATION))
 
     def identity(self) -> str:
-        """Hash of the relative paths and sizes of all images of both splits."""
+        """Hash of the relative paths and sizes of all images of both splits, as they are at the first call."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
         digest = hashlib.sha256()
         for file in chain(self._evaluation, self._calibration):
             digest.update(f"{file.path.relative_to(self._root).as_posix()} {file.path.stat().st_size}\n".encode())

@@ -7,7 +7,7 @@ import torch
 
 from harness.context import Context
 from harness.memory import MemoryMeter
-from harness.provenance import code_fingerprint, packages_of
+from harness.provenance import _sources, code_fingerprint, packages_of
 
 
 @pytest.fixture
@@ -58,11 +58,24 @@ def test_other_code_does_not_reuse_images(context, settings):
     assert other.cached_images({"source": "x"}, lambda: torch.ones(1, 1, 4, 4)).sum() == 16
 
 
+def test_other_versions_do_not_reuse_images(context, monkeypatch):
+    ctx = context()
+    ctx.cached_images({"source": "x"}, lambda: torch.zeros(1, 1, 4, 4))
+    monkeypatch.setattr("harness.context.decisive_versions", lambda: {"torch": "0.1", "timm": "0.1"})
+    assert ctx.cached_images({"source": "x"}, lambda: torch.ones(1, 1, 4, 4)).sum() == 16
+
+
 def test_memory_of_reused_results_counts():
     meter = MemoryMeter("cpu")
     meter.include(1e6)
     assert meter.added_mib == 1e6
     assert meter.peak_mib > 1e6
+
+
+def test_fingerprint_leaves_out_tools():
+    names = {path.name for path in _sources("tasks")}
+    assert "timm_cls.py" in names
+    assert not names & {"train.py", "zoo_cli.py", "make_subset.py"}
 
 
 def test_fingerprint_follows_the_plugins_own_code(tmp_path, monkeypatch):
