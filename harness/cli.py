@@ -1,12 +1,13 @@
 """The command line. Turns arguments into requests and errors into exit codes; decides nothing else.
 
 Exit codes: 0 ok, 1 accuracy regression, 2 usage or configuration, 3 some cells failed, 4 nothing measured,
-130 interrupted.
+70 an error of the program itself, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +22,9 @@ from harness.plan import RERUN, Request, make_plan
 from harness.plugins import PRESETS
 from harness.registry import check_known
 
-USAGE, INTERRUPTED = 2, 130
+USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 DEVICES = ("auto", "cpu", "cuda")
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 WIDTH = 140  # of tables that do not go to a terminal
 
 
@@ -48,7 +50,11 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of `dfqbench` and `python -m harness`."""
-    app()
+    try:
+        app()
+    except Exception as error:  # Python's own exit code would be 1, which means an accuracy regression
+        sys.excepthook(type(error), error, error.__traceback__)  # typer's, if it is installed
+        sys.exit(SOFTWARE)
 
 
 def _console() -> Console:
@@ -98,7 +104,10 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     device: Annotated[str, typer.Option(help=f"{', '.join(DEVICES)}.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Results folder; results/runs/SUITE if left out.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder of synthesized images.")] = Path("results/cache"),
-    rerun: Annotated[str, typer.Option(help=f"What is measured again: {', '.join(RERUN)}.")] = "failed",
+    rerun: Annotated[
+        str,
+        typer.Option(help=f"What is measured again, with images from the cache if they are there: {', '.join(RERUN)}."),
+    ] = "failed",
     timeout: Annotated[float | None, typer.Option(help="Seconds after which a cell counts as failed.")] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="No worker process: for debugging.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")] = None,
@@ -133,11 +142,11 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     console = _console()
     catalog = Catalog.default()
     dry = ctx.info_name == "plan"
-    if not dry:
-        prepare_folder(store.folder, "--out")
-        prepare_folder(cache, "--cache")
     _check_device(device)
     plan = make_plan(request, catalog, store)
+    if not dry:  # after planning, so that a mistyped name leaves no folder behind
+        prepare_folder(store.folder, "--out")
+        prepare_folder(cache, "--cache")
     show_plan(plan, console)
     if dry:
         return
@@ -194,6 +203,12 @@ def _check_device(device: str) -> None:
 
 
 def _cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its container (cgroup v2) if there is one."""
     import os
 
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (int(number) for number in CPU_QUOTA.read_text().split())
+    except (OSError, ValueError):  # no such file, or `max`: no quota
+        return cores
+    return max(1, min(cores, quota // period)) if quota > 0 < period else cores

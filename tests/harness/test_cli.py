@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from harness import cli as cli_module
 from harness.cli import app
 from harness.store import Store
 
@@ -106,6 +107,8 @@ def test_skipping_everything_measures_nothing(bench):
     ("arguments", "message"),
     [
         (["--limit", "0"], "--limit must be at least 1"),
+        (["--limit", "41"], "there are 40 images"),
+        (["--suite", "tyo"], "did you mean 'toy'"),
         (["--bits", "W44"], "try W4A8"),
         (["--bits", "W1A8"], "outside 2 to 8"),
         (["--models", "tinny"], "unknown model 'tinny'"),
@@ -128,7 +131,29 @@ def test_bad_input_is_one_sentence(bench, tmp_path, arguments, message):
     (tmp_path / "file").touch()
     result = bench("toynoise", *arguments, code=2)
     assert message in result.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name not in {"file", "results"}] == []
+    if "--cache" not in arguments:
+        assert not Path("results").exists()
     assert not list(RUNS.glob("*.json"))
+
+
+@pytest.mark.parametrize(("text", "cores"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)])
+def test_cores_respect_the_quota(monkeypatch, tmp_path, text, cores):
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(cli_module, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert cli_module._cores() == cores
+
+
+def test_an_unexpected_error_is_no_regression(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli_module, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli_module.main()
+    assert ended.value.code == 70
+    assert "RuntimeError: a bug" in capsys.readouterr().err
 
 
 def test_a_truncated_record_stops_before_measuring(bench):
