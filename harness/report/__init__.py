@@ -25,7 +25,8 @@ def write_report(store: Store, out_dir: Path, keys: set[str] | None = None, cons
     Args:
         store: The results.
         out_dir: Folder that gets the subfolder `report` with comparison.md, comparison.csv, comparison.tex, costs.md,
-            cells.csv, accuracy.png, accuracy.svg and a gallery_<model>.png for every model with kept images.
+            costs.csv, costs.tex, cells.csv, accuracy.png, accuracy.svg and a gallery_<model>.png for every model with
+            kept images.
         keys: Cells to report; all if None.
         console: Where the main table is printed.
 
@@ -50,6 +51,8 @@ def write_report(store: Store, out_dir: Path, keys: set[str] | None = None, cons
         ("comparison.csv", tables.csv(summary)),
         ("comparison.tex", tables.latex(summary)),
         ("costs.md", tables.costs(summary)),
+        ("costs.csv", tables.costs_csv(summary)),
+        ("costs.tex", tables.costs_latex(summary)),
         ("cells.csv", tables.csv(cells)),
     ):
         (folder / name).write_text(text, encoding="utf-8", newline="\n")

@@ -18,7 +18,8 @@ Outcomes = Mapping[str, NDArray[np.bool_]]
 # What makes two numbers comparable: methods are ranked only within such a group.
 CONTEXT = ["suite", "task", "data", "limit"]
 GROUP = [*CONTEXT, "scheme", "bits"]
-STAGES = ("synthesize", "calibrate", "search")
+STAGES = ("synthesize", "images", "calibrate", "search", "refresh")
+NOT_QUANTIZING = ("load", "evaluate")  # stages that every method needs alike
 FLOOR_SOURCE = "noise"  # the image source below which no method should fall; a name of display only
 
 
@@ -73,6 +74,8 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
         stage = record.stages.get(name)
         row[f"{name}_s"] = stage.seconds if stage else None
         row[f"{name}_cached"] = stage.cached if stage else False
+    quantizing = [stage.seconds for name, stage in record.stages.items() if name not in NOT_QUANTIZING]
+    row["total_s"] = sum(quantizing) if quantizing else None
     return row
 
 
@@ -82,7 +85,7 @@ def _row_columns() -> list[str]:
         "suite task data limit scheme bits model weights method options role origin seed status reason metric accuracy"
         " per_image images seconds peak_memory_mib added_memory_mib weight_mib weight_sites activation_sites device key"
     )
-    return [*fixed.split(), *(f"{name}{suffix}" for name in STAGES for suffix in ("_s", "_cached"))]
+    return [*fixed.split(), *(f"{name}{suffix}" for name in STAGES for suffix in ("_s", "_cached")), "total_s"]
 
 
 def _role(record: Record) -> str:

@@ -19,6 +19,7 @@ _MEANS = [
     "weight_sites",
     "activation_sites",
     *(f"{name}_s" for name in STAGES),
+    "total_s",
 ]
 
 

@@ -15,7 +15,22 @@ from harness.report.frame import CONTEXT, GROUP
 WIDTH = 120  # columns of a terminal that a table must fit
 ALPHA = 0.05
 NONE = "–"
-NUMERIC = {"Δ", "synth. s", "calib. s", "search s", "peak MiB", "weights MiB"}  # columns aligned right
+NUMERIC = {
+    "Δ",
+    "synth. s",
+    "calib. s",
+    "search s",
+    "refresh s",
+    "total s",
+    "peak MiB",
+    "size MiB",
+}  # columns aligned right
+# columns of costs.csv beside those of the group
+COSTS = [
+    *("model", "method", "role", "origin", "seeds", "seed_list"),
+    *("synthesize_s", "synthesize_cached", "images_s", "calibrate_s", "search_s", "refresh_s", "total_s", "seconds"),
+    *("peak_memory_mib", "added_memory_mib", "weight_mib", "weight_sites", "activation_sites"),
+]
 METRICS = {"top1": "top-1 accuracy (%)"}  # how metrics are written out; others keep their names
 
 NOTES = f"""\
@@ -45,17 +60,48 @@ def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
 def costs(summary: pd.DataFrame) -> str:
     """The second table as Markdown: where time and memory go, size, sites and origin of every method."""
     parts = ["# Costs\n"]
+    for title, table in _cost_tables(summary):
+        parts += [f"## {title}\n", _markdown(table.drop(columns="origin"))]
+    parts.append(_origins(summary))
+    parts.append(
+        "Mean over seeds. `c`: cached, some of the images were made for another cell; the seconds are what making them"
+        " took.\n*total s* is all of quantizing, also what has no column; neither loading nor evaluating.\n"
+        "*peak MiB* is the memory of the whole process while quantizing (on CUDA: of the allocator).\n"
+        "*size MiB* counts parameters left in float32 too; *sites* are quantized weights + activations.\n"
+    )
+    return "\n".join(parts)
+
+
+def _origins(summary: pd.DataFrame) -> str:
+    """Where the methods come from, in a line each, since a column of it would not fit."""
+    lines = [
+        f"- {origin}: {', '.join(sorted(methods.unique()))}\n"
+        for origin, methods in summary.groupby("origin")["method"]
+    ]
+    return "Origin of the methods:\n\n" + "".join(lines) if lines else ""
+
+
+def costs_latex(summary: pd.DataFrame) -> str:
+    """The second table for a paper: one booktabs table a group and model."""
+    return "\n".join(
+        _latex_table(title, table.set_index("method"), "".join("r" if name in NUMERIC else "l" for name in table)[1:])
+        for title, table in _cost_tables(summary)
+    )
+
+
+def costs_csv(summary: pd.DataFrame) -> str:
+    """The costs at full precision."""
+    return csv(summary[[*GROUP, *COSTS]])
+
+
+def _cost_tables(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Title and table of every group and model; all have the same columns."""
+    refresh = bool(summary["refresh_s"].notna().any())
     for title, group in _groups(summary):
         order = _order(group)
         for model, rows in group.groupby("model", sort=True):
-            parts.append(f"## {model}, {title}\n")
-            parts.append(_markdown(_cost_table(rows.sort_values("method", key=lambda names: names.map(order.index)))))
-    parts.append(
-        "Mean over seeds. `c`: cached, some of the images were made for another cell; the seconds are what making them"
-        " took.\n*peak MiB* is the memory of the whole process while quantizing (on CUDA: of the allocator).\n"
-        "*weights MiB* counts parameters left in float32 too; *sites* are quantized weights + activations.\n"
-    )
-    return "\n".join(parts)
+            table = _cost_table(rows.sort_values("method", key=lambda names: names.map(order.index)))
+            yield f"{model}, {title}", table if refresh else table.drop(columns="refresh s")
 
 
 def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -69,13 +115,15 @@ def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
             "synth. s": pd.Series(column("synthesize_s", 1), index=rows.index) + cached,
             "calib. s": column("calibrate_s", 1),
             "search s": column("search_s", 1),
+            "refresh s": column("refresh_s", 1),
+            "total s": column("total_s", 1),
             "peak MiB": column("peak_memory_mib", 0),
-            "weights MiB": column("weight_mib", 2),
+            "size MiB": column("weight_mib", 2),
             "sites": [
                 f"{w:.0f}+{a:.0f}" if w > 0 else NONE
                 for w, a in zip(rows["weight_sites"], rows["activation_sites"], strict=True)
             ],
-            "seeds": rows["seed_list"],
+            "seeds": rows["seeds"].astype(str),
             "origin": rows["origin"],
         }
     )
@@ -83,7 +131,7 @@ def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def latex(summary: pd.DataFrame) -> str:
     """The main table for a paper: one booktabs table a group, needing the packages booktabs and multirow."""
-    return "\n".join(_latex_table(title + _metric(group), _table(group)) for title, group in _groups(summary))
+    return "\n".join(_comparison_latex(title + _metric(group), _table(group)) for title, group in _groups(summary))
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -244,12 +292,15 @@ _LATEX = str.maketrans(
 )
 
 
-def _latex_table(title: str, table: pd.DataFrame) -> str:
+def _comparison_latex(title: str, table: pd.DataFrame) -> str:
+    return _latex_table(title, table, "lrl" * (len(table.columns) // 3))
+
+
+def _latex_table(title: str, table: pd.DataFrame, columns: str) -> str:
     escape: Callable[[object], str] = lambda text: str(text).translate(_LATEX)  # noqa: E731
     renamed = table.map(escape).rename(index=escape, columns=escape).rename_axis(index=None)
-    per_model = "lrl" * (len(table.columns) // 3)
     return str(
         renamed.style.to_latex(
-            hrules=True, column_format="l" + per_model, multicol_align="c", caption=escape(title), position="htbp"
+            hrules=True, column_format="l" + columns, multicol_align="c", caption=escape(title), position="htbp"
         )
     )

@@ -46,7 +46,8 @@ def record(method: str, seed: int = 0, *, bits: str = "W8A8", model: str = "vit_
         "status": "ok",
         "primary_metric": "top1",
         "metrics": {"top1": 0.0},
-        "stages": {"synthesize": Stage(seconds=20.5, cached=seed == 1), "calibrate": Stage(seconds=1.25)},
+        "stages": {"synthesize": Stage(seconds=20.5, cached=seed == 1), "calibrate": Stage(seconds=1.25)}
+        | ({"refresh": Stage(seconds=812.5), "search": Stage(seconds=1812.5)} if method == "clamp" else {}),
         "seconds": 30.0,
         "peak_memory_mib": 812.4,
         "quantization": None if method == FLOAT else quantization,

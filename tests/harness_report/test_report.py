@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from harness import stats
+from harness.record import Stage
 from harness.report import tables, write_report
 from harness.report.figures import accuracy_figure
 from harness.report.frame import cells_frame
@@ -42,7 +43,8 @@ def test_report_writes_every_file_and_prints_the_main_table(store: Store, tmp_pa
     shown = report(store, tmp_path)
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert names == {
-        *("comparison.md", "comparison.csv", "comparison.tex", "costs.md", "cells.csv", "accuracy.png", "accuracy.svg"),
+        *("comparison.md", "comparison.csv", "comparison.tex", "cells.csv", "accuracy.png", "accuracy.svg"),
+        *("costs.md", "costs.csv", "costs.tex"),
         *(f"gallery_{model}.png" for model in fake.MODELS),
     }
     assert shown.strip() == (tmp_path / "report" / "comparison.md").read_text().strip()
@@ -115,6 +117,22 @@ def test_tables_fit_a_terminal_and_rank_within_scheme_and_bits(store: Store) -> 
     second = text.split("## ")[2]
     methods = re.findall(r"^\| (\S+)", second, flags=re.MULTILINE)[2:7]
     assert methods == ["float", "real+minmax", "clamp", "psaq+minmax", "noise+minmax"]
+
+
+def test_costs_show_refresh_only_where_there_is_one(store: Store) -> None:
+    stages = {name: Stage(seconds=s) for name, s in {"load": 5.0, "search": 2.0, "other": 0.5, "evaluate": 9.0}.items()}
+    fake.save(store, fake.record("clamp", stages=stages), fake.outcome(90, 0))
+    summary = frames(store)[1]
+    assert "refresh s" not in tables.costs(summary)
+    assert re.search(r"\| search s \| total s \|.*\n.*\n\| clamp \* +\|.* 2\.0 \| +2\.5 \|", tables.costs(summary))
+    stages["refresh"] = Stage(seconds=1.25)
+    fake.save(store, fake.record("clamp", 1, stages=stages), fake.outcome(90, 1))
+    summary = frames(store)[1]
+    assert "refresh s" in tables.costs(summary)
+    assert "- reconstruction: clamp\n" in tables.costs(summary)
+    assert r"\toprule" in tables.costs_latex(summary)
+    (row,) = pd.read_csv(io.StringIO(tables.costs_csv(summary))).to_dict("records")
+    assert (row["refresh_s"], row["total_s"]) == (1.25, (2.5 + 3.75) / 2)
 
 
 def test_failures_are_listed_and_leave_the_mean_incomplete(store: Store, tmp_path: Path) -> None:
