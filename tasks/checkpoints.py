@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
-_WRAPPERS = ("model", "state_dict")  # DeiT and Swin releases; PyTorch Lightning and timm's training script
+# DeiT's releases; timm's training script. What is inside must have timm's names: Microsoft's Swin files do not.
+_WRAPPERS = ("model", "state_dict")
 _PARALLEL_PREFIX = "module."  # left behind by DistributedDataParallel
 
 
