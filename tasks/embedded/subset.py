@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.contracts import VisionModel
 
 FILE = Path(__file__).parent / "data" / "fashion_mnist_subset.npz"
-BATCH = 250
+BATCH = 100
 
 
 class EmbeddedData:

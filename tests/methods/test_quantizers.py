@@ -40,6 +40,19 @@ def test_asymmetric_error_is_at_most_half_a_step_inside_the_range(values, bits):
     assert float((q(x) - x).abs().max()) <= float(q.scale) * 1.01 + 1e-6
 
 
+@pytest.mark.parametrize("axis", [None, 0])
+def test_gradient_passes_straight_through_inside_the_range(axis):
+    x = torch.tensor([[-9.0, -0.4, 0.3], [0.9, 0.11, 9.0]], requires_grad=True)
+    ends = (
+        (torch.tensor(-1.0), torch.tensor(1.0)) if axis is None else (torch.tensor([-1.0, -1]), torch.tensor([1.0, 1]))
+    )
+    q = Uniform.asymmetric(*ends, 4, axis)
+    y = q(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.tensor([[0.0, 1, 1], [1, 1, 0]]))
+    assert torch.allclose(y.detach(), q(x.detach()), atol=1e-6)  # the same values as without gradient
+
+
 def test_asymmetric_equals_the_formula():
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
     low, high = x.min().numpy(), x.max().numpy()
