@@ -55,7 +55,7 @@ SOURCE = PluginInfo(
     target="methods.clamp.synthesis:ClampImages",
     origin="reconstruction",
     options=SynthesisStage,
-    presets={"quick": {"steps": 50}, "default": {"steps": 125}, "paper": {}},
+    presets={"quick": {"steps": 50}, "default": {"steps": 75}, "paper": {}},
     partner="minmax",
     paper=_PAPER,
     code=_CODE,
@@ -70,7 +70,7 @@ METHOD = PluginInfo(
     options=SearchStage,
     presets={
         "quick": {"steps": 50, "passes": 1, "refresh_steps": 0},
-        "default": {"steps": 125, "passes": 2, "refresh_steps": 10},
+        "default": {"steps": 75, "passes": 2, "refresh_steps": 10},
         "paper": {},
     },
     paper=_PAPER,
