@@ -237,7 +237,15 @@ def test_a_killed_run_is_finished_by_the_same_command(cli, tmp_path, by, code):
     marker = tmp_path / "hangs"
     command = harness("bench", *TOY, "--methods", "toynoise,toyhang,toyreal", "--bits", "W4A8")
     environment = process_environment(TOY_HANG=str(marker))
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    # A background shell job ignores SIGINT and its children inherit that; a terminal's Ctrl-C finds the default.
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(marker, process)
     if by == signal.SIGKILL:
         process.kill()  # the worker must notice on its own
