@@ -244,7 +244,7 @@ def test_a_killed_run_is_finished_by_the_same_command(cli, tmp_path, by, code):
         env=environment,
         start_new_session=True,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - single-threaded child
     )
     wait_for(marker, process)
     if by == signal.SIGKILL:
