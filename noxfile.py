@@ -71,6 +71,12 @@ def tables(session: nox.Session) -> None:
 
 
 @nox.session
+def diagnose(session: nox.Session) -> None:
+    """Look at the stored images with the float models: patch similarity figures beside the tables."""
+    run_harness(session, "diagnose")
+
+
+@nox.session
 def zoo(session: nox.Session) -> None:
     """Train the embedded models again from the original images (hours); shows its options with -- --help."""
     session.run(install(session), "-m", "tasks.embedded.zoo_cli", *session.posargs)

@@ -12,6 +12,7 @@ from harness.cell import FLOAT
 from harness.compose import SourceThenCalibrator
 from harness.contracts import Method
 from harness.errors import UsageError
+from harness.names import Part, parse_name
 from harness.plugins import PRESETS, Kind, Options, Origin, PluginInfo, TaskInfo
 from harness.registry import Registry, check_known
 
@@ -91,27 +92,29 @@ class Catalog:
         names = [*self.methods.names(), *self.sources.names(), *self.calibrators.names()]
         return list(dict.fromkeys(names))
 
-    def find(self, text: str) -> tuple[str, tuple[PluginInfo, ...]]:
-        """Canonical name and plugins of `method`, `source`, `calibrator` or `source+calibrator`.
+    def find(self, text: str) -> tuple[tuple[PluginInfo, Mapping[str, Any]], ...]:
+        """Plugins of `method`, `source`, `calibrator` or `source+calibrator`, each with what its brackets change.
 
         Raises:
-            UsageError: unknown or unusable plugin, or a plugin alone that names no partner.
+            UsageError: malformed brackets, unknown or unusable plugin, or a plugin alone that names no partner.
         """
-        text = text.strip()
-        if text == FLOAT:
-            return FLOAT, ()
-        if "+" in text:
-            first, _, second = (part.strip() for part in text.partition("+"))
-            return self._cross(self._info("source", first), self._info("calibrator", second))
-        if text in self.methods:
-            return text, (self._info("method", text),)
-        if text in self.sources:
-            source = self._info("source", text)
-            return self._cross(source, self._info("calibrator", self._partner(source)))
-        if text in self.calibrators:
-            calibrator = self._info("calibrator", text)
-            return self._cross(self._info("source", self._partner(calibrator)), calibrator)
-        check_known("method", text, [FLOAT, *self.method_names()])
+        part, *others = parse_name(text)
+        if others:
+            calibrator = self._info("calibrator", "+".join(other.name for other in others))
+            return (self._info("source", part.name), part.changes), (calibrator, others[0].changes)
+        if part.name == FLOAT:
+            if part.changes:
+                raise UsageError(f"'{FLOAT}' is the unquantized model and takes no options: '{text}'")
+            return ()
+        if part.name in self.methods:
+            return ((self._info("method", part.name), part.changes),)
+        if part.name in self.sources:
+            source = self._info("source", part.name)
+            return (source, part.changes), (self._info("calibrator", self._partner(source)), {})
+        if part.name in self.calibrators:
+            calibrator = self._info("calibrator", part.name)
+            return (self._info("source", self._partner(calibrator)), {}), (calibrator, part.changes)
+        check_known("method", part.name, [FLOAT, *self.method_names()])
         raise AssertionError("unreachable: check_known knows all registries")
 
     def _info(self, kind: Kind, name: str) -> PluginInfo:
@@ -127,22 +130,32 @@ class Catalog:
             raise UsageError(f"{info.kind} '{info.name}' cannot stand alone; write {form}")
         return info.partner
 
-    def _cross(self, source: PluginInfo, calibrator: PluginInfo) -> tuple[str, tuple[PluginInfo, ...]]:
-        usual = source.partner == calibrator.name and source.name not in self.methods
-        return source.name if usual else f"{source.name}+{calibrator.name}", (source, calibrator)
-
     def resolve(self, text: str, preset: str = "default", overrides: Overrides | None = None) -> ResolvedMethod:
-        """The method that `text` names, with the preset's options and the user's on top.
+        """The method that `text` names: the preset's options, the user's on top, those in brackets on top of both.
 
         Raises:
             UsageError: unknown name, preset or option, or a value that does not fit.
         """
         check_known("preset", preset, PRESETS)
-        name, infos = self.find(text)
-        if name == FLOAT:
-            return ResolvedMethod(name, "", ())
         chosen = overrides or {}
-        return ResolvedMethod(name, preset, tuple((i, i.resolve(preset, chosen.get(i.name, {}))) for i in infos))
+        named, parts = [], []
+        for info, changes in self.find(text):
+            options = info.resolve(preset, {**chosen.get(info.name, {}), **changes})
+            # Values as the option's type has them: `0` and `false` may be one.
+            values = options.model_dump(mode="json")
+            named.append(Part(info.name, {option: values[option] for option in changes}))
+            parts.append((info, options))
+        return ResolvedMethod(self._name(named, parts), preset if parts else "", tuple(parts))
+
+    def _name(self, named: Sequence[Part], parts: Sequence[tuple[PluginInfo, Options]]) -> str:
+        if not parts:
+            return FLOAT
+        if len(parts) == 2:
+            source, calibrator = parts[0][0], parts[1][0]
+            usual = source.partner == calibrator.name and source.name not in self.methods
+            if not usual or named[1].changes:
+                return f"{named[0]}+{named[1]}"
+        return str(named[0])
 
     def resolve_all(self, texts: Sequence[str], preset: str, overrides: Overrides) -> list[ResolvedMethod]:
         """Resolve several methods, each once.
@@ -150,15 +163,15 @@ class Catalog:
         Raises:
             UsageError: as `resolve`; also options given for a plugin that none of the methods uses.
         """
-        found = dict(self.find(text) for text in texts)
+        found = {text: [info for info, _ in self.find(text)] for text in texts}
         infos = [info for parts in found.values() for info in parts]
         for name in overrides:
             check_known("plugin of this run in --option", name, sorted({info.name for info in infos}))
         # A method and a source may share a name: each takes the options that it has. What none of them has is left to
         # the first to complain about.
         known = {name: {f for i in infos if i.name == name for f in i.options.model_fields} for name in overrides}
-        resolved = []
-        for name, parts in found.items():
+        resolved: dict[str, ResolvedMethod] = {}
+        for text, parts in found.items():
             own = {
                 info.name: {
                     option: value
@@ -167,8 +180,32 @@ class Catalog:
                 }
                 for info in parts
             }
-            resolved.append(self.resolve(name, preset, own))
-        return resolved
+            method = self.resolve(text, preset, own)
+            resolved.setdefault(method.name, method)
+        return list(resolved.values())
+
+    def ablations(self, text: str, preset: str = "default", overrides: Overrides | None = None) -> dict[str, str]:
+        """Variants that switch one thing of a method: canonical name -> label, in the order of its plugins.
+
+        Raises:
+            UsageError: unknown method, one that already has brackets, or an ablation that does not fit the options.
+        """
+        if any(part.changes for part in parse_name(text)):
+            raise UsageError(f"'{text}' is a variant; name the method without brackets and set options with --option")
+        infos = [info for info, _ in self.find(text)]
+        variants: dict[str, str] = {}
+        for place, info in enumerate(infos):
+            info.check_ablations(preset, (overrides or {}).get(info.name, {}))
+            for label, changes in info.ablations.items():
+                parts = [Part(each.name, changes if i == place else {}) for i, each in enumerate(infos)]
+                variants[self.resolve("+".join(map(str, parts)), preset, overrides).name] = label
+        return variants
+
+    def ablated(self) -> list[str]:
+        """Names of all plugins that have ablations."""
+        kinds: tuple[Kind, ...] = ("method", "source", "calibrator")
+        usable = [info for kind in kinds for info in self.of(kind).load_all()[0].values()]
+        return list(dict.fromkeys(info.name for info in usable if info.ablations))
 
     def restore(self, name: str, options: Mapping[str, Any]) -> ResolvedMethod:
         """The method of a cell, from its own name and options.

@@ -6,9 +6,9 @@ Exit codes: 0 ok, 1 accuracy regression, 2 usage or configuration, 3 some cells 
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,8 @@ from typer.core import TyperGroup
 
 from harness.catalog import Catalog
 from harness.errors import UsageError
-from harness.plan import RERUN, Request, make_plan
+from harness.names import parse_value, split_names
+from harness.plan import ABLATION, RERUN, Request, make_plan
 from harness.plugins import PRESETS
 from harness.registry import check_known
 
@@ -63,7 +64,11 @@ def _console() -> Console:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    return _once(part.strip() for part in text.split(","))
+
+
+def _once(parts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part for part in parts if part))
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -78,21 +83,31 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         name, dot, option = path.strip().partition(".")
         if not (equals and dot and name and option):
             raise UsageError(f"--option '{text}' is not of the form NAME.FIELD=VALUE; for example psaq.steps=100")
-        try:
-            parsed = json.loads(value)
-        except json.JSONDecodeError:
-            parsed = value
-        overrides.setdefault(name, {})[option] = parsed
+        overrides.setdefault(name, {})[option] = parse_value(value)
     return overrides
 
 
 def _sweep(  # noqa: PLR0917 - typer passes them by name
     ctx: typer.Context,
     methods: Annotated[
-        str, typer.Option(help="METHOD, SOURCE, CALIBRATOR or SOURCE+CALIBRATOR, by comma.")
+        str,
+        typer.Option(
+            help="METHOD, SOURCE, CALIBRATOR or SOURCE+CALIBRATOR, each perhaps [OPTION=VALUE,...]; all crosses of some"
+            " are '{SOURCE,SOURCE}+{CALIBRATOR,CALIBRATOR}', in quotes."
+        ),
     ] = "clamp,psaq",
+    ablation: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="Run METHOD and its ablations (see `describe`) instead of --methods, without floor and ceiling;"
+            " --bits W4A5 --seeds 3 --preset quick --out results/runs/SUITE-ablation unless given.",
+        ),
+    ] = "",
     models: Annotated[str, typer.Option(help="Models, by comma; those of the suite if left out.")] = "",
-    bits: Annotated[str, typer.Option(help="Bits of weights and activations, by comma.")] = "W8A8,W4A8,W4A4",
+    bits: Annotated[
+        str, typer.Option(help="Bits of weights and activations, by comma; MP4.5 is mixed precision.")
+    ] = "W8A8,W4A8,W4A4",
     schemes: Annotated[str, typer.Option(help="Which tensors are quantized: full, matmul.")] = "full",
     tasks: Annotated[str, typer.Option(help="Tasks, by comma.")] = "classification",
     suite: Annotated[str, typer.Option(help="Data and models of the tasks; see `list tasks`.")] = "embedded",
@@ -121,7 +136,7 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, not {threads}")
     request = Request(
-        methods=_split(methods),
+        methods=_once(split_names(methods)),
         models=_split(models),
         bits=_split(bits),
         schemes=_split(schemes),
@@ -135,10 +150,14 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
         references=not no_references,
         rerun=rerun,
     )
+    if ablation:
+        typed = {name for name in ABLATION if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
+        unset = {name: value for name, value in ABLATION.items() if name not in typed}
+        request = replace(request, ablation=ablation, **unset)
     from harness.display import show_plan
     from harness.store import Store, prepare_folder
 
-    store = Store(out or Path("results", "runs", suite))
+    store = Store(out or Path("results", "runs", f"{suite}-ablation" if ablation else suite))
     console = _console()
     catalog = Catalog.default()
     dry = ctx.info_name == "plan"
@@ -192,6 +211,28 @@ def tables(out: Annotated[Path, typer.Option(help="Results folder.")] = Path("re
         typer.echo(f"Error: nothing was measured in {out}.", err=True)
         raise typer.Exit(NOTHING_MEASURED)
     report(store, None, _console())
+
+
+@app.command()
+def diagnose(
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/runs/embedded"),
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the suite's data, if it needs one.")] = None,
+    models: Annotated[str, typer.Option(help="Models as given to bench, by comma; all if left out.")] = "",
+    bits: Annotated[str, typer.Option(help="Precision to look at; that with the most methods if left out.")] = "",
+    site_images: Annotated[
+        int, typer.Option(min=0, help="Also quantize every activation site alone, on this many real training images.")
+    ] = 0,
+) -> None:
+    """Look at the stored images of a results folder with the float models: how similar are their patches?"""
+    from harness.diagnose import diagnose as look
+    from harness.store import Store
+
+    if not out.is_dir():
+        raise UsageError(f"there is no results folder {out}; run bench first or give another --out")
+    for path in look(
+        Store(out), Catalog.default(), data_root=data_root, models=_split(models), bits=bits, site_images=site_images
+    ):
+        typer.echo(str(path))
 
 
 def _check_device(device: str) -> None:

@@ -44,8 +44,8 @@ class SourceThenCalibrator:
 
         if self._info.data == "none":
             identity = {"source": self._info.name, "options": self._options.model_dump(mode="json")}
-            if self._source.uses_bits:
-                identity |= {"bits": str(spec), "scheme": scheme}
+            if hasattr(self._source, "precision"):
+                identity["precision"] = self._source.precision(spec, scheme)
             images = ctx.cached_images(identity, make)
         else:
             with ctx.stage("images"):

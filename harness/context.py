@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from harness.contracts import VisionModel
 
 KEPT_IMAGES = 16
+SNAPSHOT_IMAGES = 4
+_SNAPSHOT = "snapshot-"  # name of a snapshot in the cache, before its step
 
 
 def seed_everything(seed: int) -> None:
@@ -62,6 +64,7 @@ class Context:
         self.counters: Counter[str] = Counter()
         self.kept_diagnostics: dict[str, dict[str, Any]] = {}
         self._kept: Tensor | None = None
+        self._snapshots: dict[int, Tensor] = {}
         self.memory = MemoryMeter(device.type)
 
     def restart_memory(self) -> None:
@@ -120,16 +123,17 @@ class Context:
     def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
         """Images from the cache, else from `make()`.
 
-        Whatever else `make` leaves behind (counters, diagnostics, stage times, memory) is cached with the images, and
-        the global generators are seeded before and after, so that a hit and a miss differ in nothing but time. The one
-        thing that cannot be restored is a generator that `make` shares with the code outside.
+        Whatever else `make` leaves behind (counters, diagnostics, snapshots, stage times, memory) is cached with the
+        images, and the global generators are seeded before and after, so that a hit and a miss differ in nothing but
+        time. The one thing that cannot be restored is a generator that `make` shares with the code outside.
         """
         made_with = {"code": self._code, "versions": decisive_versions()}
         key = digest({"identity": dict(identity), "scope": dict(self.scope), **made_with})
         path = self._cache / f"{key}.safetensors"
         images = self._read_cache(path)
         if images is None:
-            before = dict(self._seconds), Counter(self.counters), set(self.kept_diagnostics)
+            known: set[str | int] = {*self.kept_diagnostics, *self._snapshots}
+            before = dict(self._seconds), Counter(self.counters), known
             seed_everything(derive_seed(key=key))
             with self.stage("synthesize"):
                 images = make().detach().contiguous()
@@ -144,6 +148,8 @@ class Context:
             with safe_open(path, framework="pt") as file:
                 meta = json.loads(file.metadata()["left_behind"])
                 images: Tensor = file.get_tensor("images")
+                names = [name for name in file.keys() if name.startswith(_SNAPSHOT)]  # noqa: SIM118 - not a mapping
+                snapshots = {int(name.removeprefix(_SNAPSHOT)): file.get_tensor(name) for name in names}
                 memory = float(meta["added_mib"])
                 seconds, counters, diagnostics = meta["seconds"], meta["counters"], meta["diagnostics"]
         except FileNotFoundError:
@@ -155,11 +161,12 @@ class Context:
             self._from_cache.add(name)
         self.counters.update(counters)
         self.kept_diagnostics.update(diagnostics)
+        self._snapshots = snapshots | self._snapshots
         self.memory.include(memory)
         return images
 
     def _write_cache(
-        self, path: Path, images: Tensor, seconds: Mapping[str, float], counters: Counter[str], known: set[str]
+        self, path: Path, images: Tensor, seconds: Mapping[str, float], counters: Counter[str], known: set[str | int]
     ) -> None:
         from safetensors.torch import save_file
 
@@ -171,6 +178,7 @@ class Context:
             "added_mib": self.memory.added_mib,
         }
         tensors = {"images": images.cpu().contiguous()}
+        tensors |= {f"{_SNAPSHOT}{step}": value for step, value in self._snapshots.items() if step not in known}
         metadata = {"left_behind": canonical_json(left_behind)}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
@@ -180,13 +188,16 @@ class Context:
 
     def kept_images(self, model: VisionModel) -> np.ndarray | None:
         """The kept images as (n, height, width, channels) uint8, normalisation undone."""
-        if self._kept is None:
-            return None
-        import torch
+        return None if self._kept is None else _pixels(self._kept, model)
 
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (model.mean, model.std))
-        pixels = (self._kept.float() * std + mean).clamp(0, 1) * 255
-        return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    def snapshot(self, step: int, images: Tensor) -> None:
+        """Keep a copy of the first images as they are after `step` steps."""
+        if step not in self._snapshots:
+            self._snapshots[step] = images[:SNAPSHOT_IMAGES].detach().to("cpu", copy=True).contiguous()
+
+    def kept_snapshots(self, model: VisionModel) -> dict[int, np.ndarray]:
+        """Step -> its snapshot, in the form of `kept_images`."""
+        return {step: _pixels(images, model) for step, images in sorted(self._snapshots.items())}
 
     def diagnostics(self, name: str, values: Mapping[str, Any]) -> None:
         """Keep a JSON-able diagnostic; tensors and arrays become lists.
@@ -201,6 +212,14 @@ class Context:
     def progress(self, text: str, fraction: float) -> None:
         """Show how far the method is."""
         self._report(text, min(max(float(fraction), 0.0), 1.0))
+
+
+def _pixels(images: Tensor, model: VisionModel) -> np.ndarray:
+    import torch
+
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (model.mean, model.std))
+    pixels = (images.float() * std + mean).clamp(0, 1) * 255
+    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _to_list(value: Any) -> Any:

@@ -120,13 +120,18 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class QuantSummary:
-    """What was quantized. `activation_ranges` maps a site label to the (low, high) that it can represent."""
+    """What was quantized. `activation_ranges` maps a site label to the (low, high) that it can represent, and
+    `activation_bits` to its width. `bit_operations` (BOPs) of one image are multiply-accumulates times both factors'
+    widths, a float factor counting 32 bits; 0 if unknown.
+    """
 
     weight_sites: int
     activation_sites: int
     layers: tuple[LayerSummary, ...]
     float_values: int  # parameters kept in float32 (biases, LayerNorm ...)
     activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    activation_bits: Mapping[str, int] = field(default_factory=dict)
+    bit_operations: int = 0
 
     @property
     def weight_mib(self) -> float:
@@ -170,6 +175,11 @@ class RunContext(Protocol):
     def keep_images(self, images: Tensor) -> None:
         """Keep the final calibration images (normalised) with the record, for galleries."""
 
+    def snapshot(self, step: int, images: Tensor) -> None:
+        """Keep the first images (normalised) as they are after `step` optimisation steps, to show how they develop;
+        `cached_images` gives them back on a hit. The first snapshot of a step counts.
+        """
+
     def diagnostics(self, name: str, values: Mapping[str, Any]) -> None:
         """Keep a small JSON-able diagnostic (loss curves, fitness) with the record."""
 
@@ -192,7 +202,10 @@ class Method(Protocol):
 class ImageSource(Protocol):
     """Makes calibration images."""
 
-    uses_bits: bool  # the images depend on bits and scheme (a quantized model takes part), so they are cached by them
+    def precision(self, spec: BitSpec, scheme: str) -> str:
+        """What of bits and scheme the images depend on, since a quantized model takes part in making them; images are
+        cached by it. A source whose images depend on neither leaves the method out.
+        """
 
     def images(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext

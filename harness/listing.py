@@ -11,6 +11,7 @@ from rich.table import Table
 from harness.catalog import Catalog
 from harness.cell import FLOAT
 from harness.errors import UsageError
+from harness.names import Part
 from harness.plugins import PRESETS, Kind, PluginInfo
 from harness.registry import check_known
 
@@ -41,16 +42,18 @@ def _table(*columns: str) -> Table:
 
 
 def _methods(catalog: Catalog, console: Console) -> None:
-    table = _table("name", "kind", "data", "origin", "summary")
+    table = _table("name", "kind", "data", "trains", "origin", "summary")
     broken: dict[str, str] = {}
     for kind in _PLUGIN_KINDS:
         usable, unusable = catalog.of(kind).load_all()
         broken |= unusable
         for info in usable.values():
             needs = "from its source" if kind == "calibrator" else "data-free" if info.data == "none" else "images"
-            table.add_row(info.name, info.kind, needs, info.origin, escape(info.summary))
+            trains = "yes" if info.trains else ""
+            table.add_row(info.name, info.kind, needs, trains, info.origin, escape(info.summary))
     console.print(table)
     console.print("Any source goes with any calibrator: --methods psaq+omse. 'float' is the unquantized model.")
+    console.print("Options in brackets make a variant: --methods psaq[steps=100]+omse.", markup=False, highlight=False)
     _broken(broken, console)
 
 
@@ -92,7 +95,7 @@ def show_description(text: str, catalog: Catalog, console: Console) -> None:
         return
     named = [catalog.of(kind).get(text) for kind in _PLUGIN_KINDS if text in catalog.of(kind)]
     if not named:
-        named = list(catalog.find(text)[1])
+        named = [info for info, _ in catalog.find(text)]
     for info in named:
         _describe(info, console)
 
@@ -103,6 +106,9 @@ def _describe(info: PluginInfo, console: Console) -> None:
     facts.show_header = False
     needs = "data-free (enforced)" if info.data == "none" else "training images without labels"
     facts.add_row("data", "only the images of its source" if info.kind == "calibrator" else needs)
+    if info.kind != "source":
+        facts.add_row("mixed", "chooses layers' widths (MP4.5)" if info.mixed else "no: all layers have one width")
+        facts.add_row("trains", "quantizer parameters, by gradient descent" if info.trains else "nothing")
     facts.add_row("origin", info.origin)
     for name in ("paper", "code"):
         if getattr(info, name):
@@ -127,4 +133,16 @@ def _describe(info: PluginInfo, console: Console) -> None:
         row = [name, kind or str(field.annotation), *(str(v[name]) for v in values), field.description or ""]
         table.add_row(*map(escape, row))
     console.print(table)
+    _ablations(info, console)
     console.print()
+
+
+def _ablations(info: PluginInfo, console: Console) -> None:
+    if not info.ablations:
+        return
+    table = _table("ablation", "variant")
+    for preset in PRESETS:
+        info.check_ablations(preset, {})
+    for label, changes in info.ablations.items():
+        table.add_row(escape(label), escape(str(Part(info.name, changes))))
+    console.print(table)

@@ -12,6 +12,7 @@ from harness.catalog import Catalog, ResolvedMethod
 from harness.cell import FLOAT, FLOAT_BITS, FLOAT_SCHEME, Cell
 from harness.contracts import Suite
 from harness.errors import UsageError
+from harness.names import parse_name
 from harness.provenance import is_stale
 from harness.record import Record
 from harness.registry import check_known
@@ -26,11 +27,17 @@ RERUN: Mapping[str, tuple[State, ...]] = {
     "all": ("new", "failed", "stale", "done"),
 }
 REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
+# What an ablation has where the user says nothing: one precision, repeated, since its differences are small. W4A5 is
+# hard enough to tell variants apart; at W4A4 clipping by chance decides (results of one method differ by 40 points).
+ABLATION: Mapping[str, Any] = {"methods": (), "bits": ("W4A5",), "seeds": 3, "preset": "quick"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for, as typed. `models` empty: those of the suite."""
+    """What the user asks for, as typed. `models` empty: those of the suite.
+
+    `ablation` names a method that is run with all its ablations instead of `methods`, without references.
+    """
 
     methods: tuple[str, ...]
     models: tuple[str, ...] = ()
@@ -45,6 +52,7 @@ class Request:
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     references: bool = True
     rerun: str = "failed"
+    ablation: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,10 @@ class Plan:
 
 
 class Estimator:
-    """Wall time of a cell from those of earlier ones: same model, method and preset, else same method and preset."""
+    """Wall time of a cell from those of earlier ones.
+
+    Same model, method and preset count most, then same method and preset; then the same of its variants in brackets.
+    """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self._seconds: dict[tuple[str, ...], list[float]] = {}
@@ -108,8 +119,10 @@ class Estimator:
 
     @staticmethod
     def _groups(cell: Cell) -> tuple[tuple[str, ...], ...]:
-        general = (cell.task, cell.method, cell.preset, str(cell.limit))
-        return (*general, cell.model), general
+        own = (cell.task, cell.method, cell.preset, str(cell.limit))
+        base = "+".join(part.name for part in parse_name(cell.method))
+        family = ("variants", cell.task, base, cell.preset, str(cell.limit))
+        return (*own, cell.model), own, (*family, cell.model), family
 
 
 def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
@@ -122,7 +135,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
         UsageError: anything in the request that is unknown or out of range, or a record that cannot be read.
     """
     _check(request)
-    names = [*(REFERENCES if request.references else ()), *request.methods]
+    names = _names(request, catalog)
     methods = [m for m in catalog.resolve_all(names, request.preset, request.overrides) if m.name != FLOAT]
     for task in request.tasks:
         check_known(f"suite of task '{task}'", request.suite, catalog.tasks.get(task).suites)
@@ -147,14 +160,27 @@ def _check(request: Request) -> None:
         raise UsageError(f"--limit must be at least 1 image, not {request.limit}")
     if request.seeds < 1:
         raise UsageError(f"--seeds must be at least 1 repetition, not {request.seeds}")
+    if request.ablation and request.methods:
+        raise UsageError("--ablation says which methods are run; leave out --methods")
     for name in ("methods", "bits", "schemes", "tasks"):
-        if not getattr(request, name):
+        if not getattr(request, name) and not (name == "methods" and request.ablation):
             raise UsageError(f"--{name} is empty; leave it out for the default")
     for bits in request.bits:
         BitSpec.parse(bits)
     for scheme in request.schemes:
         check_known("scheme", scheme, SCHEMES)
     check_known("--rerun", request.rerun, RERUN)
+
+
+def _names(request: Request, catalog: Catalog) -> list[str]:
+    """The methods to run, as names: those asked for with the references, or a method with its ablations."""
+    if not request.ablation:
+        return [*(REFERENCES if request.references else ()), *request.methods]
+    variants = catalog.ablations(request.ablation, request.preset, request.overrides)
+    if not variants:
+        known = ", ".join(catalog.ablated()) or "none"
+        raise UsageError(f"'{request.ablation}' has no ablations; with ablations: {known}")
+    return [request.ablation, *variants]
 
 
 def _models(request: Request, suites: list[Suite]) -> list[tuple[Suite, str, str]]:

@@ -25,7 +25,8 @@ def import_target(target: str) -> Any:
 class Options(BaseModel):
     """Base of every plugin's options. Field descriptions are shown by `describe`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # NaN and infinities have no canonical JSON, so a cell could not be identified by them.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,11 @@ class PluginInfo:
     `target` is `module:Class`; the class is called with the resolved options as its only argument.
     A *source* makes calibration images, a *calibrator* turns images into quantizer parameters, a *method* does both
     in its own way. `partner` is what a source or calibrator is joined with when it is named alone.
+    `ablations` say what each part of it is worth: label -> options that are switched alone, all else being equal.
     `data` is what the harness hands over: `none` (data-free, enforced) or `images` (training images without labels);
-    a calibrator says `none`, since its images come from the source.
+    a calibrator says `none`, since its images come from the source. `mixed`: it chooses layers' bit-widths when the
+    precision is a mixed one (`MP4.5`); a method without such a part is skipped there. `trains`: it learns quantizer
+    parameters by gradient descent, which is not to be compared unsaid with methods that only choose them.
     """
 
     name: str
@@ -47,7 +51,10 @@ class PluginInfo:
     origin: Origin = "baseline"
     options: type[Options] = Options
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ablations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     partner: str | None = None
+    mixed: bool = False
+    trains: bool = False
     paper: str = ""
     code: str = ""  # reference code and its licence, or that there is none
     deviations: tuple[str, ...] = ()
@@ -64,8 +71,20 @@ class PluginInfo:
         except ValidationError as error:
             first = error.errors()[0]
             known = ", ".join(self.options.model_fields) or "none"
-            where = ".".join(str(p) for p in first["loc"])
-            raise UsageError(f"option {self.name}.{where}: {first['msg']}; options of {self.name}: {known}") from None
+            where = ".".join(map(str, (self.name, *first["loc"])))  # a rule on several options has no place
+            raise UsageError(f"option {where}: {first['msg']}; options of {self.name}: {known}") from None
+
+    def check_ablations(self, preset: str, overrides: Mapping[str, Any]) -> None:
+        """Check that every ablation fits the options.
+
+        Raises:
+            UsageError: one does not; the message names it.
+        """
+        for label, changes in self.ablations.items():
+            try:
+                self.resolve(preset, {**overrides, **changes})
+            except UsageError as error:
+                raise UsageError(f"ablation '{label}' of {self.kind} '{self.name}' is broken: {error}") from None
 
     def load(self) -> Any:
         """Import and return the class behind `target`."""

@@ -17,7 +17,13 @@ from harness.record import Provenance
 
 _ROOT = Path(__file__).resolve().parent
 _HARNESS_FILES = ("cell.py", "compose.py", "contracts.py", "context.py", "runner.py", "seeds.py", "spec.py")
-_TOOLS = frozenset(_ROOT.parent / "tasks" / "embedded" / f"{n}.py" for n in ("train", "zoo_cli", "make_subset"))
+# Beside the cells' way: what makes weights and data (whose own hashes are in the cell), and what looks at results.
+_TOOLS = frozenset(
+    [
+        *(_ROOT.parent / "tasks" / "embedded" / f"{n}.py" for n in ("train", "zoo_cli", "make_subset")),
+        _ROOT.parent / "methods" / "diagnostics.py",
+    ]
+)
 _PACKAGES = ("dfqbench", "torch", "torchvision", "timm", "numpy", "safetensors")
 _DECISIVE = ("torch", "timm")  # a change of these can change a number
 
@@ -46,7 +52,7 @@ def _sources(package: str) -> list[Path]:
     if spec.submodule_search_locations is None:
         return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
     found = {path.resolve() for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py")}
-    return sorted(found - _TOOLS)  # tools that make weights and data, whose own hashes are in the cell
+    return sorted(found - _TOOLS)
 
 
 def packages_of(targets: Iterable[str]) -> frozenset[str]:

@@ -42,7 +42,12 @@ class Layer(_Part):
 
 
 class Quantization(_Part):
-    """What was quantized. `weight_mib` is the size of all parameters, those left in float32 included."""
+    """What was quantized. `weight_mib` is the size of all parameters, those left in float32 included; `bit_operations`
+    are those of one image (BOPs).
+
+    Mean widths: of weights over parameters and over layers, which differ in mixed precision, and of activations over
+    sites (None in records that do not have their widths).
+    """
 
     weight_sites: int
     activation_sites: int
@@ -50,6 +55,24 @@ class Quantization(_Part):
     float_values: int
     layers: list[Layer]
     activation_ranges: dict[str, tuple[float, float]]
+    activation_bits: dict[str, int] = Field(default_factory=dict)
+    bit_operations: int | None = None
+
+    @property
+    def mean_weight_bits(self) -> float:
+        """Mean width of the quantized weights, weighted by their number of values."""
+        return sum(layer.size * layer.bits for layer in self.layers) / max(1, sum(layer.size for layer in self.layers))
+
+    @property
+    def mean_layer_bits(self) -> float:
+        """Mean width of the quantized weights over layers."""
+        return sum(layer.bits for layer in self.layers) / max(1, len(self.layers))
+
+    @property
+    def mean_activation_bits(self) -> float | None:
+        """Mean width over activation sites."""
+        widths = self.activation_bits.values()
+        return sum(widths) / len(widths) if widths else None
 
 
 class Provenance(_Part):

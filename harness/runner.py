@@ -48,6 +48,7 @@ class Measured:
     record: Record
     outcomes: pd.DataFrame | None = None
     images: np.ndarray | None = None
+    snapshots: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 class BadResult(RuntimeError):
@@ -165,13 +166,15 @@ class CellRunner:
             provenance=provenance,
             finished=now(),
         )
-        return Measured(record, evaluation.outcomes, ctx.kept_images(model))
+        return Measured(record, evaluation.outcomes, ctx.kept_images(model), ctx.kept_snapshots(model))
 
     def _quantize(
         self, cell: Cell, method: ResolvedMethod, suite: Suite, model: VisionModel, ctx: Context
     ) -> tuple[Callable[[Any], Any], Quantization] | str:
         """The quantized model and its summary, or the reason why the method skips this combination."""
         spec = BitSpec.parse(cell.bits)
+        if spec.mixed and not any(info.mixed for info in method.infos):
+            return f"{method.name} gives all layers one width; {spec} needs a method that chooses them, such as clamp"
         before = _weights_state(model), _hooks(model)
         free = method.data == "none"
         calib = None if free else suite.calibration(model)
@@ -245,6 +248,8 @@ def _summarise(name: str, summary: QuantSummary) -> Quantization:
         float_values=summary.float_values,
         layers=[Layer(name=layer.name, size=layer.size, bits=layer.bits) for layer in summary.layers],
         activation_ranges={site: (float(low), float(high)) for site, (low, high) in summary.activation_ranges.items()},
+        activation_bits=dict(summary.activation_bits),
+        bit_operations=summary.bit_operations or None,
     )
 
 

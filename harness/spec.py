@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 
-_PATTERN = re.compile(r"W(\d+)A(\d+)", re.IGNORECASE)
+_FIXED = re.compile(r"W(\d+)A(\d+)", re.IGNORECASE)
+_MIXED = re.compile(r"MP(\d+(?:\.\d+)?)(?:A(\d+))?", re.IGNORECASE)
 MIN_BITS, MAX_BITS = 2, 8
 
 # `full`: residual stream, LayerNorm outputs, q.k logits ... (PSAQ-ViT, FQ-ViT, CLAMP-ViT); softmax stays in float.
@@ -17,26 +18,40 @@ SCHEMES = ("full", "matmul")
 
 @dataclass(frozen=True)
 class BitSpec:
-    """Bits of weights and activations, written `W4A8`."""
+    """Bits of weights and activations.
 
-    weight: int
-    activation: int
+    Fixed precision, `W4A8`: every weight and every activation has the same width. Mixed precision, `MP4.5`: the method
+    chooses each layer's weight width; `weight` is the most that their mean, weighted by the number of parameters, may
+    be; activation widths follow from the weights' (`activation` is None), or are all the same (`MP4.5A8`).
+    """
+
+    weight: float
+    activation: int | None
+    mixed: bool = False
 
     @classmethod
     def parse(cls, text: str) -> BitSpec:
-        """Read `W<bits>A<bits>` with 2 to 8 bits each.
+        """Read `W<bits>A<bits>`, `MP<mean weight bits>` or `MP<mean weight bits>A<bits>`, 2 to 8 bits each.
 
         Raises:
             UsageError: another form or range; the message gives an example.
         """
-        match = _PATTERN.fullmatch(text.strip())
-        if match is None:
-            raise UsageError(f"bits '{text}' are not of the form W<weight bits>A<activation bits>; try W4A8 or W8A8")
-        weight, activation = int(match[1]), int(match[2])
-        if not all(MIN_BITS <= b <= MAX_BITS for b in (weight, activation)):
-            raise UsageError(f"bits '{text}' are outside {MIN_BITS} to {MAX_BITS}; try W4A8 or W8A8")
-        return cls(weight, activation)
+        fixed, mixed = _FIXED.fullmatch(text.strip()), _MIXED.fullmatch(text.strip())
+        if fixed is not None:
+            spec = cls(int(fixed[1]), int(fixed[2]))
+        elif mixed is not None:
+            spec = cls(float(mixed[1]), int(mixed[2]) if mixed[2] else None, mixed=True)
+        else:
+            raise UsageError(
+                f"bits '{text}' are not of the form W<weight bits>A<activation bits>, or MP<mean weight bits> for "
+                "mixed precision; try W4A8 or MP4.5"
+            )
+        widths = [spec.weight] if spec.activation is None else [spec.weight, spec.activation]
+        if not all(MIN_BITS <= b <= MAX_BITS for b in widths):
+            raise UsageError(f"bits '{text}' are outside {MIN_BITS} to {MAX_BITS}; try W4A8 or MP4.5")
+        return spec
 
     def __str__(self) -> str:
-        """`W4A8`."""
-        return f"W{self.weight}A{self.activation}"
+        """`W4A8`, `MP4.5`."""
+        activation = "" if self.activation is None else f"A{self.activation}"
+        return f"{'MP' if self.mixed else 'W'}{self.weight:g}{activation}"

@@ -7,7 +7,7 @@ import re
 import socket
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,19 +90,20 @@ class Store:
                 if _RECORD_NAME.fullmatch(path.name):
                     yield _read(path)
 
-    def save(self, record: Record, outcomes: pd.DataFrame | None = None, images: np.ndarray | None = None) -> None:
+    def save(
+        self,
+        record: Record,
+        outcomes: pd.DataFrame | None = None,
+        images: np.ndarray | None = None,
+        snapshots: Mapping[int, np.ndarray] | None = None,
+    ) -> None:
         """Write sidecars first and the record last, so that a record always has its sidecars."""
-        import numpy as np
-
         if outcomes is not None:
             write_atomically(self._outcomes(record.key), lambda path: outcomes.to_parquet(path, index=False))
         if images is not None:
-
-            def write_images(path: Path) -> None:
-                with path.open("wb") as file:  # given a name, numpy would append .npz to it
-                    np.savez_compressed(file, images=images)
-
-            write_atomically(self._images(record.key), write_images)
+            _write_arrays(self._images(record.key), {"images": images})
+        if snapshots:
+            _write_arrays(self._snapshots(record.key), {str(step): part for step, part in snapshots.items()})
         text = record.model_dump_json(indent=1) + "\n"
         write_atomically(self.folder / f"{record.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -138,20 +139,42 @@ class Store:
         """Kept calibration images, (n, height, width, channels) uint8; None also if the file is damaged: no number
         depends on them.
         """
-        import numpy as np
+        return _read_arrays(self._images(key)).get("images")
 
-        path = self._images(key)
-        try:
-            with np.load(path) as file:
-                return np.asarray(file["images"])
-        except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error):
-            return None
+    def snapshots(self, key: str) -> dict[int, np.ndarray]:
+        """Optimisation step -> the first images as they were after it, in the form of `images`; empty if there are none
+        or the file is damaged.
+        """
+        return {int(step): images for step, images in _read_arrays(self._snapshots(key)).items() if step.isdecimal()}
 
     def _outcomes(self, key: str) -> Path:
         return self.folder / f"{key}.parquet"
 
     def _images(self, key: str) -> Path:
         return self.folder / f"{key}.images.npz"
+
+    def _snapshots(self, key: str) -> Path:
+        return self.folder / f"{key}.snapshots.npz"
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    import numpy as np
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a name, numpy would append .npz to it
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # none is named allow_pickle
+
+    write_atomically(path, write)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    try:
+        with np.load(path) as file:
+            return {name: np.asarray(file[name]) for name in file.files}
+    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error):
+        return {}
 
 
 def _read(path: Path) -> Record:

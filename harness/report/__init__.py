@@ -1,7 +1,9 @@
-"""Reports from a results folder: tables, figure and galleries. All file access of the package is in this module."""
+"""Reports from a results folder: tables, figure and galleries. Files are written here and in `diagnostics`."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,26 +11,37 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 
-from harness.report import tables
+from harness.catalog import Catalog
+from harness.errors import UsageError
+from harness.report import ablation, cross, tables
+from harness.report.cross_figures import cross_figure
+from harness.report.diagnostics import save, write_diagnostics
 from harness.report.figures import accuracy_figure
 from harness.report.frame import cells_frame
-from harness.report.gallery import distinct, gallery_figure
+from harness.report.gallery import ROLE_ORDER, distinct, gallery_figure
 from harness.report.summary import summarise
 from harness.store import Store, prepare_folder
 
-ROLE_ORDER = ("ceiling", "method", "floor")  # rows of a gallery from top to bottom
 
-
-def write_report(store: Store, out_dir: Path, keys: set[str] | None = None, console: Console | None = None) -> None:
-    """Write `<out_dir>/report/` and print the main table.
+def write_report(
+    store: Store,
+    out_dir: Path,
+    keys: set[str] | None = None,
+    console: Console | None = None,
+    catalog: Catalog | None = None,
+) -> None:
+    """Write `<out_dir>/report/` and print the main table, which is that of the ablation if the cells are one.
 
     Args:
         store: The results.
         out_dir: Folder that gets the subfolder `report` with comparison.md, comparison.csv, comparison.tex, costs.md,
             costs.csv, costs.tex, cells.csv, accuracy.png, accuracy.svg and a gallery_<model>.png for every model with
-            kept images.
+            kept images; ablation.md, ablation.csv and ablation.tex if a method was run with variants of it; cross.md,
+            cross.csv, cross.tex and a cross_<model>.png if several sources were run with several calibrators; also what
+            `write_diagnostics` finds.
         keys: Cells to report; all if None.
         console: Where the main table is printed.
+        catalog: Plugins, for the labels of ablations; the default ones if None.
 
     Raises:
         UsageError: a record or its outcomes cannot be read, or the folder cannot be written.
@@ -56,10 +69,47 @@ def write_report(store: Store, out_dir: Path, keys: set[str] | None = None, cons
         ("cells.csv", tables.csv(cells)),
     ):
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    names = {record.key: record.cell.method for record in records}
+    labels = _ablation_labels(names, catalog or Catalog.default())
+    switches = ablation.ablations(cells, summary, outcomes, names, labels)
+    switched = ablation.markdown(switches, cells)
+    own = {"md": switched, "csv": ablation.csv(switches), "tex": ablation.latex(switches)}
+    _write_or_remove(folder, "ablation", switches, own)
+    crossed = cross.crosses(cells, summary, outcomes, names)
+    own = {"md": cross.markdown(crossed, cells), "csv": cross.csv(crossed), "tex": cross.latex(crossed)}
+    _write_or_remove(folder, "cross", crossed, own)
+    _write_heat_maps(crossed, folder)
     _write_accuracy(summary, folder)
     _write_galleries(store, cells, folder)
+    write_diagnostics(store, records, cells, folder)
     # The text is Markdown, not rich's markup, and a table must not be wrapped.
-    (console or Console()).print(comparison, markup=False, highlight=False, soft_wrap=True)
+    main = switched if len(switches) and ablation.is_ablation(cells, names) else comparison
+    (console or Console()).print(main, markup=False, highlight=False, soft_wrap=True)
+
+
+def _ablation_labels(names: Mapping[str, str], catalog: Catalog) -> dict[str, dict[str, str]]:
+    labels = {}
+    for name in sorted(set(names.values())):
+        with contextlib.suppress(UsageError):  # a variant, or its plugin is not here
+            labels[name] = catalog.ablations(name)
+    return labels
+
+
+def _write_or_remove(folder: Path, stem: str, frame: pd.DataFrame, texts: Mapping[str, str]) -> None:
+    """Write `texts`, by suffix, if `frame` has rows; else see that none are left from earlier."""
+    for suffix, text in texts.items():
+        path = folder / f"{stem}.{suffix}"
+        if frame.empty:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _write_heat_maps(crossed: pd.DataFrame, folder: Path) -> None:
+    """The figures of the cross table; none is left from earlier."""
+    drawn = {save(cross_figure(rows), folder, "cross", str(model)) for model, rows in crossed.groupby("model")}
+    for path in set(folder.glob("cross_*.png")) - drawn:
+        path.unlink()
 
 
 def _write_accuracy(summary: pd.DataFrame, folder: Path) -> None:

@@ -32,7 +32,7 @@ def accuracy_figure(summary: pd.DataFrame) -> Figure | None:
     quantized = measured[measured["role"] != "float"]
     if quantized.empty:
         return None
-    styles = _styles(quantized[["method", "role"]].drop_duplicates().sort_values("method"))
+    styles = method_styles(quantized[["method", "role"]].drop_duplicates().sort_values("method"))
     panels = [panel for _, panel in measured.groupby([*CONTEXT, "scheme", "model"]) if (panel["role"] != "float").any()]
     columns = 2 if len(panels) == 4 else min(PANELS_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
@@ -49,7 +49,7 @@ def accuracy_figure(summary: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _styles(methods: pd.DataFrame) -> dict[str, Style]:
+def method_styles(methods: pd.DataFrame) -> dict[str, Style]:
     """How each method is drawn, the same in all panels; floor and ceiling step back in grey."""
     styles: dict[str, Style] = {}
     coloured = 0
@@ -104,6 +104,10 @@ def _error(row: dict[Any, Any]) -> tuple[float, float]:
 
 def _amount(points: pd.DataFrame) -> str:
     images = points["images"].max()
+    return (f"{images:,.0f} images, " if images > 0 else "") + seeds(points)
+
+
+def seeds(points: pd.DataFrame) -> str:
+    """How many seeds the rows of a summary have: `3 seeds`, `1 to 3 seeds`."""
     low, high = points["seeds"].min(), points["seeds"].max()
-    seeds = f"{low} seed" + ("s" if high > 1 else "") if low == high else f"{low} to {high} seeds"
-    return (f"{images:,.0f} images, " if images > 0 else "") + seeds
+    return f"{low} seed" + ("s" if high > 1 else "") if low == high else f"{low} to {high} seeds"

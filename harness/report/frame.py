@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ def cells_frame(records: Iterable[Record], outcomes: Outcomes) -> pd.DataFrame:
     """
     rows = [_row(record, outcomes) for record in records]
     frame = pd.DataFrame(rows, columns=list(_row_columns()))
-    frame["method"] = _label_variants(frame, rows)
+    frame["method"] = label_variants(frame["method"].tolist(), frame["options"].tolist())
     several = frame.groupby(["suite", "model"])["weights"].transform("nunique") > 1
     frame["model"] = frame["model"].where(~several, frame["model"] + "@" + frame["weights"].str[:8])
     return frame.sort_values([*GROUP, "model", "method", "seed", "key"], ignore_index=True)
@@ -65,6 +67,10 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
         "peak_memory_mib": record.peak_memory_mib,
         "added_memory_mib": record.added_memory_mib,
         "weight_mib": quantization.weight_mib if quantization else None,
+        "gbops": quantization.bit_operations / 1e9 if quantization and quantization.bit_operations else None,
+        "mean_weight_bits": quantization.mean_weight_bits if quantization else None,
+        "mean_layer_bits": quantization.mean_layer_bits if quantization else None,
+        "mean_activation_bits": quantization.mean_activation_bits if quantization else None,
         "weight_sites": quantization.weight_sites if quantization else None,
         "activation_sites": quantization.activation_sites if quantization else None,
         "device": record.provenance.device,
@@ -83,7 +89,8 @@ def _row_columns() -> list[str]:
     """Columns of the frame, also when there are no records."""
     fixed = (
         "suite task data limit scheme bits model weights method options role origin seed status reason metric accuracy"
-        " per_image images seconds peak_memory_mib added_memory_mib weight_mib weight_sites activation_sites device key"
+        " per_image images seconds peak_memory_mib added_memory_mib weight_mib gbops mean_weight_bits"
+        " mean_layer_bits mean_activation_bits weight_sites activation_sites device key"
     )
     return [*fixed.split(), *(f"{name}{suffix}" for name in STAGES for suffix in ("_s", "_cached")), "total_s"]
 
@@ -93,29 +100,27 @@ def _role(record: Record) -> str:
         return "float"
     if record.data == "images":
         return "ceiling"
-    return "floor" if record.cell.method.split("+")[0] == FLOOR_SOURCE else "method"
+    return "floor" if re.split(r"[\[+]", record.cell.method)[0] == FLOOR_SOURCE else "method"
 
 
-def _label_variants(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> list[str]:
-    """Method names; where one method ran with several sets of options, followed by what differs."""
-    import json
+def label_variants(names: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Names; where one name has several sets of options (as JSON), followed by what differs."""
+    variants: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, text in zip(names, options, strict=True):
+        variants.setdefault(name, {}).setdefault(text, _flatten(json.loads(text)))
+    return [_label(name, variants[name], text) for name, text in zip(names, options, strict=True)]
 
-    labels: list[str] = []
-    flat = {text: _flatten(json.loads(text)) for text in frame["options"].unique()}
-    for row in rows:
-        variants = [flat[text] for text in frame.loc[frame["method"] == row["method"], "options"].unique()]
-        presets = {variant.get("preset") for variant in variants}
-        own = flat[row["options"]]
-        if len(variants) == 1:
-            labels.append(row["method"])
-        elif len(presets) == len(variants):
-            labels.append(f"{row['method']} [{own.get('preset')}]")
-        else:
-            names = sorted({name for variant in variants for name in variant})
-            differing = [name for name in names if len({canonical_json(v.get(name)) for v in variants}) > 1]
-            shown = ", ".join(f"{name.rpartition('.')[2]}={own.get(name)}" for name in differing)
-            labels.append(f"{row['method']} [{shown}]")
-    return labels
+
+def _label(name: str, variants: Mapping[str, Mapping[str, Any]], text: str) -> str:
+    own, flat = variants[text], list(variants.values())
+    if len(flat) == 1:
+        return name
+    if len({variant.get("preset") for variant in flat}) == len(flat):
+        return f"{name} [{own.get('preset')}]"
+    options = sorted({option for variant in flat for option in variant})
+    differing = [option for option in options if len({canonical_json(v.get(option)) for v in flat}) > 1]
+    shown = ", ".join(f"{option.rpartition('.')[2]}={own.get(option)}" for option in differing)
+    return f"{name} [{shown}]"
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

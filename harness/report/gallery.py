@@ -1,18 +1,25 @@
-"""Calibration images of every method side by side: what did the quantizer look at?"""
+"""Calibration images of every method side by side: what did the quantizer look at, and how did it come about?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from harness.report.tables import bit_order
 
 COLUMNS = 8
 GAP = 2  # pixels of the enlarged strip between two images
 LABELS = 6  # names that fit beside a row
 TILE = 96  # a side of an enlarged image, about
+MOSAIC = 140  # a side of four images together, about
+ROLE_ORDER = ("ceiling", "method", "floor")  # rows from top to bottom
+
+Snapshots = Mapping[int, NDArray[np.uint8]]  # optimisation step -> images (n, height, width, channels)
 
 
 def gallery_figure(model: str, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> Figure:
@@ -63,10 +70,60 @@ def distinct(cells: Sequence[tuple[str, str, NDArray[np.uint8]]]) -> list[tuple[
     return rows
 
 
-def _strip(images: NDArray[np.uint8]) -> NDArray[Any]:
-    """The first images side by side on white, as RGB."""
+def one_precision(cells: pd.DataFrame) -> pd.DataFrame:
+    """The first seed of every method at one scheme and precision, so that each method is shown once.
+
+    It is the one with the most methods, at a tie with the fewest bits, where methods differ most.
+    """
+    first = cells[cells["seed"] == cells["seed"].min()]
+    counts = first.groupby(["scheme", "bits"])["method"].nunique()
+    scheme, bits = max(sorted(counts.index), key=lambda i: (counts[i], [-n for n in bit_order(i[1])]))
+    rank = first["role"].map({role: place for place, role in enumerate(ROLE_ORDER)})
+    shown: pd.DataFrame = first.assign(rank=rank)[(first["scheme"] == scheme) & (first["bits"] == bits)]
+    return shown.sort_values(["rank", "method", "key"]).drop_duplicates("method")
+
+
+def iterations_figure(title: str, rows: Sequence[tuple[str, Snapshots]]) -> Figure:
+    """One row a method: its first four images as a square, after each step that was kept.
+
+    Args:
+        title: Says which model, precision and seed.
+        rows: Method and snapshots of each row; methods of equal snapshots share a row.
+    """
+    merged: dict[bytes, tuple[list[str], Snapshots]] = {}
+    for method, snapshots in rows:
+        content = b"".join(f"{step}{part.shape}".encode() + part.tobytes() for step, part in sorted(snapshots.items()))
+        merged.setdefault(content, ([], snapshots))[0].append(method)
+    columns = max(len(snapshots) for _, snapshots in rows)
+    size = (2.0 + 1.5 * columns, 0.4 + 1.7 * len(merged))
+    figure = Figure(figsize=size, dpi=100)
+    figure.text(0.1 / size[0], 1 - 0.2 / size[1], title, va="center")
+    for place, (methods, snapshots) in enumerate(merged.values()):
+        bottom = size[1] - 0.4 - 1.7 * (place + 1)
+        figure.text(0.1 / size[0], (bottom + 0.7) / size[1], "\n".join(methods[:LABELS]), va="center", fontsize=9)
+        for column, (step, images) in enumerate(sorted(snapshots.items())):
+            left = 2.0 + 1.5 * column
+            axis = figure.add_axes((left / size[0], bottom / size[1], 1.4 / size[0], 1.4 / size[1]))
+            mosaic = _mosaic(images)
+            axis.imshow(mosaic, interpolation="nearest" if max(mosaic.shape) <= MOSAIC else "antialiased")
+            axis.set_title(f"step {step}" if step else "start", fontsize=8, pad=3)
+            axis.axis("off")
+    return figure
+
+
+def _mosaic(images: NDArray[np.uint8]) -> NDArray[Any]:
+    """Up to four images, two a row, on white; as RGB."""
+    strips = [_strip(images[i : i + 2], MOSAIC // 2) for i in range(0, min(4, len(images)), 2)]
+    gap = np.full((GAP, strips[0].shape[1], 3), 255, dtype=np.uint8)
+    padding = strips[0].shape[1] - strips[-1].shape[1]  # an odd image leaves a place free
+    strips[-1] = np.pad(strips[-1], ((0, 0), (0, padding), (0, 0)), constant_values=255)
+    return np.concatenate([part for strip in strips for part in (strip, gap)][:-1], axis=0)
+
+
+def _strip(images: NDArray[np.uint8], side: int = TILE) -> NDArray[Any]:
+    """The first images side by side on white, as RGB, each enlarged to about `side` pixels."""
     shown = images[:COLUMNS]
-    factor = max(1, round(TILE / shown.shape[1]))
+    factor = max(1, round(side / shown.shape[1]))
     shown = shown.repeat(factor, axis=1).repeat(factor, axis=2)
     if shown.shape[3] == 1:
         shown = shown.repeat(3, axis=3)

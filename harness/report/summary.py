@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,16 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.report.frame import CONTEXT, GROUP, STAGES, Outcomes
 
+Seeds = dict[int, NDArray[np.bool_]]  # which images a method was right on, by seed
 _MEANS = [
     "seconds",
     "peak_memory_mib",
     "added_memory_mib",
     "weight_mib",
+    "gbops",
+    "mean_weight_bits",
+    "mean_layer_bits",
+    "mean_activation_bits",
     "weight_sites",
     "activation_sites",
     *(f"{name}_s" for name in STAGES),
@@ -67,23 +73,35 @@ def _compare(cells: pd.DataFrame, reference: pd.DataFrame, outcomes: Outcomes) -
     ]
     rows = floats + methods
     top = floats[0]["accuracy"] if floats else np.nan
-    right: dict[str, dict[int, NDArray[np.bool_]]] = {}
-    for method, seed, key in cells.loc[cells["status"] == "ok", ["method", "seed", "key"]].itertuples(index=False):
-        if key in outcomes:
-            right.setdefault(method, {})[seed] = outcomes[key]
-    candidates = [row for row in methods if row["role"] in ("method", "floor") and row["seeds"]]
-    best = max(candidates, key=lambda row: (row["seeds"], row["accuracy"]), default=None)
     for row in rows:
         row["model"] = cells["model"].iloc[0]
         row["delta"] = row["accuracy"] - top
-        row["best"] = row is best
-        row["p_value"] = row["discordance"] = row["to_best"] = np.nan
-        if best is not None and row is not best and row["role"] != "float":
-            row.update(_test(right.get(row["method"], {}), right.get(best["method"], {})))
+    against_best(rows, by_seed(cells, outcomes))
     return rows
 
 
-def _test(ours: dict[int, NDArray[np.bool_]], best: dict[int, NDArray[np.bool_]]) -> dict[str, float]:
+def against_best(rows: Sequence[dict[Any, Any]], right: Mapping[str, Seeds]) -> None:
+    """Mark the best data-free row, see `summarise`, and compare the others with it, image by image."""
+    candidates = [row for row in rows if row["role"] in ("method", "floor") and row["seeds"]]
+    best = max(candidates, key=lambda row: (row["seeds"], row["accuracy"]), default=None)
+    for row in rows:
+        row["best"] = row is best
+        row["p_value"] = row["discordance"] = row["to_best"] = np.nan
+        if best is not None and row is not best and row["role"] != "float":
+            row.update(paired(right.get(row["method"], {}), right.get(best["method"], {})))
+
+
+def by_seed(cells: pd.DataFrame, outcomes: Outcomes) -> dict[str, Seeds]:
+    """Outcomes of every method, of cells of one model in one group."""
+    right: dict[str, Seeds] = {}
+    for method, seed, key in cells.loc[cells["status"] == "ok", ["method", "seed", "key"]].itertuples(index=False):
+        if key in outcomes:
+            right.setdefault(method, {})[seed] = outcomes[key]
+    return right
+
+
+def paired(ours: Seeds, best: Seeds) -> dict[str, float]:
+    """Compare with the best, or with another reference, over the seeds that both have; empty if that cannot be."""
     seeds = sorted(ours.keys() & best.keys())
     if not seeds or any(len(ours[seed]) != len(best[seed]) for seed in seeds):
         return {}

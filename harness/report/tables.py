@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 from harness import stats
 from harness.report.frame import CONTEXT, GROUP
 
+Shown = Callable[[dict[Any, Any]], str]  # from a row of a frame to what a table shows
 WIDTH = 120  # columns of a terminal that a table must fit
 ALPHA = 0.05
 NONE = "–"
@@ -24,23 +25,32 @@ NUMERIC = {
     "total s",
     "peak MiB",
     "size MiB",
+    "GBOPs",
+    "W bits",
+    "by layer",
+    "A bits",
 }  # columns aligned right
 # columns of costs.csv beside those of the group
 COSTS = [
     *("model", "method", "role", "origin", "seeds", "seed_list"),
     *("synthesize_s", "synthesize_cached", "images_s", "calibrate_s", "search_s", "refresh_s", "total_s", "seconds"),
-    *("peak_memory_mib", "added_memory_mib", "weight_mib", "weight_sites", "activation_sites"),
+    *("peak_memory_mib", "added_memory_mib", "weight_mib", "gbops", "mean_weight_bits", "mean_layer_bits"),
+    *("mean_activation_bits", "weight_sites", "activation_sites"),
 ]
 METRICS = {"top1": "top-1 accuracy (%)"}  # how metrics are written out; others keep their names
 
-NOTES = f"""\
-- **Δ** is the difference to the float model in points. **vs best** compares with the model's best data-free method on
-  the same images: `=` means not distinguishable, else better or worse with the p-value (exact paired test over images,
-  given the seeds that ran; Holm-adjusted over the table, level {ALPHA}).
+TEST = f"exact paired test over images,\n  given the seeds that ran; Holm-adjusted over the table, level {ALPHA}"
+SPREAD = """\
 - **±** is the standard deviation over seeds; [2/3] means that only 2 of 3 seeds were measured: an incomplete mean.
-- *floor*: calibrated on noise. *ceiling*: calibrated on real training images, so not data-free and not ranked.
+"""
+REBUILT = """\
 - `*` marks a reconstruction: rebuilt from the paper, since the authors' code is not public.
 """
+NOTES = f"""\
+- **Δ** is the difference to the float model in points. **vs best** compares with the model's best data-free method on
+  the same images: `=` means not distinguishable, else better or worse with the p-value ({TEST}).
+{SPREAD}- *floor*: calibrated on noise. *ceiling*: calibrated on real training images, so not data-free and not ranked.
+{REBUILT}"""
 
 
 def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
@@ -48,26 +58,29 @@ def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
     parts = ["# Comparison\n"]
     if summary.empty:
         parts.append("Nothing was measured.\n")
-    for title, group in _groups(summary):
-        parts.append(f"## {title}{_metric(group)}\n")
-        parts += [_markdown(table) for table in _fitting(group)]
-        parts.append(_sensitivity(group))
+    for title, group in groups(summary):
+        parts.append(f"## {title}{metric(group)}\n")
+        parts += [markdown(part) for part in fitting(_comparison_table(group))]
+        parts.append(sensitivity(group))
     if not summary.empty:
         parts.append(NOTES)
-    return "\n".join([*parts, *_unmeasured(cells)])
+    return "\n".join([*parts, *unmeasured(cells)])
 
 
 def costs(summary: pd.DataFrame) -> str:
     """The second table as Markdown: where time and memory go, size, sites and origin of every method."""
     parts = ["# Costs\n"]
     for title, table in _cost_tables(summary):
-        parts += [f"## {title}\n", _markdown(table.drop(columns="origin"))]
+        parts += [f"## {title}\n", markdown(table.drop(columns="origin"))]
     parts.append(_origins(summary))
     parts.append(
         "Mean over seeds. `c`: cached, some of the images were made for another cell; the seconds are what making them"
         " took.\n*total s* is all of quantizing, also what has no column; neither loading nor evaluating.\n"
         "*peak MiB* is the memory of the whole process while quantizing (on CUDA: of the allocator).\n"
-        "*size MiB* counts parameters left in float32 too; *sites* are quantized weights + activations.\n"
+        "*size MiB* counts parameters left in float32 too. *GBOPs* are 10^9 multiply-accumulates of one image times "
+        "the bits of both factors, a float factor counting 32.\n"
+        "In mixed precision *W bits* is the mean weight width over parameters (the budget's), *by layer* over layers, "
+        "*A bits* over activation sites.\n"
     )
     return "\n".join(parts)
 
@@ -84,7 +97,7 @@ def _origins(summary: pd.DataFrame) -> str:
 def costs_latex(summary: pd.DataFrame) -> str:
     """The second table for a paper: one booktabs table a group and model."""
     return "\n".join(
-        _latex_table(title, table.set_index("method"), "".join("r" if name in NUMERIC else "l" for name in table)[1:])
+        latex_table(title, table.set_index("method"), "".join("r" if name in NUMERIC else "l" for name in table)[1:])
         for title, table in _cost_tables(summary)
     )
 
@@ -97,7 +110,7 @@ def costs_csv(summary: pd.DataFrame) -> str:
 def _cost_tables(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Title and table of every group and model; all have the same columns."""
     refresh = bool(summary["refresh_s"].notna().any())
-    for title, group in _groups(summary):
+    for title, group in groups(summary):
         order = _order(group)
         for model, rows in group.groupby("model", sort=True):
             table = _cost_table(rows.sort_values("method", key=lambda names: names.map(order.index)))
@@ -106,12 +119,14 @@ def _cost_tables(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
     def column(name: str, digits: int) -> list[str]:
-        return [_number(value, digits) for value in rows[name]]
+        return [number(value, digits) for value in rows[name]]
 
     cached = rows["synthesize_cached"].map({True: " c", False: ""})
+    means = {"W bits": "mean_weight_bits", "by layer": "mean_layer_bits", "A bits": "mean_activation_bits"}
+    widths = {title: column(name, 2) for title, name in means.items()}
     return pd.DataFrame(
         {
-            "method": _method_labels(rows),
+            "method": method_labels(rows),
             "synth. s": pd.Series(column("synthesize_s", 1), index=rows.index) + cached,
             "calib. s": column("calibrate_s", 1),
             "search s": column("search_s", 1),
@@ -119,10 +134,8 @@ def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
             "total s": column("total_s", 1),
             "peak MiB": column("peak_memory_mib", 0),
             "size MiB": column("weight_mib", 2),
-            "sites": [
-                f"{w:.0f}+{a:.0f}" if w > 0 else NONE
-                for w, a in zip(rows["weight_sites"], rows["activation_sites"], strict=True)
-            ],
+            "GBOPs": column("gbops", 2),
+            **({} if rows["bits"].iloc[0].startswith("W") else widths),
             "seeds": rows["seeds"].astype(str),
             "origin": rows["origin"],
         }
@@ -131,7 +144,7 @@ def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def latex(summary: pd.DataFrame) -> str:
     """The main table for a paper: one booktabs table a group, needing the packages booktabs and multirow."""
-    return "\n".join(_comparison_latex(title + _metric(group), _table(group)) for title, group in _groups(summary))
+    return "\n".join(latex_models(title + metric(group), _comparison_table(group)) for title, group in groups(summary))
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -139,7 +152,7 @@ def csv(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, lineterminator="\n")
 
 
-def _groups(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+def groups(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Title and rows of every group; within a scheme the most bits come first."""
     contexts = len(summary[CONTEXT].drop_duplicates()) > len(summary[["suite", "task"]].drop_duplicates())
     before_bits = GROUP[:-1]
@@ -155,7 +168,8 @@ def _groups(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield title + (f" (data {data[:8]})" if contexts else ""), group
 
 
-def _metric(group: pd.DataFrame) -> str:
+def metric(group: pd.DataFrame) -> str:
+    """The end of a title: what is measured."""
     metric = next(iter(group["metric"].dropna()), None)
     return "" if metric is None else f", {METRICS.get(metric, metric)}"
 
@@ -172,61 +186,77 @@ def _order(group: pd.DataFrame) -> list[str]:
     Over several models the mean distance to the highest accuracy of each counts, so that a method measured on the
     easier model alone gains nothing by it.
     """
-    below_top = group["accuracy"] - group.groupby("model")["accuracy"].transform("max")
-    accuracy = below_top.groupby(group["method"]).mean().fillna(-np.inf)
+    accuracy = standing(group, "method", ["model"])
     return sorted(accuracy.index, key=lambda name: (name != "float", -accuracy[name], name))
 
 
-def _method_labels(group: pd.DataFrame) -> pd.Series[str]:
+def standing(rows: pd.DataFrame, what: str, within: list[str]) -> pd.Series[float]:
+    """Mean distance of each `what` to the highest accuracy `within` the same coordinates; -inf if never measured."""
+    below_top = rows["accuracy"] - rows.groupby(within)["accuracy"].transform("max")
+    return below_top.groupby(rows[what]).mean().fillna(-np.inf)
+
+
+def method_labels(group: pd.DataFrame) -> pd.Series[str]:
+    """Names of methods with what the notes explain: reconstruction, floor, ceiling."""
     role = group["role"].map({"floor": " (floor)", "ceiling": " (ceiling)"}).fillna("")
     rebuilt = group["origin"].map({"reconstruction": " *"}).fillna("")
     return group["method"] + rebuilt + role
 
 
-def _table(group: pd.DataFrame) -> pd.DataFrame:
-    """Methods as rows; per model the columns accuracy (no name), Δ, vs best."""
-    labels = dict(zip(group["method"], _method_labels(group), strict=True))
-    order = _order(group)
-    columns: dict[tuple[str, str], list[str]] = {}
+def _comparison_table(group: pd.DataFrame) -> pd.DataFrame:
+    labels = dict(zip(group["method"], method_labels(group), strict=True))
+    columns: dict[str, Shown] = {
+        "": accuracy,
+        "Δ": lambda row: number(row["delta"], 2, "+") if row["role"] != "float" else "",
+        "vs best": lambda row: "best" if row["best"] else "" if row["role"] == "float" else verdict(row),
+    }
+    return by_model(group, {method: labels[method] for method in _order(group)}, columns, "method")
+
+
+def by_model(group: pd.DataFrame, labels: Mapping[str, str], columns: Mapping[str, Shown], title: str) -> pd.DataFrame:
+    """A table of strings: methods as rows, in the order of `labels`; per model the columns.
+
+    Args:
+        group: A row a method and model.
+        labels: What is shown for every method.
+        columns: Name of each column and how its cell is made from a row of `group`; the accuracy has no name.
+        title: Of the column of labels.
+    """
+    cells: dict[tuple[str, str], list[str]] = {}
     for model, rows in group.groupby("model", sort=True):
         by_method = {row["method"]: row for row in rows.to_dict("records")}
-        for name, cell in (
-            ("", _accuracy),
-            ("Δ", lambda row: _number(row["delta"], 2, "+") if row["role"] != "float" else ""),
-            ("vs best", _significance),
-        ):
-            columns[(str(model), name)] = [cell(by_method[m]) if m in by_method else NONE for m in order]
-    table = pd.DataFrame(columns, index=pd.Index([labels[m] for m in order], name="method"))
-    table.columns = pd.MultiIndex.from_tuples(columns)
+        for name, cell in columns.items():
+            cells[(str(model), name)] = [cell(by_method[m]) if m in by_method else NONE for m in labels]
+    table = pd.DataFrame(cells, index=pd.Index(list(labels.values()), name=title))
+    table.columns = pd.MultiIndex.from_tuples(cells)
     return table
 
 
-def _accuracy(row: dict[Any, Any]) -> str:
+def accuracy(row: dict[Any, Any]) -> str:
+    """Mean and spread of a row, or its status; how many seeds it has if some are missing."""
     if row["status"] != "ok":
         return str(row["status"])
     text = f"{row['accuracy']:.2f}" + (f" ± {row['accuracy_sd']:.2f}" if row["seeds"] > 1 else "")
     return text + (f" [{row['seeds']}/{row['seeds_wanted']}]" if row["seeds"] < row["seeds_wanted"] else "")
 
 
-def _significance(row: dict[Any, Any]) -> str:
-    if row["best"]:
-        return "best"
+def verdict(row: dict[Any, Any]) -> str:
+    """What the paired test says of a row that lies `to_best` points above the one that it is tested against."""
     p = row["p_holm"]
     if np.isnan(p):
-        return "" if row["role"] == "float" else NONE
+        return NONE
     if p >= ALPHA:
         return "="
     direction = "better" if row["to_best"] > 0 else "worse"
     return f"{direction} {'<0.001' if p < 0.001 else f'{p:.3f}'}"
 
 
-def _fitting(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The group's table, cut by models into as many as are needed to stay within WIDTH."""
-    table = _table(group)
+def fitting(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The table of `by_model`, cut by models into as many as are needed to stay within WIDTH."""
     models = list(dict.fromkeys(table.columns.get_level_values(0)))
     while models:
         count = len(models)
-        while count > 1 and len(_markdown(_flat(table[models[:count]])).splitlines()[0]) > WIDTH:
+        while count > 1 and len(markdown(_flat(table[models[:count]])).splitlines()[0]) > WIDTH:
             count -= 1
         yield _flat(table[models[:count]])
         models = models[count:]
@@ -238,7 +268,7 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_axis(names.where(names != "", models), axis=1).reset_index()
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame) -> str:
     """The frame of strings as a Markdown table, as narrow as its cells; tabulate would widen every header by two."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in (table.columns, *table.to_numpy())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -251,7 +281,7 @@ def _markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
-def _sensitivity(group: pd.DataFrame) -> str:
+def sensitivity(group: pd.DataFrame) -> str:
     """What the paired test of this table could see, and what it could not."""
     shares, images = group["discordance"].dropna(), group["images"].max()
     if shares.empty or not images > 0:
@@ -261,7 +291,8 @@ def _sensitivity(group: pd.DataFrame) -> str:
     return f"A true difference of {points:.1f} points would be found with 80 % power (before Holm's adjustment).\n"
 
 
-def _unmeasured(cells: pd.DataFrame) -> Iterator[str]:
+def unmeasured(cells: pd.DataFrame) -> Iterator[str]:
+    """Paragraphs on the cells that failed or were skipped, with the reason."""
     for status in ("failed", "skipped"):
         rows = cells[cells["status"] == status]
         if len(rows):
@@ -273,7 +304,8 @@ def _unmeasured(cells: pd.DataFrame) -> Iterator[str]:
             yield ""
 
 
-def _number(value: float | None, digits: int, sign: str = "") -> str:
+def number(value: float | None, digits: int, sign: str = "") -> str:
+    """A number as tables have it."""
     return NONE if value is None or np.isnan(value) else f"{value:{sign},.{digits}f}"
 
 
@@ -290,14 +322,17 @@ _LATEX = str.maketrans(
         "–": "--",
     }
 )
+_BOLD = re.compile(r"^\*\*(.+)\*\*$")
 
 
-def _comparison_latex(title: str, table: pd.DataFrame) -> str:
-    return _latex_table(title, table, "lrl" * (len(table.columns) // 3))
+def latex_models(title: str, table: pd.DataFrame) -> str:
+    """The table of `by_model` for a paper."""
+    return latex_table(title, table, "".join("r" if c[1] in NUMERIC else "l" for c in table.columns))
 
 
-def _latex_table(title: str, table: pd.DataFrame, columns: str) -> str:
-    escape: Callable[[object], str] = lambda text: str(text).translate(_LATEX)  # noqa: E731
+def latex_table(title: str, table: pd.DataFrame, columns: str) -> str:
+    """A booktabs table of strings with their alignment, `lr` for two columns; a cell in `**` is bold as in Markdown."""
+    escape: Callable[[object], str] = lambda text: _BOLD.sub(r"\\textbf{\1}", str(text).translate(_LATEX))  # noqa: E731
     renamed = table.map(escape).rename(index=escape, columns=escape).rename_axis(index=None)
     return str(
         renamed.style.to_latex(

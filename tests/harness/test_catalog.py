@@ -24,6 +24,15 @@ from harness.registry import Registry
         ("clamp", "clamp"),
         ("clamp+minmax", "clamp+minmax"),
         ("float", "float"),
+        (" toynoise [ count = 4 ] + toyround", "toynoise[count=4]"),
+        ("toyswitch[text=plain,count=1]", "toyswitch[count=1,text=plain]"),
+        ('toyswitch[text="plain"]', "toyswitch[text=plain]"),
+        ("toyswitch[count=3.0,scale=2.0,smooth=no]", "toyswitch[count=3,scale=2,smooth=false]"),
+        ('toyswitch[text="1",scale=1e-5]', 'toyswitch[scale=1e-05,text="1"]'),
+        ('toyswitch[value={"b": [1, 2.0], "a": "x]"}]', 'toyswitch[value={"a":"x]","b":[1,2]}]'),
+        ("psaq[steps=10]+minmax", "psaq[steps=10]"),
+        ("minmax[weights=asymmetric]", "real+minmax[weights=asymmetric]"),
+        ("psaq[steps=10]+minmax[weights=asymmetric]", "psaq[steps=10]+minmax[weights=asymmetric]"),
     ],
 )
 def test_every_method_has_one_name(catalog, text, name):
@@ -52,6 +61,21 @@ def test_preset_and_overrides(catalog):
         ("clamp+psaq", "unknown calibrator 'psaq'"),
         ("toybroken", "cannot be imported"),
         ("", "unknown method ''"),
+        ("clmap[steps=1]", "did you mean 'clamp'?"),
+        ("toynoise[cuont=1]", "option toynoise.cuont: Extra inputs are not permitted; options of toynoise: count"),
+        ("toynoise[count=many]", "option toynoise.count: "),
+        ("toyswitch[scale=NaN]", "option toyswitch.scale: Input should be a finite number"),
+        ("toyswitch[count=60]", "option toyswitch: Value error, so many images"),
+        ("toynoise[count=1,count=2]", "option 'count' is set twice in 'toynoise[count=1,count=2]'"),
+        ("float[count=1]", "takes no options: 'float[count=1]'"),
+        *(
+            (text, f"the brackets of '{text}' are malformed; write NAME[OPTION=VALUE]")
+            for text in ("toynoise[", "toynoise]", "toynoise[]", "toynoise[count]", "toynoise[=1]", "[count=1]")
+        ),
+        *(
+            (text, f"the brackets of '{text}' are malformed")
+            for text in ("toynoise[count=1]x", "toynoise[count=1][count=2]", "toynoise[count=1+toyround")
+        ),
     ],
 )
 def test_bad_names(catalog, text, message):
@@ -70,6 +94,47 @@ def test_bad_names(catalog, text, message):
 def test_bad_options(catalog, overrides, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         catalog.resolve_all(["toynoise"], "default", overrides)
+
+
+def test_brackets_come_before_options_and_options_before_the_preset(catalog):
+    names = ["toyswitch[count=9]", "toyswitch", "toynoise"]
+    variant, base, other = catalog.resolve_all(names, "quick", {"toyswitch": {"count": 5, "scale": 3}})
+    assert (variant.parts[0][1].count, variant.parts[0][1].scale) == (9, 3)
+    assert (base.parts[0][1].count, other.parts[0][1].count) == (5, 2)
+
+
+def test_a_variant_that_changes_nothing_is_still_a_variant(catalog):
+    names = ["toyswitch", "toyswitch[count=4]", "toyswitch[count=4.0]+toyround"]
+    base, variant = catalog.resolve_all(names, "default", {})
+    assert (base.name, variant.name) == ("toyswitch", "toyswitch[count=4]")
+    assert base.options == variant.options
+
+
+def test_ablations_have_canonical_names(catalog):
+    assert catalog.ablations("toyswitch", "quick") == {
+        "toyswitch[smooth=false]": "not smooth",
+        "toyswitch[count=1]": "one image",
+    }
+    assert list(catalog.ablations("toyswitch+omse")) == ["toyswitch[smooth=false]+omse", "toyswitch[count=1]+omse"]
+    assert catalog.ablations("toynoise") == catalog.ablations("float") == {}
+    assert "toyswitch" in catalog.ablated()
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("toyodd", {}, "ablation 'typo' of source 'toyodd' is broken: option toyodd.cuont"),
+        ("toyswitch[count=1]", {}, "'toyswitch[count=1]' is a variant"),
+        (
+            "toyswitch",
+            {"toyswitch": {"scale": "wide"}},
+            "ablation 'not smooth' of source 'toyswitch' is broken: option",
+        ),
+    ],
+)
+def test_bad_ablations(catalog, text, overrides, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        catalog.ablations(text, "default", overrides)
 
 
 def test_options_of_parts_that_share_a_name(catalog):

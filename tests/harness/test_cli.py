@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +116,11 @@ def test_skipping_everything_measures_nothing(bench):
         (["--methods", "toynose"], "did you mean 'toynoise'?"),
         (["--methods", "toybroken"], "cannot be imported"),
         (["--methods", ","], "--methods is empty"),
+        (["--methods", "toynoise[count=0]"], "option toynoise.count"),
+        (["--methods", "toynoise[count=1,toyreal"], "the brackets of 'toynoise[count=1,toyreal' are malformed"),
+        (["--methods", "{toynoise,toyreal+toyround"], "the braces of '{toynoise,toyreal+toyround' are malformed"),
+        (["--methods", "{toynoise,toyreel}+toyround"], "did you mean 'toyreal'"),
+        (["--ablation", "toyswitch"], "leave out --methods"),
         (["--option", "toynoise.count=0"], "option toynoise.count"),
         (["--option", "toynoise"], "NAME.FIELD=VALUE"),
         (["--option", "psaq.steps=3"], "unknown plugin of this run in --option 'psaq'"),
@@ -135,6 +141,39 @@ def test_bad_input_is_one_sentence(bench, tmp_path, arguments, message):
     if "--cache" not in arguments:
         assert not Path("results").exists()
     assert not list(RUNS.glob("*.json"))
+
+
+def test_variants_in_brackets(bench):
+    bench("toyswitch[count=1,text=a],toyswitch", "--bits", "W4A8")
+    methods = {record.cell.method for record in Store(RUNS).records()}
+    assert methods == {"float", "toyswitch", "toyswitch[count=1,text=a]"}
+    assert "nothing to run" in bench("toyswitch[text=a,count=1.0]+toyround", "--bits", "W4A8").output
+
+
+def test_braces_are_all_crosses(bench):
+    bench("{toynoise[count=1],toyreal}+{toyround},toyswitch", "--bits", "W4A8")
+    methods = {record.cell.method for record in Store(RUNS).records()}
+    assert methods == {"float", "toynoise[count=1]", "toyreal", "toyswitch"}
+
+
+def cells_of(folder: Path) -> list:
+    return [record.cell for record in Store(folder).records() if not record.cell.is_float]
+
+
+def test_an_ablation_has_defaults_of_its_own(cli):
+    run = ("bench", *TOY[:-3], "--threads", "1", "--in-process", "--ablation", "toyswitch")
+    shown = cli(*run).output
+    assert re.search(r"^# Ablation$.*^\| toyswitch \* \(base\).*^\| not smooth", shown, re.MULTILINE | re.DOTALL)
+    assert "# Comparison" not in shown
+    folder = Path("results/runs/toy-ablation")
+    assert (folder / "report" / "ablation.csv").exists()
+    cells = cells_of(folder)
+    assert len(cells) == 9
+    assert {(cell.bits, cell.preset) for cell in cells} == {("W4A5", "quick")}
+    assert {cell.method for cell in cells} == {"toyswitch", "toyswitch[smooth=false]", "toyswitch[count=1]"}
+    cli(*run, "--bits", "W8A8", "--seeds", "1", "--preset", "default", "--out", "own")
+    assert {(cell.bits, cell.preset, cell.seed) for cell in cells_of(Path("own"))} == {("W8A8", "default", 0)}
+    assert not (RUNS / "report").exists()
 
 
 @pytest.mark.parametrize(("text", "cores"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)])
@@ -198,7 +237,11 @@ def test_describe(cli):
     text = cli("describe", "toynoise").output
     for part in ("A toy paper", "it is a toy", "images to make", "count", "quick"):
         assert part in text
-    for name in ("clamp", "psaq", "noise", "omse", "psaq+omse", "float"):
+    switches = cli("describe", "toyswitch").output
+    for part in ("ablation", "not smooth", "toyswitch[smooth=false]", "one image"):
+        assert part in switches
+    assert "ablation 'typo' of source 'toyodd' is broken" in cli("describe", "toyodd", code=2).stderr
+    for name in ("clamp[steps=1]", "clamp", "psaq", "noise", "omse", "psaq+omse", "float"):
         cli("describe", name)
     assert "did you mean 'toynoise'" in cli("describe", "toynose", code=2).stderr
 

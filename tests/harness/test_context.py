@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,3 +89,37 @@ def test_fingerprint_follows_the_plugins_own_code(tmp_path, monkeypatch):
     (tmp_path / "dfq_module.py").write_text("x = 2\n")
     code_fingerprint.cache_clear()
     assert code_fingerprint(packages) != before
+
+
+def test_snapshots_survive_the_cache(context):
+    def make(ctx):
+        def images():
+            pixels = torch.zeros(6, 1, 4, 4)
+            for step in (0, 2):
+                pixels.fill_(step)
+                ctx.snapshot(step, pixels)
+            return pixels + 1
+
+        return images
+
+    model = SimpleNamespace(mean=(0.5,), std=(0.1,))
+    miss, hit = context(), context("toyreal")
+    miss.cached_images({"source": "x"}, make(miss))
+    hit.cached_images({"source": "x"}, lambda: pytest.fail("a hit makes nothing"))
+    for ctx in (miss, hit):
+        found = ctx.kept_snapshots(model)
+        assert list(found) == [0, 2]
+        assert {step: (images.shape, set(images.ravel().tolist())) for step, images in found.items()} == {
+            0: ((4, 4, 4, 1), {128}),
+            2: ((4, 4, 4, 1), {178}),
+        }
+
+
+def test_a_snapshot_is_a_copy_and_the_first_of_a_step_counts(context):
+    ctx = context()
+    pixels = torch.zeros(2, 1, 4, 4)
+    ctx.snapshot(3, pixels)
+    pixels.fill_(1.0)
+    ctx.snapshot(3, pixels)
+    (images,) = ctx.kept_snapshots(SimpleNamespace(mean=(0.0,), std=(1.0,))).values()
+    assert images.max() == 0

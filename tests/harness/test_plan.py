@@ -57,6 +57,32 @@ def test_references_are_added(catalog, store):
     assert methods == {"float", "noise", "real", "toynoise"}
 
 
+def test_an_ablation_is_the_method_and_its_variants_without_references(catalog, store):
+    request = Request(methods=(), ablation="toyswitch", preset="quick", **{**TOY, "references": True})
+    cells = [planned.cell for planned in make_plan(request, catalog, store).cells]
+    names = list(dict.fromkeys(cell.method for cell in cells))
+    assert names == ["float", "toyswitch", "toyswitch[smooth=false]", "toyswitch[count=1]"]
+    base, variant, _ = (cell.options["parts"]["source:toyswitch"] for cell in cells[1:10:3])
+    assert variant == {**base, "smooth": False}
+    assert all(catalog.restore(cell.method, cell.options).name == cell.method for cell in cells)
+
+
+def test_options_hold_for_a_whole_ablation(catalog, store):
+    request = Request(methods=(), ablation="toyswitch", overrides={"toyswitch": {"count": 9}}, **TOY)
+    counts = {
+        planned.cell.method: planned.cell.options["parts"]["source:toyswitch"]["count"]
+        for planned in make_plan(request, catalog, store).cells
+        if not planned.cell.is_float
+    }
+    assert counts == {"toyswitch": 9, "toyswitch[smooth=false]": 9, "toyswitch[count=1]": 1}
+
+
+def test_a_variant_is_taken_to_last_as_long_as_its_base(catalog, store):
+    request = Request(methods=("toynoise", "toynoise[count=2]"), models=("tiny",), bits=("W4A8",), **TOY)
+    save(store, record(make_plan(request, catalog, store).cells[1].cell, catalog, seconds=3.0))
+    assert [planned.estimate for planned in make_plan(request, catalog, store).cells] == [None, 3.0, 3.0]
+
+
 def test_states_and_what_is_run(catalog, store):
     request = Request(methods=("toynoise",), models=("tiny",), **TOY)
     first, second, third, fourth = (planned.cell for planned in make_plan(request, catalog, store).cells)
@@ -115,6 +141,10 @@ def test_estimates_come_from_the_model_then_the_method(catalog, store):
         ({"models": ("tinny",)}, "unknown model 'tinny'"),
         ({"rerun": "some"}, "known: all, failed, stale"),
         ({"methods": ("toynose",)}, "did you mean 'toynoise'"),
+        ({"ablation": "toyswitch"}, "--ablation says which methods are run; leave out --methods"),
+        ({"methods": (), "ablation": "toynoise"}, "'toynoise' has no ablations; with ablations: .*toyswitch"),
+        ({"methods": (), "ablation": "toyodd"}, "ablation 'typo' of source 'toyodd' is broken"),
+        ({"methods": (), "ablation": "toyswtch"}, "did you mean 'toyswitch'"),
     ],
 )
 def test_bad_requests(catalog, store, changes, message):

@@ -84,6 +84,12 @@ def test_float(runner, toy_cell):
     assert record.quantization is None
 
 
+def test_a_method_that_chooses_no_widths_is_skipped_in_mixed_precision(runner, toy_cell):
+    record = runner.measure(toy_cell(bits="MP4.5"), quiet).record
+    assert record.status == "skipped"
+    assert "MP4.5 needs a method that chooses them" in record.reason
+
+
 def test_skip_is_recorded_with_its_reason(runner, toy_cell):
     record = runner.measure(toy_cell("toyskip"), quiet).record
     assert (record.status, record.reason) == ("skipped", "it makes no sense")

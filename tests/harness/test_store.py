@@ -28,25 +28,34 @@ def record(toy_cell) -> Record:
 def test_round_trip(store, record):
     outcomes = pd.DataFrame({"correct": [True, False]})
     images = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
-    store.save(record, outcomes, images)
+    snapshots = {20: images[:1], 0: images[1:]}
+    store.save(record, outcomes, images, snapshots)
     assert store.records() == [record]
     assert store.complete(record)
     pd.testing.assert_frame_equal(store.outcomes(record.key), outcomes)
     np.testing.assert_array_equal(store.images(record.key), images)
+    found = store.snapshots(record.key)
+    assert sorted(found) == [0, 20]
+    for step, kept in snapshots.items():
+        np.testing.assert_array_equal(found[step], kept)
     assert not list(store.folder.glob(".*"))
 
 
 def test_no_images_is_none(store, record):
     assert store.images(record.key) is None
+    assert store.snapshots(record.key) == {}
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
 def test_damaged_images_are_none(store, record, keep):
-    store.save(record, images=np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8))
-    path = store.folder / f"{record.key}.images.npz"
-    size = path.stat().st_size
-    os.truncate(path, size + keep if keep < 0 else int(size * keep) if isinstance(keep, float) else keep)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
+    store.save(record, images=images, snapshots={0: images})
+    for kind in ("images", "snapshots"):
+        path = store.folder / f"{record.key}.{kind}.npz"
+        size = path.stat().st_size
+        os.truncate(path, size + keep if keep < 0 else int(size * keep) if isinstance(keep, float) else keep)
     assert store.images(record.key) is None
+    assert store.snapshots(record.key) == {}
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"key": 3}', "\x00", None])

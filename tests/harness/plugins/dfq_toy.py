@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any, Self
+
+from pydantic import Field, model_validator
 
 from harness.plugins import Options, PluginInfo, TaskInfo
 
 
 class NoiseOptions(Options):
     count: int = Field(default=4, ge=1, description="images to make")
+
+
+class SwitchOptions(NoiseOptions):
+    scale: float = 1.0
+    smooth: bool = True
+    text: str = "plain"
+    value: Any = None
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.count > 50 and self.smooth:
+            raise ValueError("so many images cannot be smooth")
+        return self
 
 
 class ModeOptions(Options):
@@ -39,6 +54,25 @@ NOISE = PluginInfo(
     partner="toyround",
     paper="A toy paper",
     deviations=("it is a toy",),
+)
+SWITCH = PluginInfo(
+    name="toyswitch",
+    kind="source",
+    summary="toy noise with switches",
+    target="dfq_toy_impl:Noise",
+    options=SwitchOptions,
+    presets={"quick": {"count": 2}},
+    ablations={"not smooth": {"smooth": False}, "one image": {"count": 1.0}},
+    partner="toyround",
+)
+ODD = PluginInfo(
+    name="toyodd",
+    kind="source",
+    summary="an ablation of an option that is not there",
+    target="dfq_toy_impl:Noise",
+    options=NoiseOptions,
+    ablations={"typo": {"cuont": 1}},
+    partner="toyround",
 )
 REAL = PluginInfo(
     name="toyreal", kind="source", summary="toy data", target="dfq_toy_impl:Real", data="images", partner="toyround"

@@ -28,8 +28,6 @@ class Quantized:
 
 
 class Noise:
-    uses_bits = False
-
     def __init__(self, options):
         self._count = options.count
 
@@ -42,8 +40,6 @@ class Noise:
 
 
 class Real:
-    uses_bits = False
-
     def __init__(self, options):
         pass
 

@@ -1,0 +1,173 @@
+"""Looks at stored calibration images with the float model: how similar are their patches? Measures no accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from harness.catalog import Catalog
+from harness.contracts import Suite, VisionModel
+from harness.errors import UsageError
+from harness.record import Record
+from harness.registry import check_known
+from harness.report import tables
+from harness.report.diagnostics import save
+from harness.report.frame import cells_frame
+from harness.report.gallery import one_precision
+from harness.report.similarity_figures import Similarity, maps_figure, similarity_figure, similarity_frame
+from harness.store import Store, prepare_folder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+ARRAYS = ("edges", "densities", "entropies", "neighbours", "maps")  # of a PatchSimilarity
+Images = dict[str, "NDArray[np.uint8]"]  # cell key -> kept images
+
+
+def diagnose(
+    store: Store,
+    catalog: Catalog,
+    *,
+    data_root: Path | None,
+    models: Sequence[str] = (),
+    bits: str = "",
+    site_images: int = 0,
+) -> list[Path]:
+    """Write similarity.csv, similarity_<model>.png and similarity_maps_<model>.png to the folder's report.
+
+    With `site_images` also sites.csv: what each activation site costs when it alone is quantized, with the ranges of
+    the same records.
+
+    Args:
+        store: Results with kept images; of each method those of the first seed at one precision are looked at.
+        catalog: Knows the tasks that load the models.
+        data_root: Folder of the suite's data, if opening the suite needs one.
+        models: Models as `bench` was given them, where a name holds the path of a checkpoint; all if empty.
+        bits: Precision to look at, as in the tables; if empty, that with the most methods.
+        site_images: Real training images on which sites are looked at, one by one; 0 leaves that out.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UsageError: no record has images, or a model cannot be loaded, has other weights than were measured or is no
+            transformer.
+    """
+    records = {record.key: record for record in store.records()}
+    cells = cells_frame(records.values(), {})
+    cells = cells[(cells["status"] == "ok") & (cells["role"] != "float")]
+    if bits:
+        check_known("precision with records", bits, sorted(cells["bits"].unique()))
+        cells = cells[cells["bits"] == bits]
+    images: Images = {key: found for key in cells["key"] if (found := store.images(key)) is not None and len(found)}
+    folder = store.folder / "report"
+    frames, written, sites = [], [], []
+    prepare_folder(folder, "--out")
+    for name, of_model, model, suite in _models(cells[cells["key"].isin(images)], catalog, data_root, models):
+        shown = one_precision(of_model)
+        results = _similarities(shown, images, model)
+        first = shown.iloc[0]
+        where = f"{name} (images of {first['bits']}, scheme {first['scheme']}, seed {first['seed']})"
+        for kind, title, draw in (
+            ("similarity", "Patch similarity in the float model", similarity_figure),
+            ("similarity_maps", "Similarity to the centre patch, last block", maps_figure),
+        ):
+            written.append(save(draw(f"{title}, {where}", results), folder, kind, name))
+        coordinates = first[["suite", "model", "scheme", "bits", "seed"]].to_frame().T
+        frames.append(coordinates.merge(similarity_frame(results), how="cross"))
+        if site_images:
+            sites.append(_sites(shown, records, suite, model, site_images))
+    if not frames:
+        raise UsageError(f"no record in {store.folder} has images of the models asked for; run bench first")
+    written.append(_table(folder / "similarity.csv", frames))
+    if sites:
+        written.append(_table(folder / "sites.csv", sites))
+    return [path for path in written if path]
+
+
+def _table(path: Path, frames: Sequence[pd.DataFrame]) -> Path:
+    path.write_text(tables.csv(pd.concat(frames)), encoding="utf-8", newline="\n")
+    return path
+
+
+def _sites(
+    cells: pd.DataFrame, records: Mapping[str, Record], suite: Suite, model: VisionModel, count: int
+) -> pd.DataFrame:
+    """One row a record and activation site, the costliest sites of each record first."""
+    import torch
+
+    from methods.diagnostics import site_effects
+
+    images = suite.calibration(model).images(count, torch.Generator().manual_seed(0)).to(model.device)
+    rows = []
+    for cell in cells.itertuples():
+        found = records[str(cell.key)].quantization
+        if found is None or not found.activation_bits:
+            continue
+        effects = site_effects(model, images, str(cell.scheme), found.activation_bits, found.activation_ranges)
+        common = {n: getattr(cell, n) for n in ("suite", "model", "method", "scheme", "bits", "seed")}
+        for effect in sorted(effects, key=lambda e: -e.distance):
+            low, high = found.activation_ranges.get(effect.site, (np.nan, np.nan))
+            rows.append({**common, **asdict(effect), "low": low, "high": high, "images": count})
+    return pd.DataFrame(rows)
+
+
+def _models(
+    cells: pd.DataFrame, catalog: Catalog, data_root: Path | None, named: Sequence[str]
+) -> Iterator[tuple[str, pd.DataFrame, VisionModel, Suite]]:
+    """Label, cells, float model and suite of every model with images."""
+    import torch
+
+    for (task, suite_name, label), of_model in cells.groupby(["task", "suite", "model"], sort=True):
+        suite: Suite = catalog.tasks.get(str(task)).load()(suite_name, data_root=data_root)
+        canonical = str(label).removesuffix(f"@{of_model['weights'].iloc[0][:8]}")  # a label tells weights apart
+        requested = {suite.canonical_name(name): name for name in named} or {canonical: canonical}
+        if canonical in requested:
+            name = requested[canonical]
+            if suite.model_identity(name) != of_model["weights"].iloc[0]:
+                raise UsageError(f"model '{name}' has other weights now than the records in the results folder")
+            yield str(label), of_model, suite.load(name, torch.device("cpu")), suite
+
+
+def _similarities(cells: pd.DataFrame, images: Mapping[str, Any], model: VisionModel) -> list[Similarity]:
+    # Imported here: this module belongs to the harness, which knows methods by their contracts only; patch similarity
+    # is a measurement that happens to be built from the methods' tools.
+    from methods.core.structure import NotATransformerError
+    from methods.diagnostics import patch_similarity
+
+    groups: dict[bytes, list[tuple[str, str, str]]] = {}
+    for method, role, key in cells[["method", "role", "key"]].itertuples(index=False):
+        groups.setdefault(images[key].tobytes(), []).append((method, role, key))
+    results = []
+    for members in groups.values():
+        pixels = images[members[0][2]]
+        try:
+            found = patch_similarity(model, _normalised(pixels, model))
+        except NotATransformerError as error:
+            raise UsageError(f"model '{model.name}' cannot be looked at: {error}") from None
+        results.append(
+            Similarity(
+                methods=tuple(method for method, _, _ in members),
+                role=members[0][1],
+                images=pixels,
+                blocks=found.blocks,
+                centre=found.centre,
+                **{n: getattr(found, n).double().numpy() for n in ARRAYS},
+            )
+        )
+    return results
+
+
+def _normalised(pixels: NDArray[np.uint8], model: VisionModel) -> Tensor:
+    """Stored images as the model takes them; they were rounded to 256 levels."""
+    import torch
+
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (model.mean, model.std))
+    return ((images - mean) / std).to(model.device)

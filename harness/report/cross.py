@@ -1,0 +1,149 @@
+"""Every image source with every calibrator: which images are best under whose quantizer? Frames in, text out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import stats
+from harness.cell import canonical_json
+from harness.names import parse_name
+from harness.report import tables
+from harness.report.frame import GROUP, Outcomes, label_variants
+from harness.report.summary import against_best, by_seed
+
+TABLE = [*GROUP, "preset", "model"]  # what makes one table
+COLUMNS = [
+    *(*TABLE, "source", "calibrator", "method", "role", "origin", "status", "metric", "images", "seeds", "seed_list"),
+    *("seeds_wanted", "accuracy", "accuracy_sd", "delta", "best", "to_best", "p_value", "p_holm", "discordance"),
+]
+MEAN = "mean"
+NOTES = f"""\
+- Rows are sources: the floor (noise), the others from the best down, the ceiling (real training images). Columns are
+  calibrators from the best down. **Bold** is the best data-free source of its column, floor included; `=` cannot be
+  told from it, `?` could not be tested, what has no mark differs ({tables.TEST}).
+- *{MEAN}* of a row is over the calibrators that every source was measured with, that of a column over the sources that
+  were measured with every calibrator, floor and ceiling included. {tables.NONE}: not measured, or no such mean.
+{tables.SPREAD}{tables.REBUILT.replace("a reconstruction", "rows and columns of reconstructions only")}"""
+
+
+def crosses(cells: pd.DataFrame, summary: pd.DataFrame, outcomes: Outcomes, names: Mapping[str, str]) -> pd.DataFrame:
+    """One row a source and calibrator that were measured together, of every table that has at least two of each.
+
+    Columns `best` to `discordance` compare the sources of one calibrator; `p_holm` is adjusted over a table.
+
+    Args:
+        cells: The frame of cells.
+        summary: The same with seeds averaged.
+        outcomes: Which images were right, by key.
+        names: Name of the method in the cell, by key: that of the frame may have a suffix.
+    """
+    right = {place: by_seed(own, outcomes) for place, own in cells.groupby([*GROUP, "model"])}
+    rows: list[dict[Any, Any]] = []
+    for place, members in summary.merge(_parts(cells, names), on="method").groupby(TABLE, sort=True):
+        found = members.drop_duplicates(["source", "calibrator"])
+        if min(found["source"].nunique(), found["calibrator"].nunique()) < 2:
+            continue
+        compared: list[dict[Any, Any]] = []
+        for _, column in found.sort_values(["calibrator", "source"]).groupby("calibrator"):
+            compared += column.to_dict("records")
+            against_best(compared[-len(column) :], right[*place[: len(GROUP)], place[-1]])
+        adjusted = stats.holm([row["p_value"] for row in compared])
+        rows += [{**row, "p_holm": float(p)} for row, p in zip(compared, adjusted, strict=True)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _parts(cells: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """Preset, source and calibrator of every method that is a cross, both with their brackets.
+
+    The name has the brackets; one without `+` is a source that was joined with its partner, which the options name.
+    """
+    found = []
+    for method, key, text in cells.drop_duplicates("method")[["method", "key", "options"]].to_numpy():
+        options = json.loads(text)
+        own = {part.partition(":")[0]: (part, values) for part, values in options.get("parts", {}).items()}
+        if own.keys() == {"source", "calibrator"}:
+            source, *others = map(str, parse_name(names[key]))
+            calibrator = "+".join(others) or own["calibrator"][0].partition(":")[2]
+            values = [canonical_json(own[kind][1]) for kind in ("source", "calibrator")]
+            found.append([method, options.get("preset", ""), source, calibrator, *values])
+    frame = pd.DataFrame(found, columns=["method", "preset", "source", "calibrator", "of_source", "of_calibrator"])
+    for _, same in frame.groupby("preset"):
+        for kind in ("source", "calibrator"):
+            frame.loc[same.index, kind] = label_variants(same[kind].tolist(), same[f"of_{kind}"].tolist())
+    return frame[["method", "preset", "source", "calibrator"]]
+
+
+def split(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Title and rows of every table."""
+    several = len(frame["preset"].unique()) > 1
+    for title, group in tables.groups(frame):
+        for (preset, model), rows in group.groupby(["preset", "model"], sort=True):
+            yield f"{model}, {title}{tables.metric(rows)}" + (f", preset {preset}" if several else ""), rows
+
+
+def order(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Sources from the floor to the ceiling, calibrators: each by its mean, unmeasured ones last.
+
+    If cells are missing, the mean distance to the best of each column or row counts.
+    """
+    ends = rows.groupby("source")["role"].first().map({"floor": 0, "ceiling": 2}).fillna(1)
+    found = []
+    for kind, other in (("source", "calibrator"), ("calibrator", "source")):
+        mean = tables.standing(rows, kind, [*TABLE, other])
+        found.append(sorted(mean.index, key=lambda name: (ends.get(name, 1), -mean[name], name)))
+    return found[0], found[1]
+
+
+def _shown(row: dict[Any, Any]) -> str:
+    text = tables.accuracy(row)
+    if row["best"] or row["status"] != "ok":
+        return f"**{text}**" if row["best"] else text
+    return f"{text} ?" if np.isnan(row["p_holm"]) else f"{text} =" if row["p_holm"] >= tables.ALPHA else text
+
+
+def _labels(rows: pd.DataFrame, kind: str) -> dict[str, str]:
+    """Sources or calibrators with what the notes explain."""
+    own = rows.assign(method=rows[kind], role=rows["role"] if kind == "source" else "")
+    rebuilt = own["origin"].eq("reconstruction").groupby(own["method"]).transform("all")
+    own = own.assign(origin=own["origin"].where(rebuilt, "")).drop_duplicates("method")
+    return dict(zip(own["method"], tables.method_labels(own), strict=True))
+
+
+def _table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A table of strings with margins."""
+    sources, calibrators = order(rows)
+    measured = rows.pivot_table(index="source", columns="calibrator", values="accuracy")  # without what never was
+    of_source = measured.dropna(axis=1).mean(axis=1).reindex(sources)
+    of_calibrator = measured.dropna().mean().reindex(calibrators)
+    text = {(row["source"], row["calibrator"]): _shown(row) for row in rows.to_dict("records")}
+    shown, named = _labels(rows, "source"), _labels(rows, "calibrator")
+    table = pd.DataFrame({named[c]: [text.get((s, c), tables.NONE) for s in sources] for c in calibrators})
+    table[MEAN] = [tables.number(value, 2) for value in of_source]
+    table.loc[len(sources)] = [*(tables.number(value, 2) for value in of_calibrator), ""]
+    return table.set_axis(pd.Index([*(shown[s] for s in sources), MEAN], name="source"))
+
+
+def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
+    """A table a model, scheme and precision."""
+    parts = ["# Sources × calibrators\n"]
+    for title, rows in split(frame):
+        table = _table(rows)
+        table.columns = pd.MultiIndex.from_product([table.columns, [""]])
+        parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(table)), tables.sensitivity(rows)]
+    return "\n".join([*parts, NOTES, *tables.unmeasured(cells[cells["method"].isin(frame["method"])])])
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """The same tables for a paper, each in one piece."""
+    found = ((title, _table(rows)) for title, rows in split(frame))
+    return "\n".join(tables.latex_table(title, table, "l" * table.shape[1]) for title, table in found)
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """The same at full precision, with unadjusted p-values."""
+    return tables.csv(frame)

@@ -1,0 +1,43 @@
+"""Bit-widths as users write them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import UsageError
+from harness.spec import BitSpec
+
+WIDTHS = st.integers(2, 8)
+MEANS = st.integers(20, 80).map(lambda tenths: tenths / 10)
+
+
+@given(
+    st.one_of(
+        st.builds(BitSpec, WIDTHS, WIDTHS),
+        st.builds(BitSpec, MEANS, st.none() | WIDTHS, st.just(True)),
+    )
+)
+def test_text_and_back(spec):
+    assert BitSpec.parse(str(spec)) == spec
+    assert BitSpec.parse(f" {str(spec).lower()} ") == spec
+
+
+def test_forms():
+    assert BitSpec.parse("W4A8") == BitSpec(4, 8)
+    assert BitSpec.parse("MP4.5") == BitSpec(4.5, None, mixed=True)
+    assert BitSpec.parse("mp4.50a8") == BitSpec(4.5, 8, mixed=True)
+    assert str(BitSpec.parse("MP4.0")) == "MP4"
+
+
+@pytest.mark.parametrize("text", ["W4", "A8", "4/8", "MP", "MP4.5.1", "W4.5A8", "MP4A", "", "W4A8A8"])
+def test_other_forms_are_refused(text):
+    with pytest.raises(UsageError, match="not of the form"):
+        BitSpec.parse(text)
+
+
+@pytest.mark.parametrize("text", ["W1A8", "W4A9", "MP1.9", "MP8.1", "MP4A1"])
+def test_widths_out_of_range_are_refused(text):
+    with pytest.raises(UsageError, match="outside 2 to 8"):
+        BitSpec.parse(text)
