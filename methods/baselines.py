@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from harness.contracts import CalibrationData, QuantizedModel, RunContext, VisionModel
@@ -12,13 +11,12 @@ from methods.core.calibrate import activation_quantizers, observe, weight_quanti
 from methods.core.observers import Ema, MinMax, Observer, Omse
 from methods.core.quantized import Quantized
 from methods.core.sites import find_sites
+from methods.core.synthesis import start_images
 from methods.core.trace import trace
 
 
 class Noise:
     """Gaussian noise N(0, 1) in normalised space, as PSAQ-ViT's `--mode 1`; not clamped to valid pixels."""
-
-    uses_bits = False
 
     def __init__(self, options: ImageCount) -> None:
         self.options = options
@@ -27,14 +25,11 @@ class Noise:
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
     ) -> Tensor:
         """Noise images (n, *input_shape)."""
-        generator = ctx.generator("calibration-images")
-        return torch.randn(self.options.images, *model.input_shape, generator=generator).to(model.device)
+        return start_images(model, self.options.images, ctx)
 
 
 class Real:
     """Training images drawn by seed."""
-
-    uses_bits = False
 
     def __init__(self, options: ImageCount) -> None:
         self.options = options

@@ -167,7 +167,8 @@ class Interceptor(KeyedMode):
         transforms: (operation, slot) -> function of that tensor; it may return another tensor (quantization) or the
             same one (observation).
         replay: operation -> its known output. Such an operation is not computed, and its transforms do not run.
-        record: when given, every keyed operation's final output is stored in it.
+        record: when given, every keyed operation's final output is stored in it; None for one that ran several times.
+        instead: operation -> function of the operation's own arguments that is called in its place; transforms run.
     """
 
     def __init__(
@@ -175,9 +176,11 @@ class Interceptor(KeyedMode):
         net: nn.Module,
         transforms: dict[tuple[OpKey, int], Transform],
         replay: dict[OpKey, Tensor] | None = None,
-        record: dict[OpKey, Tensor] | None = None,
+        record: dict[OpKey, Tensor | None] | None = None,
+        instead: dict[OpKey, Callable[..., Tensor]] | None = None,
     ) -> None:
         super().__init__(net)
+        self.instead = instead or {}
         self.transforms = transforms
         self.replay = replay or {}
         self.record = record
@@ -192,9 +195,11 @@ class Interceptor(KeyedMode):
         else:
             count = 2 if key.kind in _BINARY else 1
             args = (*(self._apply(key, i, args[i]) for i in range(count)), *args[count:])
-        result = self._apply(key, OUTPUT, func(*args, **kwargs))
+        result = self._apply(key, OUTPUT, self.instead.get(key, func)(*args, **kwargs))
         if self.record is not None:
-            self.record[key] = result
+            # A module that runs several times (a head on every level of a pyramid) has one key for all its runs.
+            # A copy, since the network may add to the result in place.
+            self.record[key] = None if key in self.record else result.clone()
         return result
 
     def _apply(self, key: OpKey, slot: int, tensor: Tensor) -> Tensor:

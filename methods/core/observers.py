@@ -6,6 +6,7 @@ histogram, so memory does not grow with the number of images.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -124,6 +125,14 @@ class Omse:
         rounded = ((x / scale + zero).round().clamp(0, qmax) - zero) * scale
         best = ((rounded - x).square() * self._counts).sum(1).argmin()
         return low * shrink[best], high * shrink[best]
+
+
+# What methods offer as a choice of activation ranges; the percentile and its momentum are FQ-ViT's.
+OBSERVERS: Mapping[str, Callable[[], Observer]] = {
+    "minmax": MinMax,
+    "percentile": lambda: Ema(0.1, 0.99999),
+    "omse": Omse,
+}
 
 
 def _centres(low: Tensor, high: Tensor, bins: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.contracts import LayerSummary, QuantSummary
 from methods.core.intercept import Interceptor, OpKey
-from methods.core.quantizers import Uniform
+from methods.core.quantizers import Quantizer, Uniform
 from methods.core.sites import Sites
 
 
@@ -38,7 +38,7 @@ class Quantized:
         net: nn.Module,
         sites: Sites,
         weights: Mapping[str, Uniform],
-        activations: Mapping[tuple[OpKey, int], Uniform] | None,
+        activations: Mapping[tuple[OpKey, int], Quantizer] | None,
     ) -> None:
         missing = [str(s) for s in sites.weights if s.parameter not in weights]
         if activations is not None:
@@ -60,7 +60,7 @@ class Quantized:
         self.weights[name] = quantizer
         self._own[name].copy_(quantizer(self._float[name].detach()))
 
-    def set_activations(self, quantizers: Mapping[tuple[OpKey, int], Uniform]) -> None:
+    def set_activations(self, quantizers: Mapping[tuple[OpKey, int], Quantizer]) -> None:
         """Replace all activation quantizers."""
         self.activations = {s.point: quantizers[s.point] for s in self.sites.activations}
 
@@ -93,4 +93,6 @@ class Quantized:
                 str(s): (float(self.activations[s.point].low), float(self.activations[s.point].high))
                 for s in self.sites.activations
             },
+            activation_bits={str(s): s.bits for s in self.sites.activations},
+            bit_operations=self.sites.bit_operations,
         )

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 # Below this a range is a point: the tensor is constant and any positive step represents it.
 _SMALLEST = 1e-8
+
+
+class Quantizer(Protocol):
+    """What quantizes an activation: `Uniform`, or a method's own. The ends are scalars, for the summary."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize `x`; gradients pass straight through inside the range."""
+
+    @property
+    def low(self) -> Tensor:
+        """Smallest representable value."""
+
+    @property
+    def high(self) -> Tensor:
+        """Largest representable value."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +72,17 @@ class Uniform:
             return self._straight_through(x)
         # Plain arithmetic in place: on a CPU it is 5 to 20 times faster than torch.fake_quantize_*, which also makes
         # the mask of its gradient. round(x / s) + z = round(x / s + z), since z is an integer.
-        scale, zero_point = self.scale, self.zero_point
-        if self.axis is not None:
-            shape = [-1 if i == self.axis else 1 for i in range(x.dim())]
-            scale, zero_point = scale.view(shape), zero_point.view(shape)
+        if self.axis is None:
+            return x.div(self.scale).round_().clamp_(*self._codes).mul_(self.scale)
+        shape = [-1 if i == self.axis else 1 for i in range(x.dim())]
+        scale, zero_point = self.scale.view(shape), self.zero_point.view(shape)
         return x.div(scale).round_().clamp_(self.qmin - zero_point, self.qmax - zero_point).mul_(scale)
+
+    @cached_property
+    def _codes(self) -> tuple[int, int]:
+        """Ends of the codes less the zero point, per tensor; as numbers, which clamp twice as fast as tensors."""
+        zero_point = int(self.zero_point)
+        return self.qmin - zero_point, self.qmax - zero_point
 
     def _straight_through(self, x: Tensor) -> Tensor:
         if self.axis is None:

@@ -5,18 +5,25 @@ includes the residual stream, LayerNorm outputs and attention logits; softmax ou
 `matmul` follows PTQ4ViT / RepQ-ViT: the operands of linear layers, convolutions and matrix products, and nothing
 else; a convolution's input has 8 bits whatever the activation width.
 In both, all weights have the weight width, patch embedding and head included, and biases stay in float.
+
+In mixed precision each layer has its own width, and so do the activations around it (`Sites.with_widths`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 
-from harness.spec import BitSpec
+from harness.spec import MAX_BITS, BitSpec
 from methods.core.intercept import OUTPUT, OpKey
 from methods.core.trace import Op, Operand, Trace
 
 CONV_INPUT_BITS = 8  # scheme `matmul`: RepQ-ViT's code, `zkkli/RepQ-ViT`
+
+
+FLOAT_BITS = 32
+
+Point = tuple[OpKey, int]
 
 
 class NoSitesError(RuntimeError):
@@ -38,14 +45,20 @@ class WeightSite:
 
 @dataclass(frozen=True)
 class ActivationSite:
-    """An operand (slot 0, 1, ...) or the output (slot -1) of an operation."""
+    """An operand (slot 0, 1, ...) or the output (slot -1) of an operation.
+
+    `layers` are the weights that it goes with: those of the layers that it feeds, or if it feeds none directly, that
+    of the last layer before it. `fixed`: its width does not follow theirs.
+    """
 
     op: OpKey
     slot: int
     bits: int
+    layers: tuple[str, ...] = ()
+    fixed: bool = False
 
     @property
-    def point(self) -> tuple[OpKey, int]:
+    def point(self) -> Point:
         """Key for `Interceptor` transforms."""
         return (self.op, self.slot)
 
@@ -55,35 +68,111 @@ class ActivationSite:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A multiplication of two factors: a layer's input and weight, or two activations.
+
+    A factor is a weight's parameter name or the activation points that bound its width; without a point it is float.
+    """
+
+    macs: int  # multiply-accumulates for one image
+    factors: tuple[str | tuple[Point, ...], str | tuple[Point, ...]]
+
+
+@dataclass(frozen=True)
 class Sites:
-    """All sites of one network under one scheme and bit-width, in execution order."""
+    """All sites of one network under one scheme and precision, in execution order, and the products of which they are
+    factors.
+    """
 
     weights: tuple[WeightSite, ...]
     activations: tuple[ActivationSite, ...]
+    products: tuple[Product, ...] = ()
+
+    def with_widths(self, widths: Mapping[str, int], activation: Callable[[int], int]) -> Sites:
+        """The same sites in mixed precision: weights have `widths`, activations what `activation` makes of the widest
+        weight that they go with.
+        """
+        weights = tuple(replace(site, bits=widths[site.parameter]) for site in self.weights)
+        activations = tuple(
+            site if site.fixed else replace(site, bits=activation(max(widths[name] for name in site.layers)))
+            for site in self.activations
+        )
+        return replace(self, weights=weights, activations=activations)
+
+    @property
+    def bit_operations(self) -> int:
+        """BOPs of one image: multiply-accumulates times the widths of both factors, a float factor counting 32 bits."""
+        weights = {site.parameter: site.bits for site in self.weights}
+        points = {site.point: site.bits for site in self.activations}
+        total = 0
+        for product in self.products:
+            left, right = (
+                weights[factor] if isinstance(factor, str) else max((points[p] for p in factor), default=FLOAT_BITS)
+                for factor in product.factors
+            )
+            total += product.macs * left * right
+        return total
 
 
-def find_sites(trace: Trace, scheme: str, spec: BitSpec) -> Sites:
+def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | None = None) -> Sites:
     """Sites of `scheme` in the traced network.
+
+    In mixed precision, whose widths a method has yet to choose, every site has the most bits. `softmax_bits` also
+    quantizes the outputs of softmax where the scheme leaves them in float (`full`).
 
     Raises:
         NoSitesError: the network has no weight or no activation to quantize.
         KeyError: unknown scheme.
     """
     select: Callable[[Op, Trace, set[OpKey]], list[tuple[int, int | None]]] = {"full": _full, "matmul": _matmul}[scheme]
-    activations: list[ActivationSite] = []
-    stored: set[OpKey] = set()  # operations whose output is quantized
-    for op in trace.ops:
-        for slot, bits in select(op, trace, stored):
-            activations.append(ActivationSite(op.key, slot, spec.activation if bits is None else bits))
-            if slot == OUTPUT:
-                stored.add(op.key)
+    weight_bits = MAX_BITS if spec.mixed else int(spec.weight)
+    activation_bits = MAX_BITS if spec.activation is None else spec.activation
+    activations: dict[Point, ActivationSite] = {}
     weights: dict[str, WeightSite] = {}
+    stored: set[OpKey] = set()  # operations whose output is quantized
+    first = next((op.weight for op in trace.ops if op.weight is not None), None)
+    if first is None:
+        raise NoSitesError("no quantizable operation was found; the network has no linear layer or convolution")
+    last = first
     for op in trace.ops:
         if op.weight is not None:
-            weights.setdefault(op.weight, WeightSite(op.weight, op.key, spec.weight))
-    if not weights or not activations:
-        raise NoSitesError("no quantizable operation was found; the network has no linear layer or convolution")
-    return Sites(tuple(weights.values()), tuple(activations))
+            last = op.weight
+            weights.setdefault(op.weight, WeightSite(op.weight, op.key, weight_bits))
+        chosen = select(op, trace, stored)
+        if op.key.kind == "softmax" and softmax_bits is not None and scheme == "full":
+            chosen = [(OUTPUT, softmax_bits)]
+        for slot, bits in chosen:
+            fed = _fed(op, slot, trace) or (last,)
+            width = activation_bits if bits is None else bits
+            fixed = bits is not None or spec.activation is not None
+            site = ActivationSite(op.key, slot, width, fed, fixed)
+            known = activations.get(site.point)  # a head that runs on every level of a pyramid has one site for all
+            if known is not None:
+                site = replace(known, layers=tuple(dict.fromkeys((*known.layers, *fed))))
+            activations[site.point] = site
+            if slot == OUTPUT:
+                stored.add(op.key)
+    if not activations:
+        raise NoSitesError("no quantizable operation was found; the scheme quantizes no activation of the network")
+    products = tuple(_product(op, activations.keys()) for op in trace.ops if op.macs)
+    return Sites(tuple(weights.values()), tuple(activations.values()), products)
+
+
+def _fed(op: Op, slot: int, trace: Trace) -> tuple[str, ...]:
+    """Weights of the layers that take the tensor as their input."""
+    if slot != OUTPUT:
+        return (op.weight,) if op.weight is not None else ()
+    return tuple(dict.fromkeys(c.weight for c in trace.consumers[op.key] if c.weight is not None))
+
+
+def _product(op: Op, points: Set[Point]) -> Product:
+    def factor(slot: int) -> tuple[Point, ...]:
+        if (op.key, slot) in points:
+            return ((op.key, slot),)
+        sources = tuple((key, OUTPUT) for key in sorted(op.operands[slot].ops))
+        return sources if all(point in points for point in sources) else ()
+
+    return Product(op.macs, (factor(0), op.weight if op.weight is not None else factor(1)))
 
 
 def _matmul(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | None]]:

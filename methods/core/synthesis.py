@@ -17,6 +17,7 @@ from methods.core.structure import windowed
 from methods.core.synthesis_options import SynthesisOptions
 from methods.core.trace import Trace
 
+SHOWN = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # shares of all steps after which images are shown: they form early
 REFERENCE_SIZE = 224  # the image side that PSAQ-ViT's pixel constants belong to
 
 
@@ -32,25 +33,31 @@ def optimise_images(
     steps: int,
     generator: torch.Generator,
     ctx: RunContext,
+    curve: bool = True,
+    mirror: float = 0.5,
 ) -> Tensor:
     """Descend `loss` from `images` (n, c, h, w), normalised; return the new images, valid pixels in [0, 1].
 
-    `name` labels progress and the loss curve (`synthesize`, `refresh-0`, ...).
+    `name` labels progress and the loss curve (`synthesize`, `refresh-0`, ...), which is kept if `curve`. Snapshots are
+    kept of `synthesize` only, which alone starts from noise.
 
     Adam with betas (0.5, 0.9), its state kept over rounds; per round linear warm-up, then cosine to zero; each step
     rolls the batch by one offset on both axes (up to `jitter`, doubling each round) and mirrors it with probability
-    1/2; after each step pixels are clamped to the normalised [0, 1] box. PSAQ-ViT (ECCV 2022), section 3 and code.
+    `mirror`; after each step pixels are clamped to the normalised [0, 1] box. PSAQ-ViT (ECCV 2022), section 3 and code.
     """
     low, high = model.pixel_bounds()
     pixels = images.detach().clone().requires_grad_(True)
     optimizer = torch.optim.Adam([pixels], lr=lr, betas=(0.5, 0.9), eps=1e-8)
-    curve: list[float] = []
+    losses: list[float] = []
+    shown = {round(share * rounds * steps) for share in SHOWN} if name == "synthesize" else set()
+    if shown:
+        ctx.snapshot(0, pixels)
     for round_ in range(rounds):
         limit = round(options.jitter * (round_ + 1) * pixels.shape[-1] / REFERENCE_SIZE)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps, options.warmup)
             offset = int(torch.randint(-limit, limit + 1, (), generator=generator))
-            mirrored = bool(torch.rand((), generator=generator) < 0.5)
+            mirrored = bool(torch.rand((), generator=generator) < mirror)
             batch = torch.roll(pixels, (offset, offset), (2, 3))
             value = loss(batch.flip(3) if mirrored else batch)
             optimizer.zero_grad()
@@ -58,12 +65,22 @@ def optimise_images(
             optimizer.step()
             with torch.no_grad():
                 pixels.clamp_(min=low, max=high)
-            curve.append(float(value.detach()))
-            ctx.progress(name, (round_ * steps + step + 1) / (rounds * steps))
+            losses.append(float(value.detach()))
+            done = round_ * steps + step + 1
+            if done in shown:
+                ctx.snapshot(done, pixels)
+            ctx.progress(name, done / (rounds * steps))
     ctx.count(synthesis_steps=rounds * steps, image_gradients=rounds * steps * len(pixels))
-    every = max(1, len(curve) // 50)
-    ctx.diagnostics(f"{name}_loss", {"every": every, "values": [round(v, 5) for v in curve[::every]]})
+    if curve:
+        every = max(1, len(losses) // 50)
+        ctx.diagnostics(f"{name}_loss", {"every": every, "values": [round(v, 5) for v in losses[::every]]})
     return pixels.detach()
+
+
+def start_images(model: VisionModel, count: int, ctx: RunContext) -> Tensor:
+    """Gaussian noise N(0, 1) in normalised space (count, *input_shape), the same for every source of a repetition."""
+    generator = ctx.generator("calibration-images")
+    return torch.randn(count, *model.input_shape, generator=generator).to(model.device)
 
 
 def learning_rate(options: SynthesisOptions, graph: Trace) -> float:

@@ -40,12 +40,19 @@ class Operand:
 
 @dataclass(frozen=True)
 class Op:
-    """One keyed operation. `weight` is the parameter name of a linear layer's or convolution's weight."""
+    """One keyed operation.
+
+    `weight` is the parameter name of a linear layer's or convolution's weight, `macs` the multiply-accumulates of a
+    linear layer, convolution or matrix product for one image (0 for other kinds). `batched`: it depends on the images,
+    so that the first axis of its output is the batch.
+    """
 
     key: OpKey
     operands: tuple[Operand, ...]
     weight: str | None
     shape: tuple[int, ...]
+    macs: int = 0
+    batched: bool = True
 
 
 class Trace:
@@ -68,6 +75,7 @@ class _Tracer(KeyedMode):
     def __init__(self, net: nn.Module, images: Tensor) -> None:
         super().__init__(net)
         self.ops: list[Op] = []
+        self._batched: set[OpKey] = set()
         # Tensors are kept alive beside their origins, so that an id cannot be given to a second tensor.
         self._seen: dict[int, tuple[Tensor, Operand]] = {}
         self._weights = {id(p): name for name, p in net.named_parameters()}
@@ -90,7 +98,11 @@ class _Tracer(KeyedMode):
         sources = tuple(self._origin(t) for t in operands(key.kind, args))
         weight = self._weights.get(id(args[1])) if key.kind in ("linear", "conv") else None
         result = func(*args, **kwargs)
-        self.ops.append(Op(key, sources, weight, tuple(result.shape)))
+        batched = any(INPUT in source.others or source.ops & self._batched for source in sources)
+        if batched:
+            self._batched.add(key)
+        macs = _macs(key.kind, args, result) // (TRACED_IMAGES if batched else 1)
+        self.ops.append(Op(key, sources, weight, tuple(result.shape), macs, batched))
         self._mark(result, Operand(frozenset([key]), frozenset(), frozenset()))
         return result
 
@@ -105,6 +117,17 @@ class _Tracer(KeyedMode):
             )
             self._mark(result, merged)
         return result
+
+
+def _macs(kind: str, args: tuple[Any, ...], result: Tensor) -> int:
+    """Multiply-accumulates: the length of the sum behind every value of the result."""
+    if kind == "matmul":
+        length = args[0].shape[-1]
+    elif kind in ("linear", "conv"):
+        length = args[1][0].numel()
+    else:
+        return 0
+    return int(result.numel() * length)
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:

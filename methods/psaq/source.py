@@ -9,7 +9,7 @@ from harness.contracts import CalibrationData, RunContext, VisionModel
 from harness.spec import BitSpec
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.structure import find_blocks
-from methods.core.synthesis import learning_rate, optimise_images, variation_loss
+from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss
 from methods.core.trace import trace
 from methods.psaq.info import PsaqOptions
 from methods.psaq.similarity import entropy, patch_similarity
@@ -21,8 +21,6 @@ class Psaq:
     Deviations are listed in `methods.psaq.info`.
     """
 
-    uses_bits = False
-
     def __init__(self, options: PsaqOptions) -> None:
         self.options = options
 
@@ -31,7 +29,6 @@ class Psaq:
     ) -> Tensor:
         """Synthesized normalised images (n, *input_shape)."""
         o = self.options
-        start = torch.randn(o.images, *model.input_shape, generator=ctx.generator("calibration-images"))
         targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
         generator = ctx.generator("augmentation")
         tv_target = o.tv_low + (o.tv_high - o.tv_low) * float(torch.rand((), generator=generator))
@@ -50,7 +47,7 @@ class Psaq:
         with Interceptor(model.net, tap_transforms(contexts, found)):
             return optimise_images(
                 model,
-                start.to(model.device),
+                start_images(model, o.images, ctx),
                 loss,
                 o,
                 name="synthesize",

@@ -82,6 +82,7 @@ class FakeContext:
         self.kept: Tensor | None = None
         self.found: dict[str, Any] = {}
         self.stages: list[str] = []
+        self.snapshots: dict[int, Tensor] = {}
 
     def generator(self, *names: str) -> torch.Generator:
         digest = hashlib.sha256(repr((self.seed, names)).encode()).hexdigest()
@@ -100,6 +101,9 @@ class FakeContext:
 
     def keep_images(self, images: Tensor) -> None:
         self.kept = images
+
+    def snapshot(self, step: int, images: Tensor) -> None:
+        self.snapshots[step] = images.detach().clone()
 
     def diagnostics(self, name: str, values: Mapping[str, Any]) -> None:
         self.found[name] = values
