@@ -1,4 +1,4 @@
-"""CLAMP-ViT: synthesis and search, alternating."""
+"""CLAMP-ViT: synthesis and search, alternating; and the search alone."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ from torch import Tensor
 
 from harness.contracts import CalibrationData, QuantizedModel, RunContext, VisionModel
 from harness.spec import BitSpec
-from methods.clamp.info import SOURCE, SearchStage
+from methods.clamp.info import SOURCE, ClampOptions, SearchStage
 from methods.clamp.search import Search
-from methods.clamp.synthesis import Stage1, weight_only
-from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
-from methods.core.observers import MinMax
-from methods.core.quantized import Quantized
-from methods.core.sites import Sites, find_sites
+from methods.clamp.synthesis import ClampImages, Stage1
+from methods.clamp.working import Working
+from methods.core.sites import find_sites
 from methods.core.trace import trace
 
 
 class Clamp:
-    """CLAMP-ViT at fixed precision, a reconstruction: `methods.clamp.info` lists what is inferred.
+    """CLAMP-ViT, a reconstruction: `methods.clamp.info` lists what is inferred.
 
-    Stage 1 makes images against the weight-quantized model; activation ranges are min-max on them; then each of
-    `passes` passes evolves all layers' scales and, but for the last, refreshes the images and ranges against the
-    model as quantized so far.
+    Stage 1 makes images against the weight-quantized model; activation ranges are taken on them; then each of `passes`
+    passes evolves all layers, and images and ranges are refreshed against the model as quantized so far: between
+    passes, within every layer's cycles, or never.
     """
 
-    def __init__(self, options: SearchStage) -> None:
+    def __init__(self, options: ClampOptions) -> None:
         self.options = options
+
+    def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
+        """A budget below the narrowest width cannot be met."""
+        return _too_small(spec, self.options)
 
     def quantize(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
@@ -33,36 +35,70 @@ class Clamp:
         """Quantize `model`; `calib` is not used."""
         o = self.options
         graph = trace(model.net, model.input_shape)
-        sites = find_sites(graph, scheme, spec)
         stage1 = Stage1(model, graph, o, ctx)
-        # The same identity as the source `clamp` alone, so that `clamp` and `clamp+minmax` share their images.
-        stage1_options = {k: v for k, v in o.model_dump(mode="json").items() if k in SOURCE.options.model_fields}
-        identity = {"source": "clamp", "options": stage1_options, "bits": str(spec), "scheme": scheme}
-
-        def synthesize() -> Tensor:
-            return stage1.optimise(
-                stage1.start(), weight_only(model, sites), rounds=o.rounds, steps=o.steps, name="synthesize"
-            )
-
-        images = ctx.cached_images(identity, synthesize)
+        # The source's own options and identity, so that `clamp` and `clamp+minmax` share their images.
+        source = SOURCE.options(**{k: v for k, v in o.model_dump().items() if k in SOURCE.options.model_fields})
+        precision = ClampImages(source).precision(spec, scheme)
+        identity = {"source": SOURCE.name, "options": source.model_dump(mode="json"), "precision": precision}
+        sites = find_sites(graph, scheme, spec, softmax_bits=o.softmax_bits)
+        images = ctx.cached_images(identity, lambda: stage1.first_images(graph, scheme, spec))
         with ctx.stage("calibrate"):
-            quantized = self._calibrated(model, images, sites)
-        search = Search(model, graph, quantized, o, ctx)
-        for number in range(o.passes):
-            with ctx.stage("search"):
-                search.run_pass(images, number)
-            if o.refresh_steps and number + 1 < o.passes:
-                with ctx.stage("refresh"):
-                    images = stage1.optimise(
-                        images, quantized, rounds=1, steps=o.refresh_steps, name=f"refresh-{number}"
-                    )
-                    quantized.set_activations(activation_quantizers(sites, observe(model, images, sites, MinMax, 32)))
-        ctx.keep_images(images)
-        ctx.count(images=len(images), candidates=search.evaluated)
-        ctx.diagnostics("search", {"passes": search.history, "multipliers": search.multipliers()})
-        return quantized
+            working = Working(model, sites, spec, o, images)
+        refreshed = 0
 
-    @staticmethod
-    def _calibrated(model: VisionModel, images: Tensor, sites: Sites) -> Quantized:
-        activations = activation_quantizers(sites, observe(model, images, sites, MinMax, 32))
-        return Quantized(model.net, sites, weight_quantizers(model, sites, symmetric=False), activations)
+        def refresh(images: Tensor) -> Tensor:
+            nonlocal refreshed
+            with ctx.stage("refresh"):
+                name = f"refresh-{refreshed}"
+                refreshed += 1
+                # Within layers' cycles there are hundreds.
+                curve = o.refresh == "pass"
+                return stage1.optimise(
+                    images, working.quantized, rounds=1, steps=o.refresh_steps, name=name, curve=curve
+                )
+
+        with ctx.stage("search"):
+            search = Search(model, graph, working, spec, o, ctx, images, refresh if o.refresh == "cycles" else None)
+            for number in range(o.passes):
+                search.run_pass(number)
+                if o.refresh == "pass" and number + 1 < o.passes:
+                    search.renew(refresh)
+        ctx.keep_images(search.images)
+        return _finished(search, working, ctx)
+
+
+class ClampSearch:
+    """Stage 2 alone, on the images of any source, which stay as they are."""
+
+    def __init__(self, options: SearchStage) -> None:
+        self.options = options
+
+    def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
+        """A budget below the narrowest width cannot be met."""
+        return _too_small(spec, self.options)
+
+    def calibrate(
+        self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
+    ) -> QuantizedModel:
+        """Ranges on `images` (n, c, h, w), then the passes."""
+        o = self.options
+        graph = trace(model.net, model.input_shape)
+        working = Working(model, find_sites(graph, scheme, spec, softmax_bits=o.softmax_bits), spec, o, images)
+        with ctx.stage("search"):
+            search = Search(model, graph, working, spec, o, ctx, images)
+            for number in range(o.passes):
+                search.run_pass(number)
+        return _finished(search, working, ctx)
+
+
+def _too_small(spec: BitSpec, options: SearchStage) -> str | None:
+    least = options.widths[0]
+    if not spec.mixed or spec.weight >= least:
+        return None
+    return f"{spec} cannot be met with weights of {least} bits or more; allow narrower ones (option widths)"
+
+
+def _finished(search: Search, working: Working, ctx: RunContext) -> QuantizedModel:
+    ctx.count(images=len(search.images), candidates=search.evaluated)
+    ctx.diagnostics("search", search.diagnostics())
+    return working.quantized

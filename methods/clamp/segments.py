@@ -7,79 +7,72 @@ layer plus the rest of its segment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from methods.core.intercept import OpKey
 from methods.core.quantized import Quantized
+from methods.core.segments import Segment, finish, first_arguments, replaced
 from methods.core.sites import WeightSite
 from methods.core.structure import Block
 from methods.core.trace import Trace
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Block number `index` (`is_block`), or the operations between block `index` - 1 and block `index`.
-
-    The gap before block 0 is the stem; the gap whose index is the number of blocks is the tail with the head.
-    """
-
-    index: int
-    is_block: bool
-    layers: tuple[WeightSite, ...]
-
-
-def cut(graph: Trace, blocks: list[Block], weights: tuple[WeightSite, ...]) -> list[Segment]:
-    """Segments that hold weights, in execution order."""
-    position = {op.key: i for i, op in enumerate(graph.ops)}
-    ends = [position[b.output] for b in blocks]
-    layers: dict[tuple[int, bool], list[WeightSite]] = {}
-    for site in weights:
-        inside = [i for i, b in enumerate(blocks) if f"{site.op.module}.".startswith(f"{b.path}.")]
-        place = (inside[0], True) if inside else (sum(end < position[site.op] for end in ends), False)
-        layers.setdefault(place, []).append(site)
-    # A gap comes before the block of the same index.
-    return [Segment(i, is_block, tuple(layers[i, is_block])) for i, is_block in sorted(layers)]
-
-
-class _Stop(Exception):
-    """Raised to leave a forward pass once the wanted tensors are known."""
-
-
 class SegmentRunner:
     """Cached execution of a quantized network's segments on fixed images. Use within `with runner:`.
 
-    Segments must be visited in execution order with `enter`, once each a pass.
+    Inputs and outputs of blocks are cached as they are first needed, so a layer may only change while no segment after
+    its own is cached, or `restart` must follow.
+
+    Args:
+        quantized: the network; its quantizers are read at every run.
+        graph: its trace.
+        blocks: its transformer blocks.
+        images: calibration images (n, c, h, w).
     """
 
-    def __init__(self, quantized: Quantized, blocks: list[Block], images: Tensor) -> None:
+    def __init__(self, quantized: Quantized, graph: Trace, blocks: list[Block], images: Tensor) -> None:
         self._quantized = quantized
         self._images = images
         self._modules = [quantized.net.get_submodule(b.path) for b in blocks]
-        self._outputs: list[Tensor] = []  # of the blocks passed so far in this pass
+        self._batched = {op.key for op in graph.ops if op.batched}
+        self._outputs: list[Tensor] = []  # of the blocks passed so far
         self._inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._recorded: dict[OpKey, Tensor] = {}
+        self._recorded: dict[OpKey, Tensor | None] = {}
         self._mode = quantized.interceptor()
 
     def __enter__(self) -> SegmentRunner:
-        self._no_grad = torch.no_grad()
-        self._no_grad.__enter__()
-        self._mode.__enter__()
+        self.open()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._mode.__exit__(*exc)
-        self._no_grad.__exit__(*exc)
+        self.close()
+
+    def open(self) -> None:
+        """Begin to intercept; nothing but segments may run until `close`."""
+        self._opened = ExitStack()
+        self._opened.enter_context(torch.no_grad())
+        self._opened.enter_context(self._mode)
+
+    def close(self) -> None:
+        """Stop intercepting; caches stay."""
+        self._opened.close()
 
     def restart(self) -> None:
-        """Begin a new pass over the segments."""
+        """Forget all caches and take up the activation quantizers anew."""
         self._outputs.clear()
         self._inputs.clear()
+        self._recorded.clear()
+        self.reload()
+
+    def reload(self) -> None:
+        """Take up changed activation quantizers; caches of what comes before them stay."""
+        self._mode.transforms = dict(self._quantized.activations or {})
 
     def enter(self, segment: Segment) -> None:
         """Cache what `segment` needs from the segments before it, as they are quantized now."""
@@ -87,7 +80,7 @@ class SegmentRunner:
         while len(self._inputs) < last:
             # Inputs of the next block need the outputs of all before it.
             self._complete_outputs(len(self._inputs))
-            self._inputs.append(self._block_input(len(self._inputs)))
+            self._inputs.append(self._block_input(len(self._inputs), 1))
         self._complete_outputs(segment.index)
 
     def _complete_outputs(self, count: int) -> None:
@@ -96,75 +89,95 @@ class SegmentRunner:
             args, kwargs = self._inputs[i]
             self._outputs.append(self._modules[i](*args, **kwargs))
 
-    def _block_input(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    def _block_input(self, index: int, copies: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return first_arguments(self._modules[index], lambda: self._whole(index, copies))
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append((args, kwargs))
-            raise _Stop
+    def _whole(self, known: int, copies: int) -> Any:
+        """Run the network with the outputs of its first `known` blocks given."""
+        outputs = [_copied(output, copies) for output in self._outputs[:known]]
+        with replaced(self._modules[:known], outputs):
+            return self._quantized.net(_copied(self._images, copies))
 
-        handle = self._modules[index].register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            with _replaced(self._modules[:index], self._outputs):
-                self._quantized.net(self._images)
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
-        return found[0]
-
-    def record(self, segment: Segment) -> Tensor:
+    def record(self, segment: Segment) -> Any:
         """Run `segment` as it is now, remember every operation's output, and return the segment's output."""
         self._recorded = {}
-        self._mode.record, self._mode.replay = self._recorded, {}
-        output = self._run(segment)
+        self._mode.record = self._recorded
+        output = self.run(segment)
         self._mode.record = None
         return output
 
-    def candidate(self, segment: Segment, layer: WeightSite) -> Tensor:
-        """The segment's output with `layer` as it is now and everything before it as recorded."""
-        before: dict[OpKey, Tensor] = {}
+    def candidates(self, segment: Segment, layer: WeightSite, weights: Tensor) -> Any:
+        """The segment's outputs for k `weights` (k, *weight.shape) of `layer`: (k * n, ...), candidate by candidate.
+
+        Everything before the layer is as recorded. The layer's input is the same for all candidates, so that one
+        product with all weights side by side gives all outputs; the rest of the segment runs on a batch of k * n.
+        """
+        k = len(weights)
+        replay: dict[OpKey, Tensor] = {}
         for key, value in self._recorded.items():
             if key == layer.op:
                 break
-            before[key] = value
-        self._mode.replay = before
-        output = self._run(segment)
-        self._mode.replay = {}
-        return output
+            if value is not None and key in self._batched:
+                replay[key] = _copied(value, k)
+        alike = self._recorded[layer.op] is not None  # else it runs several times, perhaps on its own results
+        self._mode.replay, self._mode.instead = replay, {layer.op: _side_by_side(weights, alike)}
+        try:
+            return self.run(segment, k)
+        finally:
+            self._mode.replay, self._mode.instead = {}, {}
 
-    def _run(self, segment: Segment) -> Tensor:
+    def largest(self) -> int:
+        """Values of the largest tensor of the segment recorded last; k candidates make k times that."""
+        return max(value.numel() for value in self._recorded.values() if value is not None)
+
+    def run(self, segment: Segment, copies: int = 1) -> Any:
+        """The segment's output from its cached input, the images repeated `copies` times."""
         if segment.is_block:
-            args, kwargs = self._inputs[segment.index]
-            return self._modules[segment.index](*args, **kwargs)  # type: ignore[no-any-return]
+            (first, *args), kwargs = self._inputs[segment.index]
+            return self._modules[segment.index](_copied(first, copies), *args, **kwargs)
         if segment.index < len(self._modules):
-            return self._block_input(segment.index)[0][0]  # type: ignore[no-any-return]
-        with _replaced(self._modules, self._outputs):
-            return self._quantized.net(self._images)  # type: ignore[no-any-return]
+            return self._block_input(segment.index, copies)[0][0]
+        return self._whole(len(self._modules), copies)
 
-    def logits(self, segment: Segment, output: Tensor | None) -> Any:
-        """The network's output; `output` is the block's, if known, so that only what follows it is run."""
-        known = [*self._outputs[: segment.index]]
-        if segment.is_block and output is not None:
-            known.append(output)
-        with _replaced(self._modules[: len(known)], known):
-            return self._quantized.net(self._images)
+    def logits(self, segment: Segment, output: Any = None) -> Any:
+        """The network's output; `output` is the segment's for the same images, if known, so that less is run.
+
+        What a stem or downsampling hands on beside its output to the next block is computed with the weights in use.
+        """
+        known = [_copied(x, 1) for x in self._outputs[: segment.index]]
+        return finish(self._quantized.net, self._modules, segment, self._images, known, output=output)
 
 
-@contextmanager
-def _replaced(modules: list[nn.Module], outputs: list[Tensor]) -> Iterator[None]:
-    """While open, `modules` return `outputs` without computing."""
+def _copied(x: Tensor, copies: int) -> Tensor:
+    # A copy also of one, since the network may add to it in place.
+    return x.repeat(copies, *[1] * (x.dim() - 1))
 
-    def constant(value: Tensor) -> Any:
-        return lambda *_args, **_kwargs: value
 
-    for module, value in zip(modules, outputs, strict=True):
-        module.forward = constant(value)
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
+def _side_by_side(weights: Tensor, alike: bool) -> Callable[..., Tensor]:
+    """A linear layer's or convolution's function that applies k weights (k, out, ...) to k parts of its batch; `alike`
+    if the parts are equal.
+    """
+    k, out = weights.shape[:2]
+
+    def apply(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        if k == 1:
+            return _apply(x, weights[0], bias, *args, **kwargs)
+        rows = len(x) // k
+        grouped = weight.dim() > 2 and weight.shape[1] != x.shape[1]
+        if grouped or not alike:
+            parts = [_apply(x[i * rows : (i + 1) * rows], weights[i], bias, *args, **kwargs) for i in range(k)]
+            return torch.cat(parts)
+        every = None if bias is None else bias.repeat(k)
+        y = _apply(x[:rows], weights.flatten(0, 1), every, *args, **kwargs)
+        axis = 1 if weight.dim() > 2 else y.dim() - 1
+        return y.unflatten(axis, (k, out)).movedim(axis, 0).flatten(0, 1)
+
+    return apply
+
+
+def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+    function = functional.linear if weight.dim() == 2 else functional.conv2d
+    return function(x, weight, bias, *args, **kwargs)
 
 
 @torch.no_grad()

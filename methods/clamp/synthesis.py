@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.contracts import CalibrationData, RunContext, VisionModel
-from harness.spec import BitSpec
+from harness.spec import MAX_BITS, BitSpec
 from methods.clamp.contrast import patch_contrast
 from methods.clamp.info import SynthesisStage
 from methods.core.calibrate import weight_quantizers
-from methods.core.intercept import Interceptor, OpKey, tap_transforms
+from methods.core.intercept import OUTPUT, Interceptor, OpKey, tap_transforms
+from methods.core.outputs import tensor_pairs
 from methods.core.quantized import Quantized
 from methods.core.sites import Sites, find_sites
 from methods.core.structure import find_blocks, patch_grid, to_grid
-from methods.core.synthesis import learning_rate, optimise_images, variation_loss
+from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss
 from methods.core.trace import Trace, trace
 
 
 def weight_only(model: VisionModel, sites: Sites) -> Quantized:
     """The quantized model of the first round: asymmetric min-max weights per channel, activations in float."""
     return Quantized(model.net, sites, weight_quantizers(model, sites, symmetric=False), None)
+
+
+def first_precision(spec: BitSpec) -> BitSpec:
+    """Of the first quantized model: the same for all precisions with the same whole number of weight bits."""
+    return BitSpec(int(spec.weight), MAX_BITS)
 
 
 class Stage1:
@@ -41,35 +48,52 @@ class Stage1:
         self._ctx = ctx
         self._lr = learning_rate(options, graph)
         self._grid = patch_grid(graph)
-        self._taps = [block.branch for block in find_blocks(graph)]
+        blocks = find_blocks(graph)
+        self._taps = [b.branch if options.tap == "attention" else (b.output, OUTPUT) for b in blocks]
         self._targets = model.sample_targets(options.images, ctx.generator("pseudo-labels"))
 
-    def start(self) -> Tensor:
-        """Gaussian noise images, the same as every other source starts from."""
-        shape = (self._options.images, *self._model.input_shape)
-        return torch.randn(shape, generator=self._ctx.generator("calibration-images")).to(self._model.device)
+    def first_images(self, graph: Trace, scheme: str, spec: BitSpec) -> Tensor:
+        """Images of the first round: from noise, against the model with quantized weights and float activations."""
+        o = self._options
+        start = start_images(self._model, o.images, self._ctx)
+        anchor = weight_only(self._model, find_sites(graph, scheme, first_precision(spec)))
+        return self.optimise(start, anchor, rounds=o.rounds, steps=o.steps, name="synthesize")
 
-    def optimise(self, images: Tensor, quantized: Quantized, *, rounds: int, steps: int, name: str) -> Tensor:
-        """Descend L^C1 + L^O (+ TV) from `images`; `name` separates the random augmentation of repeated calls."""
+    def optimise(
+        self, images: Tensor, quantized: Quantized, *, rounds: int, steps: int, name: str, curve: bool = True
+    ) -> Tensor:
+        """Descend L^C1 + L^O (+ TV) from `images`; `name` separates the random augmentation of repeated calls, `curve`
+        keeps the losses with the record.
+        """
         o, model = self._options, self._model
         float_taps: dict[tuple[OpKey, int], Tensor] = {}
         anchor_taps: dict[tuple[OpKey, int], Tensor] = {}
         anchor = self._anchors(quantized, anchor_taps)
 
         def loss(batch: Tensor) -> Tensor:
-            anchor(batch)
+            quantized_output = anchor(batch)
             with Interceptor(model.net, tap_transforms(self._taps, float_taps)):
                 output = model.net(batch)
             layers = [
                 patch_contrast(
-                    to_grid(anchor_taps[point], self._grid),
+                    anchors,
                     to_grid(float_taps[point], self._grid),
                     o.temperature,
                     o.positives,
+                    neighbourhood=o.neighbourhood,
+                    form=o.contrast,
+                    colocated=o.colocated,
+                    gradient=o.gradient,
                 )
                 for point in self._taps
+                # A grid of one patch (a last Swin stage of small images) has no neighbours.
+                if (anchors := to_grid(anchor_taps[point], self._grid)).shape[1:3] != (1, 1)
             ]
-            value = torch.stack(layers).mean() + o.output_weight * model.target_loss(output, self._targets)
+            if o.output_target == "class":
+                task = model.target_loss(output, self._targets)
+            else:
+                task = torch.stack([(a - b).abs().mean() for a, b in tensor_pairs(output, quantized_output)]).mean()
+            value = torch.stack(layers).mean() + o.output_weight * task
             if o.tv_weight:
                 value = value + o.tv_weight * variation_loss(batch, o.tv_target)
             return value
@@ -80,6 +104,7 @@ class Stage1:
             loss,
             o,
             name=name,
+            curve=curve,
             lr=self._lr,
             rounds=rounds,
             steps=steps,
@@ -87,17 +112,16 @@ class Stage1:
             ctx=self._ctx,
         )
 
-    def _anchors(self, quantized: Quantized, found: dict[tuple[OpKey, int], Tensor]) -> Callable[[Tensor], None]:
-        """Run the quantized model for its taps only: the figure draws no gradient through it."""
+    def _anchors(self, quantized: Quantized, found: dict[tuple[OpKey, int], Tensor]) -> Callable[[Tensor], Any]:
+        """Run the quantized model for its taps, by default without a gradient: the figure draws none through it."""
         with_taps = {**tap_transforms(self._taps, found)}
         for point, quantizer in (quantized.activations or {}).items():
             tap = with_taps.get(point)
             with_taps[point] = quantizer if tap is None else lambda x, q=quantizer, t=tap: t(q(x))
 
-        @torch.no_grad()
-        def run(batch: Tensor) -> None:
-            with Interceptor(quantized.net, with_taps):
-                quantized.net(batch)
+        def run(batch: Tensor) -> Any:
+            with torch.set_grad_enabled(self._options.gradient != "float"), Interceptor(quantized.net, with_taps):
+                return quantized.net(batch)
 
         return run
 
@@ -105,17 +129,16 @@ class Stage1:
 class ClampImages:
     """Stage 1 alone, to be joined with any calibrator. A reconstruction: see `methods.clamp.info`."""
 
-    uses_bits = True
-
     def __init__(self, options: SynthesisStage) -> None:
         self.options = options
+
+    def precision(self, spec: BitSpec, scheme: str) -> str:
+        """Only the weights of the first quantized model are rounded, in every scheme alike."""
+        return str(first_precision(spec))
 
     def images(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
     ) -> Tensor:
         """Synthesized normalised images (n, *input_shape)."""
         graph = trace(model.net, model.input_shape)
-        stage = Stage1(model, graph, self.options, ctx)
-        quantized = weight_only(model, find_sites(graph, scheme, spec))
-        o = self.options
-        return stage.optimise(stage.start(), quantized, rounds=o.rounds, steps=o.steps, name="synthesize")
+        return Stage1(model, graph, self.options, ctx).first_images(graph, scheme, spec)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_networks import NETWORKS, SHAPE, FakeContext, images, tiny_model
+from torch import nn
 
+from harness.contracts import VisionModel
+from harness.errors import UsageError
 from harness.spec import BitSpec
+from methods.clamp.budget import Budget
 from methods.clamp.contrast import output_contrast, patch_contrast
-from methods.clamp.info import METHOD
-from methods.clamp.search import Search
-from methods.clamp.segments import SegmentRunner, cut, float_outputs
-from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
-from methods.core.observers import MinMax
-from methods.core.quantized import Quantized
+from methods.clamp.fitness import Fitness
+from methods.clamp.genes import Gene
+from methods.clamp.info import METHOD, ClampOptions, SearchStage, SynthesisStage
+from methods.clamp.method import Clamp, ClampSearch
+from methods.clamp.search import BudgetError, Search
+from methods.clamp.segments import SegmentRunner, float_outputs
+from methods.clamp.synthesis import ClampImages
+from methods.clamp.working import Working
+from methods.core.intercept import unfused
+from methods.core.outputs import split, tensor_pairs
+from methods.core.quantizers import weight_quantizer
+from methods.core.segments import cut
 from methods.core.sites import find_sites
 from methods.core.structure import find_blocks
 from methods.core.trace import trace
@@ -66,54 +80,136 @@ def test_output_contrast_equals_the_definition():
     assert float(output_contrast(q, f, 0.3)) == pytest.approx(expected, rel=1e-5)
 
 
-def quantized_tiny(name: str, bits: str = "W4A6", scheme: str = "full"):
+def working_tiny(name: str, bits: str = "W4A6", scheme: str = "full", **options):
     model = tiny_model(name)
     graph = trace(model.net, SHAPE)
-    sites = find_sites(graph, scheme, BitSpec.parse(bits))
+    spec = BitSpec.parse(bits)
     x = images()
-    activations = activation_quantizers(sites, observe(model, x, sites, MinMax, 4))
-    quantized = Quantized(model.net, sites, weight_quantizers(model, sites, symmetric=False), activations)
-    return model, graph, quantized, x
+    return model, graph, Working(model, find_sites(graph, scheme, spec), spec, SearchStage(**options), x), x
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_segments_hold_every_layer_once_and_in_order(name):
-    _, graph, quantized, _ = quantized_tiny(name)
-    segments = cut(graph, find_blocks(graph), quantized.sites.weights)
+    _, graph, working, _ = working_tiny(name)
+    segments = cut(graph, find_blocks(graph), working.quantized.sites.weights)
     found = [layer.parameter for segment in segments for layer in segment.layers]
-    assert found == [site.parameter for site in quantized.sites.weights]
+    assert found == [site.parameter for site in working.quantized.sites.weights]
 
 
 @pytest.mark.parametrize("scheme", ["full", "matmul"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_candidate_from_caches_equals_the_whole_forward_pass(name, scheme):
-    """For every layer: change its weight, evaluate from caches, and compare with running the model from the image."""
-    _model, graph, quantized, x = quantized_tiny(name, "W4A8", scheme)
+def test_candidates_from_caches_equal_the_whole_forward_pass(name, scheme):
+    """For every layer: evaluate three candidates in a batch, and compare each with running the model from the image."""
+    _model, graph, working, x = working_tiny(name, "W4A8", scheme)
+    quantized = working.quantized
     blocks = find_blocks(graph)
-    segments = cut(graph, blocks, quantized.sites.weights)
     changed: list[bool] = []
-    with SegmentRunner(quantized, blocks, x) as runner:
-        for segment in segments:
+    with SegmentRunner(quantized, graph, blocks, x) as runner:
+        for segment in cut(graph, blocks, quantized.sites.weights):
             runner.enter(segment)
-            runner.record(segment)
             for site in segment.layers:
-                base = quantized.weights[site.parameter]
-                quantized.set_weight(site.parameter, base.scaled(0.8))
-                fast = runner.candidate(segment, site)
-                logits = runner.logits(segment, fast)
-                assert torch.equal(logits, quantized.net(x))
-                quantized.set_weight(site.parameter, base)
-                changed.append(not torch.equal(runner.candidate(segment, site), fast))
+                before = runner.record(segment)
+                genes = [Gene(4, 1.0), Gene(4, 0.8), Gene(4, 0.9)]
+                batch = runner.candidates(segment, site, working.weights(site.parameter, genes))
+                for gene, fast in zip(genes, split(batch, 3), strict=True):
+                    logits = runner.logits(segment, fast)  # with another gene in use
+                    working.set({site.parameter: gene})
+                    assert torch.equal(
+                        working.weights(site.parameter, [gene])[0],
+                        dict(quantized.net.named_parameters())[site.parameter],
+                    )
+                    assert torch.allclose(fast, runner.run(segment), atol=1e-5)
+                    assert torch.allclose(logits, quantized.net(x), atol=1e-5)
+                    single = runner.candidates(segment, site, working.weights(site.parameter, [gene]))
+                    assert torch.equal(single, runner.run(segment))
+                working.set({site.parameter: Gene(4, 1.0)})
+                changed.append(not torch.equal(split(batch, 3)[1], before))
     # Coarse activations may swallow a change here and there, but not often.
     assert sum(changed) > 0.5 * len(changed)
     assert torch.equal(quantized(x), quantized(x))
 
 
+SMALL = {"population": 4, "cycles": 2, "passes": 1}
+
+
+class Pyramid(nn.Module):
+    """A plain ViT whose block outputs feed convolutions without a norm between, added to each other in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = NETWORKS["vit"]()
+        self.laterals = nn.ModuleList(nn.Conv2d(16, 8, 1) for _ in range(2))
+        self.shared = nn.Conv2d(8, 3, 3, padding=1)  # runs on both levels
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.vit._pos_embed(self.vit.patch_embed(x))
+        levels = []
+        for block in self.vit.blocks:
+            x = block(x)
+            levels.append(x[:, 1:].transpose(1, 2).unflatten(2, (4, 4)))
+        maps = [lateral(level) for lateral, level in zip(self.laterals, levels, strict=True)]
+        maps[0] += maps[1]
+        return tuple(self.shared(m) for m in maps)
+
+
+def pyramid_model() -> VisionModel:
+    torch.manual_seed(0)
+    net = unfused(Pyramid().eval()).requires_grad_(False)
+
+    def distance(first: Any, second: Any) -> torch.Tensor:
+        return sum((a - b).square().mean() for a, b in zip(first, second, strict=True))
+
+    return replace(tiny_model("vit"), net=net, output_distance=distance)
+
+
+@pytest.mark.parametrize("bits", ["W4A8", "MP5"])
+def test_a_network_with_a_pyramid_is_evaluated_exactly(bits):
+    """Shared heads, in-place addition, and activations of one segment that follow a layer of the next."""
+    model = pyramid_model()
+    graph = trace(model.net, SHAPE)
+    spec, x = BitSpec.parse(bits), images()
+    working = Working(model, find_sites(graph, "full", spec), spec, SearchStage(), x)
+    fitness = Fitness(model, graph, working, SearchStage(), x)
+    with fitness.runner as runner:
+        for segment in fitness.segments:
+            for site in segment.layers:
+                runner.enter(segment)
+                runner.record(segment)
+                old = working.genes[site.parameter]
+                genes = [Gene(old.bits, 0.8), Gene(old.bits, 0.6)]
+                fast = split(runner.candidates(segment, site, working.weights(site.parameter, genes)), 2)
+                logits = [runner.logits(segment, output) for output in fast]
+                for gene, found in zip(genes, logits, strict=True):
+                    working.set({site.parameter: gene})
+                    for a, b in tensor_pairs(found, working.quantized.net(x)):
+                        assert torch.allclose(a, b, atol=1e-5)
+                for bits_ in working.widths:
+                    working.set({site.parameter: Gene(bits_, 1.0)})
+                    fitness.renew_activations(segment, site.parameter)
+                    found = runner.logits(segment, runner.run(segment))
+                    for a, b in tensor_pairs(found, working.quantized.net(x)):
+                        assert torch.equal(a, b)
+                working.set({site.parameter: old})
+                fitness.renew_activations(segment, site.parameter)
+
+
+@pytest.mark.parametrize("options", [{}, {"order": "last-to-first"}, {"output_loss": "candidate"}], ids=str)
+@pytest.mark.parametrize("bits", ["W4A6", "MP4.5"])
+def test_the_search_keeps_its_books_on_a_pyramid(bits, options):
+    model = pyramid_model()
+    graph = trace(model.net, SHAPE)
+    spec, x, o = BitSpec.parse(bits), images(), SearchStage(**SMALL | options)
+    working = Working(model, find_sites(graph, "full", spec), spec, o, x)
+    search = Search(model, graph, working, spec, o, FakeContext(), x)
+    search.run_pass(0)
+    assert search.history[0]["output_after"] == pytest.approx(search._f.whole_loss(), abs=1e-5)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_candidate_runs_only_its_layer_and_the_rest_of_its_block(name, monkeypatch):
-    _, graph, quantized, x = quantized_tiny(name)
+    _, graph, working, x = working_tiny(name)
     blocks = find_blocks(graph)
-    segments = [s for s in cut(graph, blocks, quantized.sites.weights) if s.is_block]
+    segments = [s for s in cut(graph, blocks, working.quantized.sites.weights) if s.is_block]
     computed: list[str] = []
     import methods.core.intercept as module
 
@@ -123,20 +219,20 @@ def test_a_candidate_runs_only_its_layer_and_the_rest_of_its_block(name, monkeyp
         "_apply",
         lambda self, key, slot, t: (computed.append(str(key)), original(self, key, slot, t))[1],
     )
-    with SegmentRunner(quantized, blocks, x) as runner:
+    with SegmentRunner(working.quantized, graph, blocks, x) as runner:
         segment = segments[1]
         runner.enter(segment)
         runner.record(segment)
         last = segment.layers[-1]  # fc2
         computed.clear()
-        runner.candidate(segment, last)
+        runner.candidates(segment, last, working.weights(last.parameter, [Gene(4, 0.9)]))
     path = blocks[1].path
     assert set(computed) == {str(last.op), f"{path}/add.1"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_float_outputs_are_the_networks_own(name):
-    model, graph, _, x = quantized_tiny(name)
+    model, graph, _, x = working_tiny(name)
     blocks = find_blocks(graph)
     inputs, outputs, final = float_outputs(model.net, blocks, x)
     assert torch.equal(final, model.net(x))
@@ -145,22 +241,171 @@ def test_float_outputs_are_the_networks_own(name):
     assert len(inputs) == len(outputs) == len(blocks)
 
 
-@pytest.mark.parametrize("output_loss", ["accept", "candidate", "none"])
-def test_search_lowers_fitness_and_leaves_weights_of_its_genes(output_loss):
-    model, graph, quantized, x = quantized_tiny("vit", "W3A6")
-    options = METHOD.resolve("quick", {"population": 4, "cycles": 2, "passes": 1, "output_loss": output_loss})
-    bases = dict(quantized.weights)
-    search = Search(model, graph, quantized, options, FakeContext())
-    search.run_pass(x, 0)
+def searched(name: str, bits: str, **options):
+    model, graph, working, x = working_tiny(name, bits, **SMALL | options)
+    ctx = FakeContext()
+    search = Search(model, graph, working, BitSpec.parse(bits), SearchStage(**SMALL | options), ctx, x)
+    search.run_pass(0)
+    return model, working, search, ctx
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"output_loss": choice} for choice in ("accept", "candidate", "none")),
+        {"order": "last-to-first"},
+        {"local_loss": "mse"},
+        {"pooling": "channels", "output_distance": "l1"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_search_lowers_fitness_and_leaves_weights_of_its_genes(name, options):
+    model, working, search, _ = searched(name, "W3A6", **options)
     entry = search.history[0]
     assert entry["fitness_after"] <= entry["fitness_before"]
-    if output_loss == "accept":
+    if options.get("output_loss", "accept") == "accept":
         assert entry["fitness_after"] + entry["output_after"] <= entry["fitness_before"] + entry["output_before"] + 1e-6
-    parameters = dict(quantized.net.named_parameters())
+    assert search.history[0]["output_after"] == pytest.approx(search._f.whole_loss(), abs=1e-5)
+    parameters = dict(working.quantized.net.named_parameters())
     originals = dict(model.net.named_parameters())
     changed = 0
-    for name, gene in search.multipliers().items():
-        assert torch.equal(parameters[name], bases[name].scaled(gene)(originals[name]))
-        changed += gene != 1.0
+    for key, gene in working.genes.items():
+        base = weight_quantizer(originals[key], gene.bits, symmetric=False)
+        assert torch.equal(parameters[key], base.scaled(gene.multiplier)(originals[key]))
+        changed += gene.multiplier != 1.0
     assert changed > 0
-    assert search.evaluated >= 4 * len(bases)
+    assert search.evaluated >= 4 * len(originals) / 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*({"output_loss": choice} for choice in ("accept", "candidate", "none")), {"order": "last-to-first"}],
+    ids=str,
+)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_mixed_precision_stays_within_its_budget_and_uses_it(name, options):
+    _, working, search, ctx = searched(name, "MP4.5", **options, population=9)
+    summary = working.quantized.summary
+    sizes, bits = [layer.size for layer in summary.layers], [layer.bits for layer in summary.layers]
+    mean = sum(s * b for s, b in zip(sizes, bits, strict=True)) / sum(sizes)
+    assert 3.0 < mean <= 4.5
+    assert len(set(bits)) > 1
+    assert {layer.name: layer.bits for layer in summary.layers} == working.bits
+    # Activations: the width of the widest weight that they feed, or else of the last before them, plus 2.
+    for site in working.quantized.sites.activations:
+        assert site.bits == min(8, max(working.bits[n] for n in site.layers) + 2)
+    assert 2.0 <= sum(summary.activation_bits.values()) / len(summary.activation_bits) <= 8.0
+    assert search.history[0]["output_after"] == pytest.approx(search._f.whole_loss(), abs=1e-5)
+    assert set(ctx.found["sensitivity"]["layers"]) == set(working.bits)
+    parameters = dict(working.quantized.net.named_parameters())
+    for layer in summary.layers:
+        assert all(len(channel.unique()) <= 2**layer.bits for channel in parameters[layer.name].flatten(1))
+
+
+def test_a_budget_that_no_width_meets_is_an_error():
+    with pytest.raises(BudgetError, match="cannot be met"):
+        searched("vit", "MP3", widths=(4, 8))
+
+
+def test_all_activations_have_the_asked_width_if_one_is_asked():
+    _, working, _, _ = searched("vit", "MP4A7")
+    assert {site.bits for site in working.quantized.sites.activations} == {7}
+
+
+SIZES = {"a": 100, "b": 10, "c": 50}
+
+
+@given(
+    costs=st.fixed_dictionaries(
+        {name: st.fixed_dictionaries({b: st.floats(0, 10) for b in range(2, 9)}) for name in SIZES}
+    ),
+    mean=st.floats(2, 8),
+    start=st.fixed_dictionaries({name: st.integers(2, 8) for name in SIZES}),
+    keep=st.sampled_from([None, *SIZES]),
+)
+def test_repair_meets_the_budget_and_leaves_the_kept_layer(costs, mean, start, keep):
+    budget = Budget(SIZES, mean)
+    widths = budget.repair(start, costs, keep)
+    if widths is None:
+        assert keep is not None
+        assert not budget.fits({name: start[name] if name == keep else 2 for name in SIZES})
+        return
+    assert budget.fits(widths)
+    assert keep is None or widths[keep] == start[keep]
+    # Nothing that still fits would gain (more than rounds to nothing per bit).
+    for name in SIZES:
+        for b in range(widths[name] + 1, 9):
+            if name != keep and budget.fits({**widths, name: b}):
+                assert costs[name][b] >= costs[name][widths[name]] - 1e-300
+
+
+def test_refresh_cadences():
+    counts, found = {}, {}
+    for refresh in ("pass", "cycles", "never"):
+        options = {"images": 4, "steps": 1, "rounds": 1, "population": 3, "passes": 2, "cycles": 2, "refresh_steps": 1}
+        ctx = FakeContext()
+        model = tiny_model("vit")
+        method = Clamp(ClampOptions(**options, refresh=refresh))
+        quantized = method.quantize(model, spec=BitSpec(4, 6), scheme="full", calib=None, ctx=ctx)
+        counts[refresh] = ctx.stages.count("refresh")
+        assert torch.isfinite(quantized(images())).all()
+        found[refresh] = ctx.found["search"]["refreshes"], ctx.kept
+    assert [at for at, _ in found.values()] == [[2], [1, 2, 3, 4], []]
+    assert not torch.equal(found["pass"][1], found["never"][1])
+    assert not torch.equal(found["pass"][1], found["cycles"][1])
+    layers = len(quantized.summary.layers)
+    assert counts == {"pass": 1, "cycles": 2 * 2 * layers, "never": 0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"contrast": "log-of-sums"},
+        {"colocated": True},
+        {"gradient": "quantized"},
+        {"gradient": "both"},
+        {"tap": "block"},
+        {"neighbourhood": 5, "positives": 12},
+        {"output_target": "l1"},
+        {"tv_weight": 0.05},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_synthesis_option_changes_the_images(name, options):
+    model = tiny_model(name)
+
+    def make(**extra):
+        source = ClampImages(SynthesisStage(images=4, steps=3, rounds=1, **extra))
+        return source.images(model, spec=BitSpec(4, 6), scheme="full", calib=None, ctx=FakeContext())
+
+    found = make(**options)
+    assert torch.isfinite(found).all()
+    assert not torch.equal(found, make())
+
+
+def test_options_that_contradict_each_other_are_refused():
+    with pytest.raises(UsageError, match="odd"):
+        METHOD.resolve("quick", {"neighbourhood": 4})
+    with pytest.raises(UsageError, match="negative is left"):
+        METHOD.resolve("quick", {"positives": 8})
+    with pytest.raises(UsageError, match="widths"):
+        METHOD.resolve("quick", {"widths": [4, 3]})
+
+
+def test_softmax_outputs_get_sites_where_the_scheme_has_none():
+    graph = trace(tiny_model("vit").net, SHAPE)
+    plain, more = (find_sites(graph, "full", BitSpec(4, 6), softmax_bits=b) for b in (None, 8))
+    added = set(more.activations) - set(plain.activations)
+    assert {site.op.kind for site in added} == {"softmax"}
+    assert {site.bits for site in added} == {8}
+    same = [find_sites(graph, "matmul", BitSpec(4, 6), softmax_bits=b) for b in (None, 8)]
+    assert same[0] == same[1]
+
+
+def test_the_search_takes_crossed_images():
+    model = tiny_model("swin")
+    method = ClampSearch(SearchStage(**SMALL))
+    quantized = method.calibrate(model, images(), spec=BitSpec(4, 6), scheme="full", ctx=FakeContext())
+    assert torch.isfinite(quantized(images())).all()

@@ -10,8 +10,11 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import timm
 import torch
@@ -20,16 +23,20 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+from harness.contracts import VisionModel
 from harness.memory import MemoryMeter
 from harness.spec import BitSpec
 from methods.clamp.contrast import output_contrast
-from methods.clamp.segments import SegmentRunner, cut
-from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
+from methods.clamp.fitness import Fitness
+from methods.clamp.genes import Gene
+from methods.clamp.info import METHOD, ClampOptions, SearchStage
+from methods.clamp.search import Search
+from methods.clamp.synthesis import Stage1, weight_only
+from methods.clamp.working import Working
 from methods.core.intercept import Interceptor, OpKey, tap_transforms, unfused
-from methods.core.observers import MinMax
-from methods.core.quantized import Quantized
 from methods.core.sites import find_sites
 from methods.core.structure import find_blocks
+from methods.core.synthesis import start_images
 from methods.core.trace import trace
 from methods.psaq.similarity import entropy, patch_similarity
 
@@ -102,66 +109,138 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 def search(table: Table, name: str, batch: int) -> None:
-    """Time of one search candidate from caches, against a forward pass from the image, over all layers."""
-    net = random_net(name)
-    graph = trace(net, SHAPE)
-    sites = find_sites(graph, "full", BitSpec(4, 8))
+    """Candidates a second of the search, against running the whole model from the image for each, over all layers."""
+    model = bare_model(name)
+    graph = trace(model.net, SHAPE)
+    spec = BitSpec(4, 8)
     images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0))
-    model = _Bare(net)
-    activations = activation_quantizers(sites, observe(model, images, sites, MinMax, batch))  # type: ignore[arg-type]
-    quantized = Quantized(net, sites, weight_quantizers(model, sites, symmetric=False), activations)  # type: ignore[arg-type]
-    blocks = find_blocks(graph)
+    options = SearchStage(passes=1)
+    working = Working(model, find_sites(graph, "full", spec), spec, options, images)
+    fitness = Fitness(model, graph, working, options, images)
+    blocks = fitness.blocks
+    genes = [Gene(4, 1.0 - 0.02 * i) for i in range(options.population)]
     fast = slow = 0.0
     layers, worst = 0, 0.0
-    with SegmentRunner(quantized, blocks, images) as runner:
-        for segment in cut(graph, blocks, sites.weights):
-            runner.enter(segment)
-            for site in segment.layers:
-                reference = runner.record(segment)
-                quantized.set_weight(site.parameter, quantized.weights[site.parameter].scaled(0.97))
+    runner = fitness.runner
+    for segment in fitness.segments:
+        for site in segment.layers:
+            with runner:
+                runner.enter(segment)
+                runner.record(segment)
                 start = time.perf_counter()
-                output = runner.candidate(segment, site)
-                value = float(output_contrast(output, reference, 0.1))
+                values = fitness.values(segment, site, genes)
                 fast += time.perf_counter() - start
-                layers += 1
-                if segment.is_block:  # the same candidate the straightforward way
-                    found: dict[OpKey, Tensor] = {}
-                    with quantized.interceptor(record=found):
-                        start = time.perf_counter()
-                        quantized.net(images)
-                        slow += time.perf_counter() - start
-                    whole = found[blocks[segment.index].output].reshape(output.shape)
-                    worst = max(worst, abs(float(output_contrast(whole, reference, 0.1)) - value))
-                else:
-                    start = time.perf_counter()
-                    quantized.net(images)
-                    slow += time.perf_counter() - start
-    what = f"search candidate, {name}, {batch} images, mean of {layers} layers"
-    table.add_row(
-        what, "milliseconds", f"{1e3 * fast / layers:.1f}", f"{1e3 * slow / layers:.1f}", f"{fast / slow:.3f}"
-    )
+            # The straightforward way: one of the candidates in the whole model, from the image.
+            number = layers % len(genes)
+            working.set({site.parameter: genes[number]})
+            found: dict[OpKey, Tensor | None] = {}
+            start = time.perf_counter()
+            with torch.no_grad(), working.quantized.interceptor(record=found):
+                output = working.quantized.net(images)
+                reference = fitness.reference(segment)
+                if segment.is_block:
+                    output = found[blocks[segment.index].output]
+                elif segment.index < len(blocks):
+                    output = None  # its output has no key of its own; the time is what is wanted
+                if output is not None:
+                    value = float(output_contrast(output.reshape(reference.shape), reference, 0.1))
+                    worst = max(worst, abs(value - values[number]))
+            slow += time.perf_counter() - start
+            working.set({site.parameter: Gene(4, 1.0)})
+            layers += 1
+    what = f"search, {name}, {batch} images, mean of {layers} layers"
+    fast_rate, slow_rate = layers * len(genes) / fast, layers / slow
+    table.add_row(what, "candidates a second", f"{fast_rate:.1f}", f"{slow_rate:.2f}", f"{fast_rate / slow_rate:.1f}")
     table.add_row(what, "largest fitness difference", f"{worst:.1e}", "", "")
 
 
-class _Bare:
-    """As much of a VisionModel as calibration needs."""
+def layer_pass(table: Table, name: str, batch: int, steps: int) -> None:
+    """Memory and time of CLAMP-ViT's stages at the `paper` preset's sizes, and what the whole preset would take."""
+    model = bare_model(name)
+    graph = trace(model.net, SHAPE)
+    spec = BitSpec(4, 8)
+    o = METHOD.resolve("paper", {"images": batch})
+    assert isinstance(o, ClampOptions)
+    stage1 = Stage1(model, graph, o, Quiet())
+    meter, start = MemoryMeter("cpu"), time.perf_counter()
+    anchor = weight_only(model, find_sites(graph, "full", spec))
+    images = stage1.optimise(start_images(model, batch, Quiet()), anchor, rounds=1, steps=steps, name="synthesize")
+    step = (time.perf_counter() - start) / steps
+    working = Working(model, find_sites(graph, "full", spec), spec, o, images)
+    start = time.perf_counter()
+    evolution = Search(model, graph, working, spec, o, Quiet(), images)
+    evolution.run_pass(0)
+    one_pass = time.perf_counter() - start
+    total = step * (o.rounds * o.steps + (o.passes - 1) * o.refresh_steps) + one_pass * o.passes
+    what = f"CLAMP-ViT, preset paper, {name}, {batch} images"
+    table.add_row(what, "peak memory of the process, MiB", f"{meter.peak_mib:,.0f}", "", "")
+    table.add_row(what, f"seconds a synthesis step (mean of {steps})", f"{step:.1f}", "", "")
+    table.add_row(what, f"seconds a search pass ({evolution.evaluated} candidates)", f"{one_pass:,.0f}", "", "")
+    table.add_row(what, "hours of the whole preset, extrapolated", f"{total / 3600:.1f}", "", "")
 
-    def __init__(self, net: torch.nn.Module) -> None:
-        self.net = net
+
+def bare_model(name: str) -> VisionModel:
+    """A classifier of random weights."""
+    return VisionModel(
+        name=name,
+        task="classification",
+        net=random_net(name),
+        input_shape=SHAPE,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        num_classes=1000,
+        sample_targets=lambda n, generator: torch.randint(1000, (n,), generator=generator),
+        target_loss=functional.cross_entropy,
+        output_distance=lambda q, f: functional.kl_div(q.log_softmax(-1), f.softmax(-1), reduction="batchmean"),
+    )
+
+
+class Quiet:
+    """As much of a run context as the stages need."""
+
+    scope: Mapping[str, Any] = MappingProxyType({})
+
+    def generator(self, *names: str) -> torch.Generator:
+        return torch.Generator().manual_seed(len("".join(names)))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        yield
+
+    def count(self, **amounts: int) -> None: ...
+
+    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+        return make()
+
+    def keep_images(self, images: Tensor) -> None: ...
+
+    def snapshot(self, step: int, images: Tensor) -> None: ...
+
+    def diagnostics(self, name: str, values: Mapping[str, Any]) -> None: ...
+
+    def progress(self, text: str, fraction: float) -> None: ...
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="deit_small_patch16_224", help="timm model of the PSAQ-ViT step")
+    parser.add_argument(
+        "--model", default="deit_small_patch16_224", help="timm model of the PSAQ-ViT step and the paper preset"
+    )
     parser.add_argument("--search-model", default="deit_tiny_patch16_224", help="timm model of the search")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=3, help="synthesis steps that the paper preset's time is taken of")
+    parser.add_argument("--only", choices=["psaq", "search", "paper"], help="measure one of the three")
     args = parser.parse_args()
     table = Table(title=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for column in ("what", "figure", "dfqbench", "straightforward", "ratio"):
         table.add_column(column)
-    psaq(table, args.model, args.batch)
-    search(table, args.search_model, args.batch)
+    if args.only in (None, "psaq"):
+        psaq(table, args.model, args.batch)
+    if args.only in (None, "search"):
+        search(table, args.search_model, args.batch)
+    if args.only in (None, "paper"):
+        layer_pass(table, args.model, args.batch, args.steps)
     Console(width=140).print(table)
 
 
