@@ -1,0 +1,1 @@
+"""PTQ4ViT and its baseline BasePTQ (ECCV 2022)."""
