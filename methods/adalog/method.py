@@ -1,0 +1,214 @@
+"""AdaLog: every layer's quantizers by the error of its output, all inputs being those of the float model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from harness.contracts import QuantizedModel, RunContext, VisionModel
+from harness.spec import BitSpec
+from methods.adalog.errors import InputErrors, ProductErrors, WeightErrors
+from methods.adalog.factors import Factor, LogFactor, UniformFactor
+from methods.adalog.info import AdalogOptions
+from methods.adalog.quantizer import AdaLog, shift_of
+from methods.adalog.search import Score, combine
+from methods.core.calibrate import SiteNotReachedError
+from methods.core.intercept import Interceptor, OpKey
+from methods.core.quantized import Quantized
+from methods.core.quantizers import Uniform
+from methods.core.sites import ActivationSite, Point, find_sites
+from methods.core.trace import Op, Trace, trace
+from methods.repq.fold import Pair, find_pairs, fold, ratio_and_shift
+from methods.repq.method import comes_from, merge
+from methods.repq.percentile import percentile_quantizer
+
+_LAYER_NORM = (0.999, 0.9999, 0.99999)  # percentiles of LayerNorm's channels, as in RepQ-ViT
+
+
+class AdaLogSearch:
+    """The calibrator."""
+
+    def __init__(self, options: AdalogOptions) -> None:
+        self.options = options
+
+    def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
+        """Only scheme `matmul`."""
+        if scheme != "matmul":
+            return "AdaLog searches the factors of each product by its result, so it needs scheme matmul"
+        return None
+
+    @torch.no_grad()
+    def calibrate(
+        self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
+    ) -> QuantizedModel:
+        """Search while the float model runs once over all images; then move LayerNorm's scales into its layers."""
+        graph = trace(model.net, model.input_shape)
+        sites = find_sites(graph, scheme, spec)
+        search = _Search(self.options, graph, find_pairs(model.net, graph, images[:1]), ctx)
+        search.sites = {site.point: site for site in sites.activations}
+        search.weight_bits = {site.parameter: site.bits for site in sites.weights}
+        make = {"linear": search.linear, "conv": search.conv, "matmul": search.matmul}
+        instead = {op.key: make[op.key.kind](op) for op in graph.ops if op.key.kind in make}
+        with Interceptor(model.net, {}, instead=instead):
+            model.net(images)
+        lost = [site for site in sites.activations if site.point not in search.activations]
+        if lost:
+            raise SiteNotReachedError(f"{len(lost)} activation sites were not reached, the first is {lost[0]}")
+        net = copy.deepcopy(model.net)
+        for pair, (before, after) in search.merged.items():
+            fold(net, pair, before, after)
+        return Quantized(net, sites, search.weights, search.activations)
+
+
+class _Search:
+    """What is found while the float model runs. Its functions compute a layer as it is, and search at its first run."""
+
+    sites: dict[Point, ActivationSite]
+    weight_bits: dict[str, int]
+
+    def __init__(self, options: AdalogOptions, graph: Trace, pairs: list[Pair], ctx: RunContext) -> None:
+        self.options, self._graph, self._ctx = options, graph, ctx
+        self._pairs = {key: pair for pair in pairs for key in pair.linears}
+        self._runs: set[OpKey] = set()
+        self.merged: dict[Pair, tuple[Uniform, Uniform]] = {}
+        self.weights: dict[str, Uniform] = {}
+        self.activations: dict[Point, Uniform | AdaLog] = {}
+
+    def linear(self, op: Op) -> Callable[..., Tensor]:
+        """What to run instead of a linear layer."""
+
+        def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            if self._first_run(op):
+                moved, scaled = self._moved(op.key, x, weight)
+                self._layer(op, self._factor(op, 0, moved), moved.flatten(0, -2), scaled)
+            return functional.linear(x, weight, bias)
+
+        return run
+
+    def conv(self, op: Op) -> Callable[..., Tensor]:
+        """What to run instead of a convolution: it is searched as a linear layer on its patches."""
+
+        def run(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if self._first_run(op):
+                factor = self._factor(op, 0, x)
+                patches = _patches(_part(x, self.options.tokens), weight, *args, **kwargs)
+                self._layer(op, factor, patches, weight)
+            return functional.conv2d(x, weight, *args, **kwargs)
+
+        return run
+
+    def matmul(self, op: Op) -> Callable[..., Tensor]:
+        """What to run instead of a product of activations."""
+
+        def run(a: Tensor, b: Tensor) -> Tensor:
+            exact = a @ b
+            if self._first_run(op):
+                self._product(op, a, b, exact)
+            return exact
+
+        return run
+
+    def _first_run(self, op: Op) -> bool:
+        first = op.key not in self._runs
+        self._runs.add(op.key)
+        if first:
+            self._ctx.progress("search", len(self._runs) / len(self._graph.ops))
+        return first
+
+    def _moved(self, key: OpKey, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and weight of a layer behind a LayerNorm as they are after reparameterisation."""
+        pair = self._pairs.get(key)
+        if pair is None:
+            return x, weight
+        if pair not in self.merged:
+            bits = self.sites[key, 0].bits
+            before = percentile_quantizer(x, bits, _LAYER_NORM, axis=x.dim() - 1)
+            after = merge(before)
+            assert isinstance(after, Uniform)
+            self.merged[pair] = before, after
+        ratio, shift = ratio_and_shift(*self.merged[pair])
+        return ((x + shift) / ratio).to(x.dtype), (weight * ratio).to(weight.dtype)
+
+    def _factor(self, op: Op, slot: int, x: Tensor) -> Factor:
+        """How an operand is quantized, with starting parameters."""
+        site = self.sites[op.key, slot]
+        codes = 2**site.bits - (self.options.zero_code == "reserved")
+        if comes_from(site, self._graph, "softmax"):
+            return LogFactor.softmax(x, site.bits, codes)
+        if comes_from(site, self._graph, "activation"):
+            shift = shift_of(x)
+            if shift is not None:
+                return LogFactor.activation(x, site.bits, codes, shift, self.options.keep_log)
+        heads = 1 if self.options.per_head and op.key.kind == "matmul" and x.dim() == 4 else None
+        factor = UniformFactor.of(x, site.bits, heads, self.options.keep)
+        if op.key in self._pairs:
+            after = self.merged[self._pairs[op.key]][1]
+            factor.parameters = after.scale.reshape(1), after.zero_point.reshape(1).to(x.dtype)
+        return factor
+
+    def _layer(self, op: Op, factor: Factor, x: Tensor | None, weight: Tensor) -> None:
+        """Search a layer with input rows (n, c), or keep the starting parameters if there are none."""
+        matrix = weight.flatten(1)
+        name = op.weight
+        known = self.weights.get(name) if name is not None else None  # shared with a layer before
+        own = None
+        if name is not None and known is None:
+            own = UniformFactor.of(matrix, self.weight_bits[name], 0, self.options.keep)
+
+        def rounded() -> Tensor:
+            quantizer = own.quantizer() if own is not None else known
+            return matrix if quantizer is None else quantizer(matrix)
+
+        if x is not None:
+            x = _part(x, self.options.tokens)
+            for _ in range(self.options.rounds):
+                if own is not None:
+                    self._improve(own, WeightErrors(own, matrix, x, factor.quantizer()(x)))
+                self._improve(factor, InputErrors(factor, x, matrix, rounded()))
+        self.activations[op.key, 0] = factor.quantizer()
+        if own is not None and name is not None:
+            found = own.quantizer()
+            self.weights[name] = Uniform(found.scale, found.zero_point, found.qmin, found.qmax, 0)
+
+    def _product(self, op: Op, a: Tensor, b: Tensor, exact: Tensor) -> None:
+        """Search both operands of a product, unless their shapes are broadcast."""
+        factors = self._factor(op, 0, a), self._factor(op, 1, b)
+        if a.shape[:-2] == b.shape[:-2] and a.dim() > 2:
+            rows = None if self.options.tokens is None else max(1, self.options.tokens // a.shape[-2])
+            a, b, exact = (_part(t, rows) for t in (a, b, exact))
+            for _ in range(self.options.rounds):
+                self._improve(factors[0], ProductErrors(factors[0], a, factors[1].quantizer()(b), exact, left=True))
+                self._improve(factors[1], ProductErrors(factors[1], b, factors[0].quantizer()(a), exact, left=False))
+        for slot, factor in enumerate(factors):
+            self.activations[op.key, slot] = factor.quantizer()
+
+    def _improve(self, factor: Factor, score: Score) -> None:
+        steps = self.options.steps if factor.keep else 0
+        factor.parameters = combine(
+            score, *factor.axes, factor.parameters, keep=factor.keep, steps=steps, ring=factor.ring
+        )
+
+
+def _part(x: Tensor, count: int | None) -> Tensor:
+    """About `count` items of `x` (n, ...), evenly spaced; all for None."""
+    return x if count is None else x[:: max(1, len(x) // count)]
+
+
+def _patches(  # noqa: PLR0917 - torch's own order
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """The rows (n, c) whose product with the flat weight is the convolution; None if there is no such product."""
+    if groups != 1 or isinstance(padding, str):
+        return None
+    return functional.unfold(x, weight.shape[2:], dilation, padding, stride).mT.flatten(0, 1)

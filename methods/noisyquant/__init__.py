@@ -1,0 +1,1 @@
+"""NoisyQuant: a fixed noise added to the inputs of linear layers before they are rounded, and taken out after."""

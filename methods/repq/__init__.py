@@ -1,0 +1,1 @@
+"""RepQ-ViT: percentile quantizers, log-sqrt2 softmax, LayerNorm scales moved into the next layer."""
