@@ -1,0 +1,233 @@
+"""The reconstruction engine: unit by unit, learn quantizer parameters that bring its output back to the float model's.
+
+Only the rounding variables and activation scales of the unit at hand get gradients. Float weights are read, never
+written; the copy in `Quantized` gets its final weights when a unit is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.contracts import RunContext, VisionModel
+from methods.core.intercept import Transform
+from methods.core.quantized import Quantized
+from methods.core.quantizers import Uniform
+from methods.core.segments import Segment, cut
+from methods.core.sites import Point
+from methods.core.structure import find_blocks
+from methods.core.trace import Trace
+from methods.recon.losses import Fisher, Hessian, Loss, LowRank, SquaredError, squared_error
+from methods.recon.rounding import Annealing, SoftRounding, regularizer
+from methods.recon.scales import Scales, mixed
+from methods.recon.sensitivity import gradients
+from methods.recon.units import LayerUnit, SegmentUnit, Unit
+from methods.recon.walk import Inputs, Walk
+
+_AT_ONCE = 32  # images where no step is taken
+_MIXED = 0.5  # share of float values in mixed inputs (QDrop)
+
+
+@dataclass(frozen=True)
+class LossChoice:
+    """Which loss, and its options: see `LossOptions`."""
+
+    name: str = "mse"
+    temperature: float = 1.0
+    perturbation: float = 1e-2
+    refreshes: int = 1
+    low_rank: str = "code"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One walk over all units.
+
+    `activations`: they are quantized meanwhile, before and within the unit. `scale_lr` 0 leaves their scales alone.
+    """
+
+    steps: int
+    batch: int
+    inputs: str
+    layerwise: bool = False
+    rounding: bool = True
+    rounding_lr: float = 1e-3
+    regularization: float = 0.0
+    annealing: Annealing | None = None
+    activations: bool = True
+    scale_lr: float = 0.0
+    relative: bool = False
+    drop: float = 0.0
+    loss: LossChoice = LossChoice()
+
+
+@dataclass(frozen=True)
+class _Learning:
+    """What a unit learns, and the weights that it computes with meanwhile."""
+
+    rounding: Mapping[str, SoftRounding]
+    scales: Scales
+    weights: dict[str, Tensor]
+
+
+class Engine:
+    """Reconstructs a quantized model on calibration images; `run` may be called for several phases.
+
+    Args:
+        model: the float model.
+        graph: its trace.
+        quantized: the model as it starts, with all quantizers; it is changed.
+        images: calibration images (n, c, h, w).
+        ctx: random numbers, counters and progress.
+    """
+
+    def __init__(
+        self,
+        model: VisionModel,
+        graph: Trace,
+        quantized: Quantized,
+        images: Tensor,
+        ctx: RunContext,
+    ) -> None:
+        self._model = model
+        self._graph = graph
+        self._quantized = quantized
+        self._grids = dict(quantized.weights)  # as they start
+        self._images = images
+        self._ctx = ctx
+        self._float = dict(model.net.named_parameters())
+        self._blocks = find_blocks(graph)
+        self._generator = ctx.generator("reconstruction")
+        # Masks are as large as the activations: drawn on the device that they are for.
+        seed = int(torch.randint(2**62, (), generator=self._generator))
+        self._masks = torch.Generator(images.device).manual_seed(seed)
+        self.errors: dict[str, tuple[float, float]] = {}
+
+    def run(self, phase: Phase) -> None:
+        """Walk over all units once. `errors` then has each one's squared error before and after, at full quantization
+        as far as the phase has it.
+        """
+        self.errors = {}
+        self._floats = Walk(self._model.net, self._blocks, self._images, _AT_ONCE)
+        self._quants = Walk(self._quantized.net, self._blocks, self._images, _AT_ONCE)
+        self._left = dict.fromkeys(self._activations() if phase.activations else {})  # points that no unit had yet
+        segments = cut(self._graph, self._blocks, self._quantized.sites.weights)
+        for number, segment in enumerate(segments):
+            self._ctx.progress(f"reconstruct {number + 1}/{len(segments)}", number / len(segments))
+            for unit, own in self._units(segment, phase):
+                self._learn(unit, own, phase)
+
+    def _activations(self) -> Mapping[Point, Uniform]:
+        assert self._quantized.activations is not None, "the engine starts from a model with all quantizers"
+        return self._quantized.activations
+
+    def _transforms(self, phase: Phase) -> dict[Point, Transform]:
+        return dict(self._activations()) if phase.activations else {}
+
+    def _units(self, segment: Segment, phase: Phase) -> Iterator[tuple[Unit, list[Point]]]:
+        """The segment's units with the activation sites that each one learns, made as the one before is done."""
+        whole = SegmentUnit(self._floats, self._quants, segment, self._graph, self._transforms(phase))
+        own = whole.points(self._left) if self._left else []
+        for point in own:
+            del self._left[point]
+        if not phase.layerwise:
+            yield whole, own
+            return
+        for site in segment.layers:
+            transforms = self._transforms(phase)
+            yield LayerUnit(whole, self._floats, self._quants, site, graph=self._graph, transforms=transforms), []
+
+    def _learn(self, unit: Unit, own: list[Point], phase: Phase) -> None:
+        rounding = {n: SoftRounding(self._float[n], self._grids[n]) for n in unit.names} if phase.rounding else {}
+        scales = Scales(
+            {point: self._activations()[point] for point in own},
+            relative=phase.relative,
+            drop=phase.drop,
+            generator=self._masks,
+        )
+        learning = _Learning(rounding, scales, {})
+        with unit.session({**self._transforms(phase), **scales.transforms()}, learning.weights):
+            before = self._error(unit)
+            self._optimise(unit, phase, learning, self._loss(unit, phase))
+        for name, learned in rounding.items():
+            self._quantized.set_weight(name, learned.hard())
+        self._quantized.set_activations({**self._activations(), **scales.hard()})
+        with unit.session(self._transforms(phase), {}):
+            self.errors[unit.name] = before, self._error(unit)
+        self._ctx.count(reconstruction_steps=phase.steps, reconstructed_units=1)
+
+    def _optimise(self, unit: Unit, phase: Phase, learning: _Learning, loss: Loss) -> None:
+        rounding, scales = learning.rounding, learning.scales
+        groups = [{"params": [learned.v for learned in rounding.values()], "lr": phase.rounding_lr}] if rounding else []
+        with_scales = phase.scale_lr > 0 and scales.values.numel() > 0
+        if with_scales:
+            groups.append({"params": [scales.values.requires_grad_()], "lr": phase.scale_lr})
+        if not groups:
+            return
+        optimiser = torch.optim.Adam(groups)
+
+        for step in range(phase.steps):
+            scales.renew()
+            learning.weights.update({name: learned.soft() for name, learned in rounding.items()})
+            scales.dropping = False
+            loss.renew(step)
+            scales.dropping = True
+            index = torch.randperm(len(self._images), generator=self._generator)[: phase.batch].to(self._images.device)
+            value = loss(unit.outputs(self._batch(unit, phase, index)), [x[index] for x in unit.targets], index)
+            beta = phase.annealing.beta(step) if phase.annealing else None
+            if beta is not None and phase.regularization:
+                value = value + phase.regularization * sum(regularizer(x.v, beta) for x in rounding.values())
+            if with_scales:
+                optimiser.param_groups[-1]["lr"] = phase.scale_lr * 0.5 * (1.0 + math.cos(math.pi * step / phase.steps))
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            if with_scales:
+                scales.keep_positive()
+
+    def _batch(self, unit: Unit, phase: Phase, index: Tensor) -> Inputs:
+        """Inputs for a step."""
+        if phase.inputs == "float":
+            return [x[index] for x in unit.float_inputs]
+        if phase.inputs == "quantized":
+            return [x[index] for x in unit.inputs]
+        pairs = zip(unit.inputs, unit.float_inputs, strict=True)
+        return [mixed(a[index], b[index], _MIXED, self._masks) for a, b in pairs]
+
+    @torch.no_grad()
+    def _values(self, unit: Unit) -> list[Tensor]:
+        """The unit's outputs for all images, on quantized inputs; within its session."""
+        return self._quants.batched(lambda *parts: unit.outputs(list(parts)), unit.inputs)
+
+    def _error(self, unit: Unit) -> float:
+        return float(squared_error(self._values(unit), unit.targets, unit.axis))
+
+    def _loss(self, unit: Unit, phase: Phase) -> Loss:
+        choice = phase.loss
+        if choice.name == "mse":
+            return SquaredError(unit.axis)
+        assert isinstance(unit, SegmentUnit), "layers have no gradients of the output loss"
+
+        def at(values: list[Tensor], walk: Walk) -> list[Tensor]:
+            before = walk.outputs[: unit.segment.index]
+            return gradients(
+                self._model, self._floats, unit.segment, values, outputs=before, temperature=choice.temperature
+            )
+
+        if choice.name == "fisher":
+            return Fisher(at(self._values(unit), self._quants), unit.axis)
+        if choice.name == "hessian":
+            shift = choice.perturbation
+            above, below = (at([x + d for x in unit.targets], self._floats) for d in (shift, -shift))
+            return Hessian(above, below)
+
+        def measure() -> tuple[list[Tensor], list[Tensor]]:
+            values = self._values(unit)
+            differences = [a - b for a, b in zip(values, unit.targets, strict=True)]
+            return differences, at(values, self._quants)
+
+        return LowRank(measure, math.ceil(phase.steps / choice.refreshes), choice.low_rank)

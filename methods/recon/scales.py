@@ -1,0 +1,112 @@
+"""Learned scales of activations, and QDrop's random dropping of their quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.core.intercept import Transform
+from methods.core.quantizers import Uniform
+from methods.core.sites import Point
+
+_SMALLEST = 1e-8
+
+
+class StraightThrough(torch.autograd.Function):
+    """x̂ = s clip(⌊x/s⌉, l, h), with the straight-through gradients of LSQ (Esser et al., ICLR 2020, eq. 3).
+
+    dx̂/dx is 1 inside the range and 0 outside; dx̂/ds is ⌊x/s⌉ - x/s inside, and l or h outside. LSQ's factor on the
+    scale's gradient is left out: Adam would divide it out again. Codes are those of `Uniform`, less the zero point.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        """Quantize and dequantize `x` with a scalar scale."""
+        ctx.save_for_backward(x, scale)
+        ctx.ends = low, high
+        return x.div(scale).round_().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Gradients of x and scale."""
+        (grad,) = grads
+        x, scale = ctx.saved_tensors
+        ratio = x / scale
+        rounded = ratio.round()
+        codes = rounded.clamp(*ctx.ends)
+        inside = grad * (codes == rounded)
+        slope = None
+        if ctx.needs_input_grad[1]:
+            slope = (grad * codes).sum() - (inside * ratio).sum()
+        return inside if ctx.needs_input_grad[0] else None, slope, None, None
+
+
+def mixed(first: Tensor, second: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Each value from `second` with probability `share`, else from `first`; `generator` is on their device."""
+    chosen = torch.rand(first.shape, generator=generator, device=first.device) < share
+    return torch.where(chosen, second, first)
+
+
+class Scales:
+    """Activation quantizers of one unit while it is learned.
+
+    All scales are one vector, so that an optimiser step costs the same for any number of sites. `renew` must be called
+    before each forward pass.
+
+    Args:
+        start: quantizer of each site.
+        relative: whether `values` are the scales divided by their start, or the scales.
+        drop: share of values that pass in float.
+        generator: for dropping, on the activations' device.
+    """
+
+    def __init__(
+        self, start: Mapping[Point, Uniform], *, relative: bool, drop: float, generator: torch.Generator
+    ) -> None:
+        self._start = dict(start)
+        self._drop = drop
+        self._generator = generator
+        device = generator.device
+        scales = torch.stack([q.scale for q in start.values()]) if start else torch.zeros(0, device=device)
+        self._units = scales if relative else torch.ones_like(scales)
+        self.values = scales / self._units
+        self.dropping = False  # without it, every value is quantized
+        self._now: dict[Point, Tensor] = {}
+        self.renew()
+
+    def renew(self) -> None:
+        """Take up the present `values`."""
+        self._now = dict(zip(self._start, (self.values * self._units).unbind(), strict=True))
+
+    @torch.no_grad()
+    def keep_positive(self) -> None:
+        """Call after an optimiser step."""
+        self.values.copy_(torch.maximum(self.values, _SMALLEST / self._units))
+
+    def transforms(self) -> dict[Point, Transform]:
+        """Functions for an `Interceptor`."""
+
+        def quantizer(point: Point, base: Uniform) -> Transform:
+            zero = int(base.zero_point)
+            low, high = base.qmin - zero, base.qmax - zero
+
+            def transform(x: Tensor) -> Tensor:
+                rounded = StraightThrough.apply(x, self._now[point], low, high)
+                if self.dropping and self._drop:
+                    return mixed(rounded, x, self._drop, self._generator)
+                return rounded
+
+            return transform
+
+        return {point: quantizer(point, base) for point, base in self._start.items()}
+
+    def hard(self) -> dict[Point, Uniform]:
+        """The quantizers as learned."""
+        scales = (self.values.detach() * self._units).unbind()
+        return {
+            point: Uniform(scale.clone(), base.zero_point, base.qmin, base.qmax)
+            for (point, base), scale in zip(self._start.items(), scales, strict=True)
+        }
