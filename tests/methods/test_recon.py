@@ -78,7 +78,7 @@ def test_regularizer_and_its_gradient(beta):
     x = v.detach().numpy()
     h = np.clip(1.2 * sigmoid(x) - 0.1, 0, 1)
     expected = sum(1 - abs(2 * each - 1) ** beta for each in h.flatten())
-    assert float(value) == pytest.approx(expected)
+    assert value.item() == pytest.approx(expected)
     value.backward()
     slope = 1.2 * sigmoid(x) * (1 - sigmoid(x))
     np.testing.assert_allclose(v.grad, -beta * np.abs(2 * h - 1) ** (beta - 1) * np.sign(2 * h - 1) * 2 * slope)
