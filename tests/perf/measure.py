@@ -26,6 +26,7 @@ from torch.nn import functional
 from harness.contracts import VisionModel
 from harness.memory import MemoryMeter
 from harness.spec import BitSpec
+from methods.baselines_info import MINMAX
 from methods.clamp.contrast import output_contrast
 from methods.clamp.fitness import Fitness
 from methods.clamp.genes import Gene
@@ -39,6 +40,8 @@ from methods.core.structure import find_blocks
 from methods.core.synthesis import start_images
 from methods.core.trace import trace
 from methods.psaq.similarity import entropy, patch_similarity
+from methods.ptq4vit.info import PTQ4VIT
+from methods.repq.info import CALIBRATOR as REPQ
 
 SHAPE = (3, 224, 224)
 
@@ -154,6 +157,25 @@ def search(table: Table, name: str, batch: int) -> None:
     table.add_row(what, "largest fitness difference", f"{worst:.1e}", "", "")
 
 
+def calibrators(table: Table, name: str, batch: int, preset: str) -> None:
+    """Time and memory of calibrators at W4A4 in scheme matmul, against min-max on the same images."""
+    images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0))
+    baseline = 0.0
+    for plugin in (MINMAX, REPQ, PTQ4VIT):
+        model = bare_model(name)
+        calibrator = plugin.load()(plugin.resolve(preset, {}))
+        gc.collect()
+        meter, start = MemoryMeter("cpu"), time.perf_counter()
+        calibrator.calibrate(model, images, spec=BitSpec(4, 4), scheme="matmul", ctx=Quiet())
+        seconds, added = time.perf_counter() - start, meter.added_mib
+        baseline = baseline or seconds
+        what = f"{plugin.name}, preset {preset}, {name}, {batch} images"
+        table.add_row(
+            what, "seconds; beside it min-max", f"{seconds:.1f}", f"{baseline:.1f}", f"{seconds / baseline:.1f}"
+        )
+        table.add_row(what, "added peak memory, MiB", f"{added:,.0f}", "", "")
+
+
 def layer_pass(table: Table, name: str, batch: int, steps: int) -> None:
     """Memory and time of CLAMP-ViT's stages at the `paper` preset's sizes, and what the whole preset would take."""
     model = bare_model(name)
@@ -227,10 +249,13 @@ def main() -> None:
     parser.add_argument(
         "--model", default="deit_small_patch16_224", help="timm model of the PSAQ-ViT step and the paper preset"
     )
-    parser.add_argument("--search-model", default="deit_tiny_patch16_224", help="timm model of the search")
+    parser.add_argument(
+        "--search-model", default="deit_tiny_patch16_224", help="timm model of the search and the calibrators"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3, help="synthesis steps that the paper preset's time is taken of")
-    parser.add_argument("--only", choices=["psaq", "search", "paper"], help="measure one of the three")
+    parser.add_argument("--only", choices=["psaq", "search", "calibrators", "paper"], help="measure one of them")
+    parser.add_argument("--preset", default="paper", help="preset of the calibrators")
     args = parser.parse_args()
     table = Table(title=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for column in ("what", "figure", "dfqbench", "straightforward", "ratio"):
@@ -239,6 +264,8 @@ def main() -> None:
         psaq(table, args.model, args.batch)
     if args.only in (None, "search"):
         search(table, args.search_model, args.batch)
+    if args.only in (None, "calibrators"):
+        calibrators(table, args.search_model, args.batch, args.preset)
     if args.only in (None, "paper"):
         layer_pass(table, args.model, args.batch, args.steps)
     Console(width=140).print(table)
