@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.contracts import RunContext, VisionModel
 from methods.core.structure import windowed
-from methods.core.synthesis_options import SynthesisOptions
+from methods.core.synthesis_options import SynthesisOptions, VariationOptions
 from methods.core.trace import Trace
 
 SHOWN = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # shares of all steps after which images are shown: they form early
@@ -109,6 +109,11 @@ def total_variation(images: Tensor) -> Tensor:
 def variation_loss(images: Tensor, target: float) -> Tensor:
     """L_TV = | TV - target |, the target given for a batch of 32x3x224x224 (PSAQ-ViT, equation 9 and code)."""
     return (total_variation(images) - target * tv_scale(images)).abs()
+
+
+def variation_target(options: VariationOptions, generator: torch.Generator) -> float:
+    """The target of `variation_loss`, uniform between the two ends (PSAQ-ViT's code)."""
+    return options.tv_low + (options.tv_high - options.tv_low) * float(torch.rand((), generator=generator))
 
 
 def tv_scale(images: Tensor) -> float:

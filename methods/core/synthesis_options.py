@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from methods.baselines_info import ImageCount
 
@@ -19,3 +21,17 @@ class SynthesisOptions(ImageCount):
         description="Adam learning rate; if left out PSAQ-ViT's: 0.25 for windowed attention (Swin), else 0.20",
     )
     jitter: int = Field(15, ge=0, description="largest roll in the first round, in pixels of a 224-pixel image")
+
+
+class VariationOptions(SynthesisOptions):
+    """PSAQ-ViT's total-variation term on top: near a target drawn once for all images."""
+
+    tv_weight: float = Field(0.05, ge=0, description="weight of the total-variation term")
+    tv_low: float = Field(2500, ge=0, description="lower end of the random total-variation target, at 32x3x224x224")
+    tv_high: float = Field(3000, ge=0, description="upper end of the same")
+
+    @model_validator(mode="after")
+    def _target_ordered(self) -> Self:
+        if self.tv_low > self.tv_high:
+            raise ValueError(f"tv_low, {self.tv_low:g}, must not exceed tv_high, {self.tv_high:g}")
+        return self

@@ -13,7 +13,7 @@ from harness.contracts import CalibrationData, RunContext, VisionModel
 from harness.spec import BitSpec
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.structure import find_blocks
-from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss
+from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss, variation_target
 from methods.core.trace import trace
 from methods.fdd.info import FddOptions
 from methods.fdd.spectrum import band_mask, filtered
@@ -44,7 +44,7 @@ class Fdd:
         o = self.options
         targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
         generator = ctx.generator("augmentation")
-        tv_target = o.tv_low + (o.tv_high - o.tv_low) * float(torch.rand((), generator=generator))
+        tv_target = variation_target(o, generator)
         graph = trace(model.net, model.input_shape)
         contexts = [block.context for block in find_blocks(graph)]
         found: dict[tuple[OpKey, int], Tensor] = {}

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pydantic import Field
 
 from harness.plugins import PluginInfo
-from methods.core.synthesis_options import SynthesisOptions
+from methods.core.synthesis_options import VariationOptions
 
 
-class PsaqOptions(SynthesisOptions):
+class PsaqOptions(VariationOptions):
     """Options of PSAQ-ViT's synthesis; the defaults are the reference code's."""
 
     bandwidth: float = Field(0.01, gt=0, description="kernel bandwidth of the similarity density")
     grid: int = Field(10, ge=2, description="points at which the density is evaluated")
     class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy to random classes")
-    tv_weight: float = Field(0.05, ge=0, description="weight of the total-variation term")
-    tv_low: float = Field(2500, ge=0, description="lower end of the random total-variation target, at 32x3x224x224")
-    tv_high: float = Field(3000, ge=0, description="upper end of the same")
 
 
 SOURCE = PluginInfo(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from harness.contracts import CalibrationData, RunContext, VisionModel
 from harness.spec import BitSpec
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.structure import find_blocks
-from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss
+from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss, variation_target
 from methods.core.trace import trace
 from methods.psaq.info import PsaqOptions
 from methods.psaq.similarity import entropy, patch_similarity
@@ -31,7 +30,7 @@ class Psaq:
         o = self.options
         targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
         generator = ctx.generator("augmentation")
-        tv_target = o.tv_low + (o.tv_high - o.tv_low) * float(torch.rand((), generator=generator))
+        tv_target = variation_target(o, generator)
         graph = trace(model.net, model.input_shape)
         contexts = [block.context for block in find_blocks(graph)]
         found: dict[tuple[OpKey, int], Tensor] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor
 
 from harness.contracts import QuantizedModel, RunContext, VisionModel
@@ -19,14 +21,14 @@ from methods.recon.rounding import Annealing
 _OBSERVED_AT_ONCE = 32
 
 
-class _Reconstruction:
+class _Reconstruction(ABC):
     """Ranges from one float pass and the weights themselves, then the phases."""
 
     options: RoundingOptions
 
+    @abstractmethod
     def phases(self) -> dict[str, Phase]:
         """Walks over the network, by name, in order."""
-        raise NotImplementedError
 
     def calibrate(
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext

@@ -7,10 +7,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from harness.plugins import PluginInfo
-from methods.core.synthesis_options import SynthesisOptions
+from methods.core.synthesis_options import VariationOptions
 
 
-class SardfqOptions(SynthesisOptions):
+class SardfqOptions(VariationOptions):
     """Options of SARDFQ's synthesis. Optimizer and schedule are PSAQ-ViT's, since SARDFQ's are not known."""
 
     jitter: int = Field(
@@ -35,13 +35,10 @@ class SardfqOptions(SynthesisOptions):
     image_label: Literal["own", "all"] = Field(
         "own", description="classes that a whole image's soft label raises: its own, or its regions' too"
     )
-    tv_weight: float = Field(0.05, ge=0, description="weight of the total-variation term")
-    tv_low: float = Field(2500, ge=0, description="lower end of the random total-variation target, at 32x3x224x224")
-    tv_high: float = Field(3000, ge=0, description="upper end of the same")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        pairs = ((self.narrowest, self.widest), (self.label_low, self.label_high), (self.tv_low, self.tv_high))
+        pairs = ((self.narrowest, self.widest), (self.label_low, self.label_high))
         if any(low > high for low, high in pairs):
             raise ValueError("a lower end must not exceed its upper end")
         return self

@@ -13,7 +13,7 @@ from harness.contracts import CalibrationData, RunContext, VisionModel
 from harness.spec import BitSpec
 from methods.core.attention import Attention, find_attention, patch_attention
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
-from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss
+from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss, variation_target
 from methods.core.trace import trace
 from methods.sardfq.info import SardfqOptions
 from methods.sardfq.labels import soft_labels
@@ -37,7 +37,7 @@ class Sardfq:
         """Synthesized normalised images (n, *input_shape)."""
         o = self.options
         generator = ctx.generator("augmentation")
-        tv_target = o.tv_low + (o.tv_high - o.tv_low) * float(torch.rand((), generator=generator))
+        tv_target = variation_target(o, generator)
         graph = trace(model.net, model.input_shape)
         aligned = self._priors(find_attention(graph), model, ctx.generator("attention-priors"))
         regions = self._regions(model, ctx.generator("regions"))
