@@ -102,6 +102,9 @@ class TaskInfo:
     suites: Mapping[str, str]  # suite name -> one-line description
     target: str
     models: Mapping[str, str] = field(default_factory=dict)  # model name or pattern -> one-line description
+    # `module:function` for tasks whose primary metric is no share of images that are `correct`: the function makes a
+    # `harness.stats.Metric` of the outcomes of one cell, a frame with a row an image. Reports resample images with it.
+    resampling: str = ""
 
     def load(self) -> Any:
         """Import and return the function behind `target`."""

@@ -8,6 +8,7 @@ Knows nothing of records, methods or files.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,38 +95,48 @@ def detectable_difference(images: int, discordant: float, alpha: float = 0.05, p
     return float(z * math.sqrt(discordant / images))
 
 
+# A metric of resampled images: counts of every image (resamples, images) -> points (resamples,). For metrics that are
+# no mean over images, such as average precision.
+Metric = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+RESAMPLES = 500  # enough for a standard error; the normal tail then reaches p-values far below 1/500
+
+
 @dataclass(frozen=True)
-class PairedDifference:
-    """Mean of `a - b` with its bootstrap interval and two-sided p-value."""
+class Resampled:
+    """A metric in points, and what it would be on resampled images.
 
-    difference: float
-    low: float
-    high: float
-    p_value: float
-
-
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> PairedDifference:
-    """Compare per-image scores that are not right-or-wrong (IoU, say) by resampling images; same seed, same result.
-
-    The interval is the percentile interval. The p-value is the share of resamples whose mean lies at least as far
-    from the observed mean as that lies from zero.
+    Two of them can be compared if `images` is the same, since then their resamples are of the same images.
     """
-    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    count = len(differences)
-    generator = np.random.default_rng(seed)
-    rows = max(1, 4_000_000 // count)  # resamples held at once: 32 MB of indices
-    means = np.concatenate(
-        [
-            differences[generator.integers(count, size=(min(rows, resamples - start), count))].mean(axis=1)
-            for start in range(0, resamples, rows)
-        ]
-    )
-    mean = float(differences.mean())
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    extreme = int((np.abs(means - mean) >= abs(mean)).sum())
-    return PairedDifference(mean, float(low), float(high), (1 + extreme) / (1 + resamples))
+
+    images: int
+    value: float
+    draws: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return self.images
+
+
+def resample(metric: Metric, images: int, seed: int = 0) -> Resampled:
+    """`metric` on all `images`, and on `RESAMPLES` bootstrap samples of them."""
+    weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
+    value = metric(np.ones((1, images)))[0]
+    return Resampled(images, float(value), np.asarray(metric(weights.astype(np.float64))))
+
+
+def bootstrap_test(a: Sequence[Resampled], b: Sequence[Resampled]) -> tuple[float, float, float]:
+    """Compare a metric on the same images, averaged over the same seeds (taken as given).
+
+    Returns:
+        The difference in points, its standard error over images by the paired bootstrap, and the two-sided p-value of
+        their ratio under the normal distribution.
+    """
+    if len(a) != len(b) or len({len(x) for x in (*a, *b)}) != 1:
+        raise ValueError("resampled metrics of other images or seeds cannot be paired")
+    difference = float(np.mean([x.value - y.value for x, y in zip(a, b, strict=True)]))
+    spread = float(np.std(np.mean([x.draws - y.draws for x, y in zip(a, b, strict=True)], axis=0), ddof=1))
+    if spread == 0:
+        return difference, 0.0, float(difference == 0)
+    return difference, spread, float(2 * stats.norm.sf(abs(difference) / spread))
 
 
 def _pair(a: ArrayLike, b: ArrayLike, *, dimensions: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

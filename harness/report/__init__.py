@@ -6,18 +6,18 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from rich.console import Console
 
+from harness import stats
 from harness.catalog import Catalog
 from harness.errors import UsageError
+from harness.plugins import import_target
 from harness.report import ablation, cross, tables
 from harness.report.cross_figures import cross_figure
 from harness.report.diagnostics import save, write_diagnostics
 from harness.report.figures import accuracy_figure
-from harness.report.frame import cells_frame
+from harness.report.frame import Outcome, cells_frame
 from harness.report.gallery import ROLE_ORDER, distinct, gallery_figure
 from harness.report.summary import summarise
 from harness.store import Store, prepare_folder
@@ -47,12 +47,15 @@ def write_report(
         UsageError: a record or its outcomes cannot be read, or the folder cannot be written.
     """
     records = [record for record in store.records() if keys is None or record.key in keys]
-    outcomes: dict[str, NDArray[np.bool_]] = {}
+    catalog = catalog or Catalog.default()
+    outcomes: dict[str, Outcome] = {}
     for record in records:
         if record.status == "ok":
             frame = store.outcomes(record.key)
             if "correct" in frame:
                 outcomes[record.key] = frame["correct"].to_numpy(dtype=bool)
+            elif resampling := _resampling(catalog, record.cell.task):
+                outcomes[record.key] = stats.resample(import_target(resampling)(frame), len(frame))
     cells = cells_frame(records, outcomes)
     summary = summarise(cells, outcomes)
 
@@ -70,7 +73,7 @@ def write_report(
     ):
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     names = {record.key: record.cell.method for record in records}
-    labels = _ablation_labels(names, catalog or Catalog.default())
+    labels = _ablation_labels(names, catalog)
     switches = ablation.ablations(cells, summary, outcomes, names, labels)
     switched = ablation.markdown(switches, cells)
     own = {"md": switched, "csv": ablation.csv(switches), "tex": ablation.latex(switches)}
@@ -85,6 +88,13 @@ def write_report(
     # The text is Markdown, not rich's markup, and a table must not be wrapped.
     main = switched if len(switches) and ablation.is_ablation(cells, names) else comparison
     (console or Console()).print(main, markup=False, highlight=False, soft_wrap=True)
+
+
+def _resampling(catalog: Catalog, task: str) -> str:
+    """The task's `resampling`; none if its plugin is not here."""
+    with contextlib.suppress(UsageError):
+        return catalog.tasks.get(task).resampling
+    return ""
 
 
 def _ablation_labels(names: Mapping[str, str], catalog: Catalog) -> dict[str, dict[str, str]]:

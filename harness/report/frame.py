@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from harness import stats
 from harness.cell import canonical_json
 from harness.record import Record
 
-# Which images every method was right on, by cell key; cells without such outcomes are absent.
-Outcomes = Mapping[str, NDArray[np.bool_]]
+# Which images every method was right on, or its metric on resampled images, by cell key; cells without are absent.
+Outcome = NDArray[np.bool_] | stats.Resampled
+Outcomes = Mapping[str, Outcome]
 
 # What makes two numbers comparable: methods are ranked only within such a group.
 CONTEXT = ["suite", "task", "data", "limit"]
@@ -61,7 +63,7 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
         "reason": f"{failure.type}: {failure.message}" if failure else record.reason,
         "metric": record.primary_metric,
         "accuracy": record.metrics.get(record.primary_metric or "", np.nan),
-        "per_image": right is not None,  # accuracy is the share of images that `outcomes` has right
+        "per_image": isinstance(right, np.ndarray),  # accuracy is the share of images that `outcomes` has right
         "images": len(right) if right is not None else cell.limit,
         "seconds": record.seconds,
         "peak_memory_mib": record.peak_memory_mib,

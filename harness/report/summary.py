@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from harness import stats
-from harness.report.frame import CONTEXT, GROUP, STAGES, Outcomes
+from harness.report.frame import CONTEXT, GROUP, STAGES, Outcome, Outcomes
 
-Seeds = dict[int, NDArray[np.bool_]]  # which images a method was right on, by seed
+Seeds = dict[int, Outcome]  # of a method, by seed
 _MEANS = [
     "seconds",
     "peak_memory_mib",
@@ -33,10 +32,10 @@ def summarise(cells: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
     """Average the seeds of every method and compare the methods of a group on the same images.
 
     Per model the *best* is the data-free method of highest mean accuracy among those with the most seeds; real-data
-    rows and the float model cannot be it, the noise floor can. Every other method is tested against it by
-    `stats.paired_test` over the seeds that both have, where it is `to_best` points away; `p_holm` is adjusted over all
-    comparisons of a group, all models together. The best is picked on the images that it is tested on, so a p-value
-    near 0.05 flatters it slightly.
+    rows and the float model cannot be it, the noise floor can. Every other method is tested against it over the seeds
+    that both have, by `stats.paired_test`, or by `stats.bootstrap_test` where the metric is no share of images;
+    `to_best` is the difference. `p_holm` is adjusted over all comparisons of a group, all models together. The best is
+    picked on the images that it is tested on, so a p-value near 0.05 flatters it slightly.
 
     `seeds_wanted` counts the seeds that any method of the group was run with, on that model: a row with fewer `seeds`
     is incomplete. The float reference appears in every group of its model.
@@ -105,11 +104,18 @@ def paired(ours: Seeds, best: Seeds) -> dict[str, float]:
     seeds = sorted(ours.keys() & best.keys())
     if not seeds or any(len(ours[seed]) != len(best[seed]) for seed in seeds):
         return {}
-    a, b = np.stack([ours[seed] for seed in seeds]), np.stack([best[seed] for seed in seeds])
+    first, second = [ours[seed] for seed in seeds], [best[seed] for seed in seeds]
+    a = [outcome for outcome in first if isinstance(outcome, stats.Resampled)]
+    b = [outcome for outcome in second if isinstance(outcome, stats.Resampled)]
+    if a and b:
+        difference, error, p_value = stats.bootstrap_test(a, b)
+        # The variance that a single image's difference would have, if the metric were a mean over images.
+        return {"p_value": p_value, "discordance": len(a[0]) * (error / 100) ** 2, "to_best": difference}
+    right, other = np.stack(first), np.stack(second)  # type: ignore[arg-type]
     return {
-        "p_value": stats.paired_test(a, b),
-        "discordance": stats.discordance(a, b),
-        "to_best": 100 * float(a.mean() - b.mean()),
+        "p_value": stats.paired_test(right, other),
+        "discordance": stats.discordance(right, other),
+        "to_best": 100 * float(right.mean() - other.mean()),
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import ttest_rel
 
 from harness import stats
 
@@ -109,13 +110,30 @@ def test_discordance() -> None:
     assert stats.discordance([a, a], [b, a]) == pytest.approx(0.125)
 
 
-def test_paired_bootstrap_is_seeded_and_finds_a_shift() -> None:
+def mean_of(scores: np.ndarray) -> stats.Metric:
+    """The mean of per-image scores, in points, as a metric of resampled images."""
+    return lambda weights: 100 * (weights @ scores) / weights.sum(axis=1)
+
+
+def test_the_bootstrap_test_agrees_with_a_paired_t_test_where_the_metric_is_a_mean() -> None:
     generator = np.random.default_rng(1)
     a = generator.random(300)
-    b = a - 0.05 + 0.1 * generator.standard_normal(300)
-    result = stats.paired_bootstrap(a, b, resamples=2000)
-    assert result == stats.paired_bootstrap(a, b, resamples=2000)
-    assert result.low < result.difference < result.high
-    assert result.low == pytest.approx(result.difference - 1.96 * (a - b).std() / math.sqrt(300), abs=0.002)
-    assert result.p_value < 0.01
-    assert stats.paired_bootstrap(a, a, resamples=100).p_value == 1.0
+    b = a - 0.01 + 0.1 * generator.standard_normal(300)
+    first, second = (stats.resample(mean_of(scores), 300) for scores in (a, b))
+    difference, error, p_value = stats.bootstrap_test([first], [second])
+    assert difference == pytest.approx(100 * (a - b).mean())
+    assert error == pytest.approx(100 * (a - b).std() / math.sqrt(300), rel=0.1)
+    assert p_value == pytest.approx(ttest_rel(a, b).pvalue, abs=0.05)
+    assert stats.bootstrap_test([second], [first]) == (-difference, error, p_value)
+    assert stats.bootstrap_test([first], [first]) == (0.0, 0.0, 1.0)
+
+
+def test_the_bootstrap_test_averages_seeds_before_it_looks_at_images() -> None:
+    generator = np.random.default_rng(2)
+    a = [stats.resample(mean_of(generator.random(200)), 200) for _ in range(3)]
+    b = [stats.resample(mean_of(generator.random(200)), 200) for _ in range(3)]
+    difference, error, _ = stats.bootstrap_test(a, b)
+    assert difference == pytest.approx(np.mean([x.value for x in a]) - np.mean([x.value for x in b]))
+    assert error < stats.bootstrap_test(a[:1], b[:1])[1]  # independent here, so the mean of three is surer
+    with pytest.raises(ValueError, match="cannot be paired"):
+        stats.bootstrap_test(a, [stats.resample(mean_of(generator.random(100)), 100)] * 3)
