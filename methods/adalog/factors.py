@@ -102,7 +102,10 @@ class LogFactor:
         base, scale = (axis.candidates for axis in self.axes)
         base, scale = base.repeat_interleave(len(scale), 0), scale.repeat(len(base), 1)
         rows = x.reshape(1, -1)
-        rows = rows[:, :: max(1, rows.shape[1] // _STARTING)]
+        if rows.shape[1] > _STARTING:
+            # Drawn, since evenly spaced values might all be of one channel.
+            drawn = torch.randint(rows.shape[1], (_STARTING,), generator=torch.Generator().manual_seed(0))
+            rows = rows[:, drawn.to(x.device)]
         best = squared_errors(rows, len(base), lambda part: self.rounded(part, base, scale))[:, 0].argmin()
         self.parameters = base[best], scale[best]
         return self

@@ -96,8 +96,8 @@ class _Search:
         def run(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if self._first_run(op):
                 factor = self._factor(op, 0, x)
-                patches = _patches(_part(x, self.options.tokens), weight, *args, **kwargs)
-                self._layer(op, factor, patches, weight)
+                (images,) = self._drawn(self.options.tokens, x)
+                self._layer(op, factor, _patches(images, weight, *args, **kwargs), weight)
             return functional.conv2d(x, weight, *args, **kwargs)
 
         return run
@@ -165,7 +165,7 @@ class _Search:
             return matrix if quantizer is None else quantizer(matrix)
 
         if x is not None:
-            x = _part(x, self.options.tokens)
+            (x,) = self._drawn(self.options.tokens, x)
             for _ in range(self.options.rounds):
                 if own is not None:
                     self._improve(own, WeightErrors(own, matrix, x, factor.quantizer()(x)))
@@ -180,23 +180,29 @@ class _Search:
         factors = self._factor(op, 0, a), self._factor(op, 1, b)
         if a.shape[:-2] == b.shape[:-2] and a.dim() > 2:
             rows = None if self.options.tokens is None else max(1, self.options.tokens // a.shape[-2])
-            a, b, exact = (_part(t, rows) for t in (a, b, exact))
+            a, b, exact = self._drawn(rows, a, b, exact)
             for _ in range(self.options.rounds):
                 self._improve(factors[0], ProductErrors(factors[0], a, factors[1].quantizer()(b), exact, left=True))
                 self._improve(factors[1], ProductErrors(factors[1], b, factors[0].quantizer()(a), exact, left=False))
         for slot, factor in enumerate(factors):
             self.activations[op.key, slot] = factor.quantizer()
 
+    def _drawn(self, count: int | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`count` items of all `tensors` (n, ...), the same ones; all for None.
+
+        Drawn at random: evenly spaced ones might all stand at one place of an image or window.
+        """
+        length = len(tensors[0])
+        if count is None or count >= length:
+            return tensors
+        order = torch.randperm(length, generator=self._ctx.generator("adalog-rows"))[:count].sort().values
+        return tuple(t[order.to(t.device)] for t in tensors)
+
     def _improve(self, factor: Factor, score: Score) -> None:
         steps = self.options.steps if factor.keep else 0
         factor.parameters = combine(
             score, *factor.axes, factor.parameters, keep=factor.keep, steps=steps, ring=factor.ring
         )
-
-
-def _part(x: Tensor, count: int | None) -> Tensor:
-    """About `count` items of `x` (n, ...), evenly spaced; all for None."""
-    return x if count is None else x[:: max(1, len(x) // count)]
 
 
 def _patches(  # noqa: PLR0917 - torch's own order
