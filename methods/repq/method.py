@@ -31,7 +31,6 @@ class RepQ:
     def __init__(self, options: RepqOptions) -> None:
         self.options = options
 
-    @torch.no_grad()
     def calibrate(
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
     ) -> QuantizedModel:
@@ -40,6 +39,13 @@ class RepQ:
         In scheme `full`, where LayerNorm outputs are sites themselves, these are reparameterised; softmax outputs are
         no sites there and stay in float.
         """
+        return self.folded(model, images, spec=spec, scheme=scheme, ctx=ctx)[1]
+
+    @torch.no_grad()
+    def folded(
+        self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
+    ) -> tuple[nn.Module, Quantized]:
+        """The float network as reparameterised, which computes what it did, and it quantized."""
         graph = trace(model.net, model.input_shape)
         sites = find_sites(graph, scheme, spec)
         pairs = [] if self.options.layer_norms == "per-tensor" else find_pairs(model.net, graph, images[:1])
@@ -48,7 +54,7 @@ class RepQ:
         rounded = Quantized(model.net, sites, weights, None).net
         activations = self._first_pass(rounded, images, sites, graph, channels)
         if self.options.layer_norms == "per-channel":
-            return Quantized(model.net, sites, weights, activations)
+            return model.net, Quantized(model.net, sites, weights, activations)
 
         net = copy.deepcopy(model.net)
         for pair, points in channels.items():
@@ -60,7 +66,7 @@ class RepQ:
         changed = {f"{key.module}.weight" for pair in pairs for key in pair.linears}
         weights |= self._weights(net, tuple(site for site in sites.weights if site.parameter in changed))
         ctx.count(reparameterized=len(pairs))
-        return Quantized(net, sites, weights, activations)
+        return net, Quantized(net, sites, weights, activations)
 
     def _weights(self, net: nn.Module, sites: tuple[WeightSite, ...]) -> dict[str, Uniform]:
         parameters = dict(net.named_parameters())
