@@ -37,7 +37,7 @@ def install(session: nox.Session) -> str:
             # virtualenv comes with nox, and unlike venv it needs no ensurepip, which some distributions leave out.
             session.run(sys.executable, "-m", "virtualenv", "--clear", "--quiet", str(ENVIRONMENT))
         pip = (str(PYTHON), "-m", "pip", "--disable-pip-version-check")
-        session.run(*pip, "install", "--editable", ".[dev]", "--constraint", "constraints.txt")
+        session.run(*pip, "install", "--editable", ".[dev,dense]", "--constraint", "constraints.txt")
         STAMP.write_text(wanted)
     return str(PYTHON)
 

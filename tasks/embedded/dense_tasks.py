@@ -1,0 +1,124 @@
+"""What detection and segmentation of scenes need of a training loop: batches, losses and the figure to watch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from tasks import coco
+from tasks.dense_metrics import average_precision, confusion, mean_iou
+from tasks.embedded.scenes import SIZE, Scene
+from tasks.openmmlab.models import build_detector, build_segmentor
+from tasks.openmmlab.samples import detection_sample, segmentation_sample, to_detections, to_label_map
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+CLASS_NAMES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+_FRAME = (SIZE, SIZE)
+
+
+class DenseTask(Protocol):
+    """One task on scenes, for models of OpenMMLab."""
+
+    def build(self, config: Path, checkpoint: Path | None = None) -> nn.Module:
+        """The model of `config`, with the weights of `checkpoint` or fresh ones."""
+
+    def loss(self, net: nn.Module, scenes: Sequence[Scene]) -> Tensor:
+        """The config's training loss on `scenes`, a scalar."""
+
+    def evaluate(self, net: nn.Module, scenes: Sequence[Scene]) -> dict[str, float]:
+        """Metrics in points, on `net` in eval mode."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Boxes and masks; `box_ap` and `mask_ap` by COCO's protocol."""
+
+    batch: int = 20  # in evaluation
+
+    def build(self, config: Path, checkpoint: Path | None = None) -> nn.Module:
+        """See `DenseTask`."""
+        return build_detector(config, checkpoint)
+
+    def loss(self, net: nn.Module, scenes: Sequence[Scene]) -> Tensor:
+        """See `DenseTask`."""
+        return _loss(net, scenes, [detection_sample(_FRAME, scene) for scene in scenes])
+
+    def predict(self, net: nn.Module, scenes: Sequence[Scene]) -> list[coco.Detections]:
+        """What `net` finds on `scenes`."""
+        found = _predict(net, scenes, [detection_sample(_FRAME) for _ in scenes], self.batch)
+        return [to_detections(sample) for sample in found]
+
+    def evaluate(self, net: nn.Module, scenes: Sequence[Scene]) -> dict[str, float]:
+        """See `DenseTask`."""
+        truth = coco.ground_truth(scenes, _FRAME, CLASS_NAMES)
+        found = self.predict(net, scenes)
+        return {
+            f"{name}_{key}": value
+            for name, kind in (("box", "bbox"), ("mask", "segm"))
+            for key, value in average_precision(truth, found, kind).items()
+        }
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Label maps with background; `miou` over all eleven classes."""
+
+    batch: int = 20  # in evaluation
+
+    def build(self, config: Path, checkpoint: Path | None = None) -> nn.Module:
+        """See `DenseTask`."""
+        return build_segmentor(config, checkpoint)
+
+    def loss(self, net: nn.Module, scenes: Sequence[Scene]) -> Tensor:
+        """See `DenseTask`."""
+        return _loss(net, scenes, [segmentation_sample(_FRAME, scene.label_map) for scene in scenes])
+
+    def evaluate(self, net: nn.Module, scenes: Sequence[Scene]) -> dict[str, float]:
+        """See `DenseTask`."""
+        found = _predict(net, scenes, [segmentation_sample(_FRAME) for _ in scenes], self.batch)
+        classes = len(CLASS_NAMES) + 1
+        confusions = [
+            confusion(scene.label_map, to_label_map(sample), classes)
+            for scene, sample in zip(scenes, found, strict=True)
+        ]
+        return {"miou": mean_iou(np.stack(confusions))}
+
+
+def _inputs(net: Any, scenes: Sequence[Scene], samples: Sequence[Any], *, training: bool) -> tuple[Tensor, list[Any]]:
+    """Images (n, 3, SIZE, SIZE) normalised as the config says, and `samples` on the model's device."""
+    images = [torch.from_numpy(scene.image) for scene in scenes]
+    ready = net.data_preprocessor({"inputs": images, "data_samples": list(samples)}, training)
+    return ready["inputs"], ready["data_samples"]
+
+
+def _loss(net: Any, scenes: Sequence[Scene], samples: Sequence[Any]) -> Tensor:
+    total, _ = net.parse_losses(net.loss(*_inputs(net, scenes, samples, training=True)))
+    return total
+
+
+@torch.inference_mode()
+def _predict(net: Any, scenes: Sequence[Scene], samples: Sequence[Any], batch: int) -> list[Any]:
+    found: list[Any] = []
+    for first in range(0, len(scenes), batch):
+        part = slice(first, first + batch)
+        found += net.predict(*_inputs(net, scenes[part], samples[part], training=False))
+    return found

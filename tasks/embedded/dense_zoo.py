@@ -1,0 +1,178 @@
+"""The trained detector and segmentors that come with the project: loading, training and writing them with their cards.
+
+Importing this module imports nothing of OpenMMLab.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UsageError
+from tasks.embedded.train_dense import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from tasks.embedded.dense_tasks import DenseTask
+    from tasks.embedded.scenes import Scene
+
+CONFIGS = Path(__file__).parent / "dense_configs"
+FOLDER = Path(__file__).parent / "dense_weights"
+WATCHED = 100  # evaluation scenes in the learning curve
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A model of the dense zoo: its task and how it is trained. Its config is `dense_configs/<name>.py`."""
+
+    task: str  # "detection" or "segmentation"
+    summary: str
+    recipe: Recipe
+
+
+# In the order of training: the detector starts from the backbone of a segmentor.
+_MODELS = {
+    "upernet_swin": DenseModel("segmentation", "UperNet on Swin (mmseg)", Recipe(iterations=5000)),
+    "upernet_vit": DenseModel("segmentation", "UperNet on ViT (mmseg)", Recipe(iterations=5000)),
+    "mask_rcnn_swin": DenseModel(
+        "detection", "Mask R-CNN on Swin (mmdet)", Recipe(iterations=4000, lr=6e-4, backbone_from="upernet_swin")
+    ),
+}
+
+
+def names(task: str | None = None) -> tuple[str, ...]:
+    """Names of the zoo's models, those of `task` or all."""
+    return tuple(name for name, model in _MODELS.items() if task in (None, model.task))
+
+
+def config(name: str) -> Path:
+    """The mmengine config of zoo model `name`."""
+    return CONFIGS / f"{name}.py"
+
+
+def build_trained(name: str, folder: Path = FOLDER) -> nn.Module:
+    """Zoo model `name` with its trained weights: mmdet's or mmseg's module in eval mode, float32 on the CPU.
+
+    Raises:
+        UsageError: the weights are missing or damaged, or OpenMMLab is not installed.
+    """
+    weights = folder / f"{name}.safetensors"
+    if not weights.is_file():
+        raise UsageError(f"weights of zoo model '{name}' are missing at {weights}; `nox -s zoo -- {name}` trains them")
+    return _task(name).build(config(name), weights)
+
+
+def train(name: str, data_root: Path, work: Path, folder: Path = FOLDER) -> dict[str, Any]:
+    """Train zoo model `name` on scenes of the original items in `data_root`; see `train_dense.train`.
+
+    Raises:
+        FileNotFoundError: the original data files are not in `data_root`.
+        UsageError: the model starts from another one that is not in `folder`, or OpenMMLab is not installed.
+    """
+    import torch
+
+    from tasks.embedded import train_dense
+    from tasks.embedded.scene_splits import evaluation_scenes, training_scenes
+
+    recipe, task = _MODELS[name].recipe, _task(name)
+    scenes = training_scenes(data_root)
+    torch.manual_seed(recipe.seed)
+    net: Any = task.build(config(name))
+    if recipe.backbone_from is not None:
+        net.backbone.load_state_dict(build_trained(recipe.backbone_from, folder).backbone.state_dict())
+    watched = list(evaluation_scenes().take(0, WATCHED))
+    return train_dense.train(name, task=task, net=net, recipe=recipe, scenes=scenes, watched=watched, work=work)
+
+
+def export(result: dict[str, Any], name: str, folder: Path, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """Write `<name>.safetensors`, its card `<name>.json` and the MODEL_CARD.md of all cards in `folder`.
+
+    Args:
+        result: what `train` returned.
+        name: zoo model.
+        folder: where the files go; made if it is missing.
+        scenes: evaluation scenes, for the card's metrics of the weights as written.
+
+    Returns:
+        The card.
+    """
+    from safetensors.torch import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f"{name}.safetensors"
+    weights.write_bytes(save({k: v.cpu().contiguous() for k, v in result["state"].items()}))
+    net = build_trained(name, folder)
+    card = {
+        "name": name,
+        "task": _MODELS[name].task,
+        "architecture": f"{_MODELS[name].summary}, 3x128x128 input",
+        "config_sha256": hashlib.sha256(config(name).read_bytes()).hexdigest(),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "trained_on": "scenes of Fashion-MNIST's 60,000 training images (MIT licence, Zalando Research)",
+        "seed": result["recipe"]["seed"],
+        "evaluation_scenes": len(scenes),
+        "metrics": _task(name).evaluate(net, scenes),
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights_bytes": weights.stat().st_size,
+        **{k: v for k, v in result.items() if k != "state"},
+    }
+    (folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write_model_card(folder)
+    return card
+
+
+def _task(name: str) -> DenseTask:
+    from tasks.embedded.dense_tasks import Detection, Segmentation
+
+    return Detection() if _MODELS[name].task == "detection" else Segmentation()
+
+
+def write_model_card(folder: Path) -> Path:
+    """Write MODEL_CARD.md, one section a card in `folder`, and return its path."""
+    cards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    target = folder / "MODEL_CARD.md"
+    target.write_text(_HEAD + "\n".join(_section(card) for card in cards), encoding="utf-8")
+    return target
+
+
+_HEAD = """# Embedded dense zoo
+
+Small mmdet and mmseg transformers trained by `nox -s zoo` (`tasks/embedded/train_dense.py`) on scenes composed of the
+training images of Fashion-MNIST (`tasks/embedded/scenes.py`), kept as fp16 safetensors; their configs are in
+`tasks/embedded/dense_configs`. They exist to be quantized in a benchmark; they are good for nothing else. Nothing was
+selected on evaluation scenes: the weights are the running average at the last iteration. The metrics in the learning
+curves were only watched. This file is made from the JSON cards beside it.
+"""
+
+
+def _section(card: dict[str, Any]) -> str:
+    recipe = ", ".join(f"{key} {value}" for key, value in card["recipe"].items() if value is not None)
+    metrics = "\n".join(
+        f"| {key}, {card['evaluation_scenes']} scenes | {x:.2f} |" for key, x in card["metrics"].items()
+    )
+    columns = list(card["curve"][0]) if card["curve"] else ["iteration", "loss"]
+    curve = "\n".join("| " + " | ".join(f"{point[c]:.4g}" for c in columns) + " |" for point in card["curve"])
+    return f"""
+## {card["name"]}
+
+| | |
+|---|---|
+| architecture | {card["architecture"]} |
+| parameters | {card["parameters"]:,} |
+{metrics}
+| recipe | {recipe} |
+| training time | {card["seconds"] / 60:.0f} minutes on {card["threads"]} thread(s), torch {card["torch"]} |
+| weights | {card["weights_bytes"]:,} bytes, sha256 `{card["weights_sha256"]}` |
+
+Mean training loss since the row above, and metrics of the averaged weights on {WATCHED} evaluation scenes:
+
+| {" | ".join(columns)} |
+|{"---:|" * len(columns)}
+{curve}
+"""
