@@ -1,0 +1,188 @@
+"""What is kept of every image of a dense task, and the metric of any resample of the images, made from that alone.
+
+Neither average precision nor mean IoU is a mean over images, so reports resample whole images and compute the metric
+again; see `harness.stats.resample`. A resample is how often each image counts, so no image has to be scored twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tasks.coco import Detections, results
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of IoU
+RECALLS = np.linspace(0.0, 1.0, 101)
+MOST = 100  # detections of an image that count
+Weights = NDArray[np.float64]
+
+
+def detection_outcomes(
+    truth: dict[str, Any], detections: Sequence[Detections], kind: Literal["bbox", "segm"]
+) -> pd.DataFrame:
+    """One row an image, in the data set's order.
+
+    `positives` has the category of every object that counts; `category`, `score` and `hits` belong to the detections
+    that count, best first. Bit t of `hits` tells whether the detection is right at IoU threshold t by COCO's matching;
+    one that lies on a crowd at that threshold does not count there, and has bit t of `ignored`.
+
+    Args:
+        truth: a COCO data set.
+        detections: one for each image.
+        kind: what IoU is of.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    numbers = [image["id"] for image in truth["images"]]
+    objects: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for annotation in truth["annotations"]:
+        objects.setdefault((annotation["image_id"], annotation["category_id"]), []).append(annotation)
+    rows: dict[int, dict[str, list[Any]]] = {
+        n: {"positives": [], "category": [], "score": [], "hits": [], "ignored": []} for n in numbers
+    }
+    for (number, category), own in objects.items():
+        rows[number]["positives"] += [category] * sum(not a.get("iscrowd", 0) for a in own)
+    found = results(detections, masks=kind == "segm")
+    for result in found:
+        result["image_id"] = numbers[result["image_id"] - 1]
+    if found:
+        data = COCO(truth)
+        evaluator = COCOeval_faster(data, data.loadRes(found), kind, print_function=lambda *_: None)
+        evaluator.evaluate()
+        scores: dict[tuple[int, int], list[float]] = {}
+        for result in found:
+            scores.setdefault((result["image_id"], result["category_id"]), []).append(result["score"])
+        for (number, category), unordered in scores.items():
+            # As COCO's evaluators order them: stable, best first.
+            best = np.sort(-np.array(unordered), kind="stable")[:MOST]
+            crowd = np.array([bool(a.get("iscrowd", 0)) for a in objects.get((number, category), [])], bool)
+            overlaps = np.asarray(evaluator.ious[number, category], float).reshape(len(best), -1)
+            hits, ignored = matched(overlaps, crowd)
+            row = rows[number]
+            row["category"] += [category] * len(best)
+            row["score"] += (-best).tolist()
+            row["hits"] += hits.tolist()
+            row["ignored"] += ignored.tolist()
+    return pd.DataFrame({"index": range(len(numbers)), **_columns(rows.values())})
+
+
+def matched(overlaps: NDArray[np.float64], crowd: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """COCO's greedy matching at every threshold: bit masks `hits` and `ignored`, (detections,).
+
+    Args:
+        overlaps: IoU of detections, best first, with objects (detections, objects).
+        crowd: objects that may be matched by many, to no one's merit (objects,).
+    """
+    hits, ignored = np.zeros((2, len(overlaps)), np.int64)
+    order = np.argsort(crowd, kind="stable")  # single objects come first
+    for bit, threshold in enumerate(THRESHOLDS):
+        free = np.ones(len(crowd), bool)
+        for d, row in enumerate(overlaps):
+            chosen, best = -1, min(threshold, 1 - 1e-10)
+            for g in order:
+                if not free[g]:
+                    continue
+                if chosen >= 0 and crowd[g] and not crowd[chosen]:
+                    break
+                if row[g] >= best:
+                    chosen, best = int(g), row[g]
+            if chosen < 0:
+                continue
+            if crowd[chosen]:
+                ignored[d] |= 1 << bit
+            else:
+                hits[d] |= 1 << bit
+                free[chosen] = False
+    return hits, ignored
+
+
+def average_precision_of(outcomes: pd.DataFrame) -> Any:
+    """COCO's average precision in points, mean over thresholds and categories, as a function of images' weights.
+
+    Args:
+        outcomes: from `detection_outcomes`.
+
+    Returns:
+        A `harness.stats.Metric`: (resamples, images) -> (resamples,). A category without any object in a resample does
+        not count in it.
+    """
+    images = np.arange(len(outcomes))
+    flat = {
+        name: np.concatenate([np.asarray(x, dtype) for x in outcomes[name]] or [np.zeros(0, dtype)])
+        for name, dtype in (("positives", int), ("category", int), ("score", float), ("hits", int), ("ignored", int))
+    }
+    of_object = np.repeat(images, [len(x) for x in outcomes["positives"]])
+    of_detection = np.repeat(images, [len(x) for x in outcomes["score"]])
+    bits = 1 << np.arange(len(THRESHOLDS))
+
+    def metric(weights: Weights) -> Weights:
+        per_category = []
+        for category in np.unique(flat["positives"]):
+            counts = np.bincount(of_object[flat["positives"] == category], minlength=len(images))
+            own = np.flatnonzero(flat["category"] == category)
+            own = own[np.argsort(-flat["score"][own], kind="stable")]
+            hits, ignored = (flat[name][own][:, None] & bits > 0 for name in ("hits", "ignored"))
+            per_category.append(_precision(weights, weights @ counts, of_detection[own], hits, ignored))
+        return 100 * np.nanmean(np.stack(per_category), axis=0)
+
+    return metric
+
+
+def _precision(
+    weights: Weights,
+    positives: Weights,
+    images: NDArray[np.int64],
+    hits: NDArray[np.bool_],
+    ignored: NDArray[np.bool_],
+) -> Weights:
+    """Mean over thresholds and recalls of one category's precision: (resamples,), NaN without positives.
+
+    Args:
+        weights: of images (resamples, images).
+        positives: weighted number of objects (resamples,).
+        images: image of each detection, best first (detections,).
+        hits: (detections, thresholds).
+        ignored: (detections, thresholds).
+    """
+    total = np.zeros(len(weights))
+    own = weights[:, images]
+    for hit, out in zip(hits.T, ignored.T, strict=True):
+        right = np.cumsum(own * hit, axis=1)
+        counted = np.cumsum(own * ~out, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recall = right / positives[:, None]
+            precision = np.where(counted > 0, right / counted, 0.0)
+        highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        for r, (reached, values) in enumerate(zip(recall, highest, strict=True)):
+            place = np.searchsorted(reached, RECALLS, side="left")
+            total[r] += np.append(values, 0.0)[place].mean()
+    return np.where(positives > 0, total / len(THRESHOLDS), np.nan)
+
+
+def segmentation_outcomes(confusions: NDArray[np.int64]) -> pd.DataFrame:
+    """One row an image with its confusion matrix, flat, from (images, classes, classes)."""
+    return pd.DataFrame({"index": range(len(confusions)), "confusion": [c.ravel().tolist() for c in confusions]})
+
+
+def mean_iou_of(outcomes: pd.DataFrame) -> Any:
+    """Mean IoU in points as a function of images' weights, a `harness.stats.Metric`; see `dense_metrics.mean_iou`."""
+    flat = np.stack([np.asarray(x, np.float64) for x in outcomes["confusion"]])
+    classes = round(np.sqrt(flat.shape[1]))
+
+    def metric(weights: Weights) -> Weights:
+        pooled = (weights @ flat).reshape(len(weights), classes, classes)
+        shared = np.diagonal(pooled, axis1=1, axis2=2)
+        union = pooled.sum(1) + pooled.sum(2) - shared
+        iou = np.divide(shared, union, out=np.full_like(shared, np.nan), where=union > 0)
+        return 100 * np.nanmean(iou, axis=1)
+
+    return metric
+
+
+def _columns(rows: Any) -> dict[str, list[list[Any]]]:
+    kept = list(rows)
+    return {name: [row[name] for row in kept] for name in kept[0]} if kept else {}
