@@ -13,10 +13,11 @@ from harness.compose import SourceThenCalibrator
 from harness.contracts import Method
 from harness.errors import UsageError
 from harness.names import Part, parse_name
-from harness.plugins import PRESETS, Kind, Options, Origin, PluginInfo, TaskInfo
+from harness.plugins import PRESETS, Kind, Options, Origin, PluginInfo, TaskInfo, Trains
 from harness.registry import Registry, check_known
 
 _WEAKNESS: tuple[Origin, ...] = ("baseline", "published code", "reconstruction")
+_LEARNING: tuple[Trains, ...] = ("", "quantizers", "weights")
 Overrides = Mapping[str, Mapping[str, Any]]
 
 
@@ -50,6 +51,11 @@ class ResolvedMethod:
     def origin(self) -> Origin:
         """The weakest origin of the parts; the float reference is a baseline."""
         return max((info.origin for info in self.infos), key=_WEAKNESS.index, default="baseline")
+
+    @property
+    def trains(self) -> Trains:
+        """What the parts learn by gradient descent: weights, quantizers or nothing."""
+        return max((info.trains for info in self.infos), key=_LEARNING.index, default="")
 
     def build(self) -> Method:
         """Import the parts and make the method."""

@@ -49,8 +49,7 @@ def _methods(catalog: Catalog, console: Console) -> None:
         broken |= unusable
         for info in usable.values():
             needs = "from its source" if kind == "calibrator" else "data-free" if info.data == "none" else "images"
-            trains = "yes" if info.trains else ""
-            table.add_row(info.name, info.kind, needs, trains, info.origin, escape(info.summary))
+            table.add_row(info.name, info.kind, needs, info.trains, info.origin, escape(info.summary))
     console.print(table)
     console.print("Any source goes with any calibrator: --methods psaq+omse. 'float' is the unquantized model.")
     console.print("Options in brackets make a variant: --methods psaq[steps=100]+omse.", markup=False, highlight=False)
@@ -108,7 +107,7 @@ def _describe(info: PluginInfo, console: Console) -> None:
     facts.add_row("data", "only the images of its source" if info.kind == "calibrator" else needs)
     if info.kind != "source":
         facts.add_row("mixed", "chooses layers' widths (MP4.5)" if info.mixed else "no: all layers have one width")
-        facts.add_row("trains", "quantizer parameters, by gradient descent" if info.trains else "nothing")
+        facts.add_row("trains", f"{info.trains}, by gradient descent" if info.trains else "nothing")
     facts.add_row("origin", info.origin)
     for name in ("paper", "code"):
         if getattr(info, name):

@@ -14,6 +14,7 @@ from harness.errors import UsageError
 PRESETS = ("quick", "default", "paper")
 Kind = Literal["method", "source", "calibrator"]
 Origin = Literal["baseline", "published code", "reconstruction"]
+Trains = Literal["", "quantizers", "weights"]
 
 
 def import_target(target: str) -> Any:
@@ -39,8 +40,9 @@ class PluginInfo:
     `ablations` say what each part of it is worth: label -> options that are switched alone, all else being equal.
     `data` is what the harness hands over: `none` (data-free, enforced) or `images` (training images without labels);
     a calibrator says `none`, since its images come from the source. `mixed`: it chooses layers' bit-widths when the
-    precision is a mixed one (`MP4.5`); a method without such a part is skipped there. `trains`: it learns quantizer
-    parameters by gradient descent, which is not to be compared unsaid with methods that only choose them.
+    precision is a mixed one (`MP4.5`); a method without such a part is skipped there. `trains`: what it
+    learns by gradient descent, quantizer parameters (which include the rounding of weights) or weights themselves; not
+    to be compared unsaid with methods that only choose quantizer parameters.
     """
 
     name: str
@@ -54,7 +56,7 @@ class PluginInfo:
     ablations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     partner: str | None = None
     mixed: bool = False
-    trains: bool = False
+    trains: Trains = ""
     paper: str = ""
     code: str = ""  # reference code and its licence, or that there is none
     deviations: tuple[str, ...] = ()

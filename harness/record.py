@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.cell import Cell
-from harness.plugins import Origin
+from harness.plugins import Origin, Trains
 
 SCHEMA_VERSION = 1
 Status = Literal["ok", "skipped", "failed"]
@@ -112,6 +112,7 @@ class Record(_Part):
     quantization: Quantization | None = None
     data: Literal["none", "images"] = "none"
     origin: Origin = "baseline"
+    trains: Trains = ""
     provenance: Provenance
     started: str
     finished: str

@@ -77,6 +77,7 @@ def failed_record(settings: Settings, cell: Cell, failure: Failure, started: str
         failure=failure,
         data=method.data,
         origin=method.origin,
+        trains=method.trains,
         seconds=seconds,
         provenance=collect(fingerprint(settings.catalog, cell), settings.device, settings.threads),
         started=started,
@@ -123,7 +124,7 @@ class CellRunner:
             model = self._float_model(suite, cell)
         seed_everything(ctx.seed("global"))
         common: dict[str, Any] = {"key": cell.key, "cell": cell, "data": method.data, "origin": method.origin}
-        common |= {"primary_metric": suite.primary_metric, "started": started}
+        common |= {"trains": method.trains, "primary_metric": suite.primary_metric, "started": started}
         provenance = collect(code, str(self._device), self._settings.threads)
         ctx.restart_memory()
         quantization = None

@@ -102,7 +102,8 @@ def ablations(
                 compared.append(row | (paired(own.get(row["method"], {}), own.get(base, {})) if row["place"] else {}))
             adjusted = stats.holm([row["p_value"] for row in compared])
             rows += [{**row, "p_holm": float(p)} for row, p in zip(compared, adjusted, strict=True)]
-    return pd.DataFrame(rows, columns=[*COLUMNS, "method", "role", "origin", "place", "to_best", "seeds_wanted"])
+    own = ("method", "role", "origin", "trains", "place", "to_best", "seeds_wanted")
+    return pd.DataFrame(rows, columns=[*COLUMNS, *own])
 
 
 def _brackets(name: str) -> str:

@@ -18,8 +18,19 @@ from harness.report.summary import against_best, by_seed
 
 TABLE = [*GROUP, "preset", "model"]  # what makes one table
 COLUMNS = [
-    *(*TABLE, "source", "calibrator", "method", "role", "origin", "status", "metric", "images", "seeds", "seed_list"),
-    *("seeds_wanted", "accuracy", "accuracy_sd", "delta", "best", "to_best", "p_value", "p_holm", "discordance"),
+    *(*TABLE, "source", "calibrator", "method", "role", "origin", "trains", "status", "metric", "images", "seeds"),
+    *(
+        "seed_list",
+        "seeds_wanted",
+        "accuracy",
+        "accuracy_sd",
+        "delta",
+        "best",
+        "to_best",
+        "p_value",
+        "p_holm",
+        "discordance",
+    ),
 ]
 MEAN = "mean"
 NOTES = f"""\
@@ -110,7 +121,9 @@ def _labels(rows: pd.DataFrame, kind: str) -> dict[str, str]:
     """Sources or calibrators with what the notes explain."""
     own = rows.assign(method=rows[kind], role=rows["role"] if kind == "source" else "")
     rebuilt = own["origin"].eq("reconstruction").groupby(own["method"]).transform("all")
-    own = own.assign(origin=own["origin"].where(rebuilt, "")).drop_duplicates("method")
+    trained = own["trains"].ne("").groupby(own["method"]).transform("all")
+    own = own.assign(origin=own["origin"].where(rebuilt, ""), trains=own["trains"].where(trained, ""))
+    own = own.drop_duplicates("method")
     return dict(zip(own["method"], tables.method_labels(own), strict=True))
 
 

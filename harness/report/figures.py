@@ -36,7 +36,8 @@ def accuracy_figure(summary: pd.DataFrame) -> Figure | None:
     panels = [panel for _, panel in measured.groupby([*CONTEXT, "scheme", "model"]) if (panel["role"] != "float").any()]
     columns = 2 if len(panels) == 4 else min(PANELS_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(2.2 + 3.6 * columns, 0.9 + 3.1 * rows), layout="constrained")
+    size = (2.2 + 3.6 * columns, max(0.9 + 3.1 * rows, 0.6 + 0.205 * len(styles)))  # as high as the legend
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=False):
         _draw(axis, panel, styles)

@@ -58,6 +58,7 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
         "options": canonical_json(cell.options),
         "role": _role(record),
         "origin": record.origin,
+        "trains": record.trains,
         "seed": cell.seed,
         "status": record.status,
         "reason": f"{failure.type}: {failure.message}" if failure else record.reason,
@@ -90,8 +91,8 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
 def _row_columns() -> list[str]:
     """Columns of the frame, also when there are no records."""
     fixed = (
-        "suite task data limit scheme bits model weights method options role origin seed status reason metric accuracy"
-        " per_image images seconds peak_memory_mib added_memory_mib weight_mib gbops mean_weight_bits"
+        "suite task data limit scheme bits model weights method options role origin trains seed status reason metric"
+        " accuracy per_image images seconds peak_memory_mib added_memory_mib weight_mib gbops mean_weight_bits"
         " mean_layer_bits mean_activation_bits weight_sites activation_sites device key"
     )
     return [*fixed.split(), *(f"{name}{suffix}" for name in STAGES for suffix in ("_s", "_cached")), "total_s"]

@@ -89,22 +89,28 @@ def _agreement(ours: tuple[float, float], real: tuple[float, float]) -> dict[str
 
 
 def range_figure(frame: pd.DataFrame) -> Figure | None:
-    """Width against real images at every site of one model: a panel a scheme and precision, a line a method."""
+    """Width against real images at every site of one model: a line a method, a panel a scheme, precision and reference,
+    so that the methods of a panel differ in their images alone.
+    """
     known = frame[frame["log2_width"].notna()]
     if known.empty:
         return None
-    panels = [(str(scheme), str(bits), panel) for (scheme, bits), panel in known.groupby(["scheme", "bits"])]
-    panels.sort(key=lambda item: (item[0], bit_order(item[1], most=True)))
+    panels = [
+        (str(scheme), str(bits), str(reference), panel)
+        for (scheme, bits, reference), panel in known.groupby(["scheme", "bits", "reference"])
+    ]
+    panels.sort(key=lambda item: (item[0], bit_order(item[1], most=True), item[2]))
     styles = method_styles(frame[["method", "role"]].drop_duplicates().sort_values("method"))
     size = (max(7.5, 3.8 + INCHES_A_SITE * (frame["place"].max() + 1)), 0.4 + 2.3 * len(panels) + 1.6)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    for place, (axis, (scheme, bits, panel)) in enumerate(zip(axes, panels, strict=True)):
+    for place, (axis, (scheme, bits, reference, panel)) in enumerate(zip(axes, panels, strict=True)):
         last = place == len(panels) - 1 or panels[place + 1][0] != scheme  # of those that share their sites
         _draw(axis, panel, styles, named=last)
         seeds = panel["seed"].nunique()
         amount = "1 seed" if seeds == 1 else f"mean of {seeds} seeds, band from least to most"
-        axis.set_title(f"{frame['model'].iloc[0]}, {bits}, scheme {scheme}: {amount}", fontsize=9, loc="left")
+        title = f"{frame['model'].iloc[0]}, {bits}, scheme {scheme}, against {reference}: {amount}"
+        axis.set_title(title, fontsize=9, loc="left")
     return figure
 
 
@@ -116,8 +122,7 @@ def _draw(axis: Axes, panel: pd.DataFrame, styles: Mapping[str, Style], *, named
             continue
         spread = of_method.groupby("place")["log2_width"].agg(["mean", "min", "max"])
         distance, overlap = of_method["log2_width"].abs().mean(), of_method["overlap"].mean()
-        against = ", ".join(sorted(of_method["reference"].unique()))
-        label = f"{method} against {against}:\nmean |log2| {distance:.2f}, overlap {overlap:.2f}"
+        label = f"{method}:\nmean |log2| {distance:.2f}, overlap {overlap:.2f}"
         axis.plot(spread.index, spread["mean"], label=label, **{**style, "markersize": 3, "linewidth": 0.9})
         axis.fill_between(spread.index, spread["min"], spread["max"], color=style["color"], alpha=0.15, linewidth=0)
     names = panel.drop_duplicates("place").sort_values("place")

@@ -57,8 +57,8 @@ def summarise(cells: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
 
 
 def _columns() -> list[str]:
-    own = "model method role origin status metric per_image images seeds seed_list seeds_wanted accuracy accuracy_sd"
-    compared = "delta best to_best p_value p_holm discordance synthesize_cached"
+    own = "model method role origin trains status metric per_image images seeds seed_list seeds_wanted accuracy"
+    compared = "accuracy_sd delta best to_best p_value p_holm discordance synthesize_cached"
     return [*GROUP, *own.split(), *compared.split(), *_MEANS]
 
 
@@ -125,6 +125,7 @@ def _average(cells: pd.DataFrame) -> dict[str, Any]:
     return {
         "role": cells["role"].iloc[0],
         "origin": cells["origin"].iloc[0],
+        "trains": cells["trains"].iloc[0],
         "status": "ok" if len(measured) else "failed" if "failed" in statuses else "skipped",
         "metric": measured["metric"].iloc[0] if len(measured) else None,
         "per_image": bool(measured["per_image"].all()),

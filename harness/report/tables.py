@@ -45,6 +45,7 @@ SPREAD = """\
 """
 REBUILT = """\
 - `*` marks a reconstruction: rebuilt from the paper, since the authors' code is not public.
+- `†` learns quantizer parameters, the rounding of weights among them, by gradient descent; `‡` learns weights.
 """
 NOTES = f"""\
 - **Δ** is the difference to the float model in points. **vs best** compares with the model's best data-free method on
@@ -197,10 +198,11 @@ def standing(rows: pd.DataFrame, what: str, within: list[str]) -> pd.Series[floa
 
 
 def method_labels(group: pd.DataFrame) -> pd.Series[str]:
-    """Names of methods with what the notes explain: reconstruction, floor, ceiling."""
+    """Names of methods with what the notes explain: reconstruction, training, floor, ceiling."""
     role = group["role"].map({"floor": " (floor)", "ceiling": " (ceiling)"}).fillna("")
     rebuilt = group["origin"].map({"reconstruction": " *"}).fillna("")
-    return group["method"] + rebuilt + role
+    trained = group["trains"].map({"quantizers": " †", "weights": " ‡"}).fillna("")
+    return group["method"] + rebuilt + trained + role
 
 
 def _comparison_table(group: pd.DataFrame) -> pd.DataFrame:
@@ -318,6 +320,8 @@ _LATEX = str.maketrans(
         "<": "$<$",
         ">": "$>$",
         "±": r"$\pm$",
+        "†": r"$\dagger$",
+        "‡": r"$\ddagger$",
         "Δ": r"$\Delta$",
         "–": "--",
     }
