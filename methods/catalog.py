@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-METHODS = {"clamp": "methods.clamp.info:METHOD"}
+METHODS = {
+    "clamp": "methods.clamp.info:METHOD",
+    "psaq2": "methods.psaq2.info:METHOD",
+}
 SOURCES = {
     "noise": "methods.baselines_info:NOISE",
     "real": "methods.baselines_info:REAL",
@@ -31,4 +34,5 @@ CALIBRATORS = {
     "qdrop": "methods.recon.info:QDROP",
     "aphq": "methods.recon.info:APHQ",
     "fimaq": "methods.recon.info:FIMAQ",
+    "isvit": "methods.isvit.info:CALIBRATOR",
 }

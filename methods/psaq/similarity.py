@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,3 +69,10 @@ def entropy(samples: Tensor, bandwidth: float, points: int) -> Tensor:
     grid = low + (high - low) * steps
     p = density(samples, grid, bandwidth) + 1e-4
     return torch.trapezoid(-p * p.log(), grid, dim=1).mean()
+
+
+def diversity(contexts: Sequence[Tensor], images: int, bandwidth: float, points: int) -> Tensor:
+    """-L_PSE: sum over blocks of the entropies of `contexts`, each as `patch_similarity` takes it, a scalar."""
+    return sum(  # type: ignore[return-value]
+        entropy(patch_similarity(context, images), bandwidth, points) for context in contexts
+    )

@@ -11,7 +11,7 @@ from methods.core.structure import find_blocks
 from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss, variation_target
 from methods.core.trace import trace
 from methods.psaq.info import PsaqOptions
-from methods.psaq.similarity import entropy, patch_similarity
+from methods.psaq.similarity import diversity
 
 
 class Psaq:
@@ -28,7 +28,7 @@ class Psaq:
     ) -> Tensor:
         """Synthesized normalised images (n, *input_shape)."""
         o = self.options
-        targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
+        targets = model.sample_targets(o.images, ctx.generator("pseudo-labels")) if o.class_weight else None
         generator = ctx.generator("augmentation")
         tv_target = variation_target(o, generator)
         graph = trace(model.net, model.input_shape)
@@ -37,11 +37,9 @@ class Psaq:
 
         def loss(batch: Tensor) -> Tensor:
             output = model.net(batch)
-            diversity = sum(
-                entropy(patch_similarity(found[point], len(batch)), o.bandwidth, o.grid) for point in contexts
-            )
-            variation = variation_loss(batch, tv_target)
-            return o.class_weight * model.target_loss(output, targets) + o.tv_weight * variation - diversity
+            task = o.class_weight * model.target_loss(output, targets) if o.class_weight else 0.0
+            various = diversity([found[point] for point in contexts], len(batch), o.bandwidth, o.grid)
+            return task + o.tv_weight * variation_loss(batch, tv_target) - various
 
         with Interceptor(model.net, tap_transforms(contexts, found)):
             return optimise_images(

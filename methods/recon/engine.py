@@ -1,7 +1,7 @@
 """The reconstruction engine: unit by unit, learn quantizer parameters that bring its output back to the float model's.
 
-Only the rounding variables and activation scales of the unit at hand get gradients. Float weights are read, never
-written; the copy in `Quantized` gets its final weights when a unit is done.
+Only what the unit at hand learns (rounding variables, or weights; activation scales) gets gradients. The float model's
+weights are read, never written; the copy in `Quantized` gets its final weights when a unit is done.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,15 +17,16 @@ from torch import Tensor
 from harness.contracts import RunContext, VisionModel
 from methods.core.intercept import Transform
 from methods.core.quantized import Quantized
-from methods.core.quantizers import Uniform
+from methods.core.quantizers import Quantizer, Uniform
 from methods.core.segments import Segment, cut
 from methods.core.sites import Point
 from methods.core.structure import find_blocks
 from methods.core.trace import Trace
 from methods.recon.losses import Fisher, Hessian, Loss, LowRank, SquaredError, squared_error
-from methods.recon.rounding import Annealing, SoftRounding, regularizer
+from methods.recon.rounding import Annealing, regularizer
 from methods.recon.scales import Scales, mixed
 from methods.recon.sensitivity import gradients
+from methods.recon.tuning import Learned, learned
 from methods.recon.units import LayerUnit, SegmentUnit, Unit
 from methods.recon.walk import Inputs, Walk
 
@@ -47,15 +49,18 @@ class LossChoice:
 class Phase:
     """One walk over all units.
 
-    `activations`: they are quantized meanwhile, before and within the unit. `scale_lr` 0 leaves their scales alone.
+    `weights`, what is learned of them: their `rounding`, up or down; their values, without rounding (`float`) or behind
+    it (`codes`); or nothing. `weight_lr` stays, or falls to 0 as half a cosine (`weight_cosine`). `activations`: they
+    are quantized meanwhile, before and within the unit. `scale_lr` 0 leaves their scales alone.
     """
 
     steps: int
     batch: int
     inputs: str
     layerwise: bool = False
-    rounding: bool = True
-    rounding_lr: float = 1e-3
+    weights: Literal["rounding", "float", "codes"] | None = "rounding"
+    weight_lr: float = 1e-3
+    weight_cosine: bool = False
     regularization: float = 0.0
     annealing: Annealing | None = None
     activations: bool = True
@@ -69,7 +74,7 @@ class Phase:
 class _Learning:
     """What a unit learns, and the weights that it computes with meanwhile."""
 
-    rounding: Mapping[str, SoftRounding]
+    values: Mapping[str, Learned]
     scales: Scales
     weights: dict[str, Tensor]
 
@@ -83,6 +88,7 @@ class Engine:
         quantized: the model as it starts, with all quantizers; it is changed.
         images: calibration images (n, c, h, w).
         ctx: random numbers, counters and progress.
+        weights: float weights by name where learning starts; without them, the float model's.
     """
 
     def __init__(
@@ -92,6 +98,8 @@ class Engine:
         quantized: Quantized,
         images: Tensor,
         ctx: RunContext,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._model = model
         self._graph = graph
@@ -99,7 +107,7 @@ class Engine:
         self._grids = dict(quantized.weights)  # as they start
         self._images = images
         self._ctx = ctx
-        self._float = dict(model.net.named_parameters())
+        self._float = dict(model.net.named_parameters()) if weights is None else weights
         self._blocks = find_blocks(graph)
         self._generator = ctx.generator("reconstruction")
         # Masks are as large as the activations: drawn on the device that they are for.
@@ -121,7 +129,18 @@ class Engine:
             for unit, own in self._units(segment, phase):
                 self._learn(unit, own, phase)
 
-    def _activations(self) -> Mapping[Point, Uniform]:
+    def report(self, name: str) -> None:
+        """Keep the errors of the last walk, called `name`, with the record."""
+        self._ctx.diagnostics(
+            f"reconstruction-{name}",
+            {
+                "units": list(self.errors),
+                "before": [round(before, 6) for before, _ in self.errors.values()],
+                "after": [round(after, 6) for _, after in self.errors.values()],
+            },
+        )
+
+    def _activations(self) -> Mapping[Point, Quantizer]:
         assert self._quantized.activations is not None, "the engine starts from a model with all quantizers"
         return self._quantized.activations
 
@@ -142,27 +161,29 @@ class Engine:
             yield LayerUnit(whole, self._floats, self._quants, site, graph=self._graph, transforms=transforms), []
 
     def _learn(self, unit: Unit, own: list[Point], phase: Phase) -> None:
-        rounding = {n: SoftRounding(self._float[n], self._grids[n]) for n in unit.names} if phase.rounding else {}
+        values = learned(phase.weights, {name: self._float[name] for name in unit.names}, self._grids)
+        quantizers = {point: self._activations()[point] for point in own}
         scales = Scales(
-            {point: self._activations()[point] for point in own},
+            # Others (per channel, logarithmic) have no scale to learn; they are as they are.
+            {point: q for point, q in quantizers.items() if type(q) is Uniform and q.axis is None},
             relative=phase.relative,
             drop=phase.drop,
             generator=self._masks,
         )
-        learning = _Learning(rounding, scales, {})
+        learning = _Learning(values, scales, {})
         with unit.session({**self._transforms(phase), **scales.transforms()}, learning.weights):
             before = self._error(unit)
             self._optimise(unit, phase, learning, self._loss(unit, phase))
-        for name, learned in rounding.items():
-            self._quantized.set_weight(name, learned.hard())
+        for name, value in values.items():
+            self._quantized.set_weight(name, value.hard())
         self._quantized.set_activations({**self._activations(), **scales.hard()})
         with unit.session(self._transforms(phase), {}):
             self.errors[unit.name] = before, self._error(unit)
         self._ctx.count(reconstruction_steps=phase.steps, reconstructed_units=1)
 
     def _optimise(self, unit: Unit, phase: Phase, learning: _Learning, loss: Loss) -> None:
-        rounding, scales = learning.rounding, learning.scales
-        groups = [{"params": [learned.v for learned in rounding.values()], "lr": phase.rounding_lr}] if rounding else []
+        values, scales = learning.values, learning.scales
+        groups = [{"params": [value.v for value in values.values()], "lr": phase.weight_lr}] if values else []
         with_scales = phase.scale_lr > 0 and scales.values.numel() > 0
         if with_scales:
             groups.append({"params": [scales.values.requires_grad_()], "lr": phase.scale_lr})
@@ -172,7 +193,7 @@ class Engine:
 
         for step in range(phase.steps):
             scales.renew()
-            learning.weights.update({name: learned.soft() for name, learned in rounding.items()})
+            learning.weights.update({name: value.soft() for name, value in values.items()})
             scales.dropping = False
             loss.renew(step)
             scales.dropping = True
@@ -180,9 +201,12 @@ class Engine:
             value = loss(unit.outputs(self._batch(unit, phase, index)), [x[index] for x in unit.targets], index)
             beta = phase.annealing.beta(step) if phase.annealing else None
             if beta is not None and phase.regularization:
-                value = value + phase.regularization * sum(regularizer(x.v, beta) for x in rounding.values())
+                value = value + phase.regularization * sum(regularizer(x.v, beta) for x in values.values())
+            left = 0.5 * (1.0 + math.cos(math.pi * step / phase.steps))
+            if values and phase.weight_cosine:
+                optimiser.param_groups[0]["lr"] = phase.weight_lr * left
             if with_scales:
-                optimiser.param_groups[-1]["lr"] = phase.scale_lr * 0.5 * (1.0 + math.cos(math.pi * step / phase.steps))
+                optimiser.param_groups[-1]["lr"] = phase.scale_lr * left
             optimiser.zero_grad()
             value.backward()
             optimiser.step()

@@ -153,7 +153,7 @@ ADAROUND = PluginInfo(
         "no regularizer": {"regularization": 0.0},
     },
     partner="real",
-    trains=True,
+    trains="quantizers",
     paper="Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020",
     code="no code by the authors; formulas as restated by BRECQ",
     deviations=(
@@ -176,7 +176,7 @@ BRECQ = PluginInfo(
         "float inputs": {"inputs": "float"},
     },
     partner="real",
-    trains=True,
+    trains="quantizers",
     paper="Li et al., BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction, ICLR 2021",
     code="yhhhli/BRECQ, MIT (formulas re-implemented)",
     deviations=(
@@ -205,7 +205,7 @@ QDROP = PluginInfo(
     presets=_with_scales(_presets(steps=(50, 150))),
     ablations=_QDROP,
     partner="real",
-    trains=True,
+    trains="quantizers",
     paper="Wei et al., QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization, "
     "ICLR 2022",
     code="wimh966/QDrop, no licence (formulas only, no code read)",
@@ -221,7 +221,7 @@ APHQ = PluginInfo(
     presets=_with_scales(_presets(steps=(50, 150))),
     ablations={"unweighted squared error": {"loss": "mse"}, "BRECQ's Fisher weights": {"loss": "fisher"}},
     partner="real",
-    trains=True,
+    trains="quantizers",
     paper="Wu et al., APHQ-ViT: Post-Training Quantization with Average Perturbation Hessian Based Reconstruction for "
     "Vision Transformers, CVPR 2025",
     code="GoatWu/APHQ-ViT, Apache-2.0 (formulas re-implemented)",
@@ -248,7 +248,7 @@ FIMAQ = PluginInfo(
         "BRECQ's Fisher weights": {"loss": "fisher"},
     },
     partner="real",
-    trains=True,
+    trains="quantizers",
     paper="Wu et al., FIMA-Q: Post-Training Quantization for Vision Transformers by Fisher Information Matrix "
     "Approximation, CVPR 2025",
     code="ShiheWang/FIMA-Q, Apache-2.0 (formulas re-implemented)",

@@ -53,15 +53,7 @@ class _Reconstruction(ABC):
         engine = Engine(model, graph, quantized, images, ctx)
         for name, phase in self.phases().items():
             engine.run(phase)
-            found = engine.errors
-            ctx.diagnostics(
-                f"reconstruction-{name}",
-                {
-                    "units": list(found),
-                    "before": [round(before, 6) for before, _ in found.values()],
-                    "after": [round(after, 6) for _, after in found.values()],
-                },
-            )
+            engine.report(name)
         return quantized
 
     def _rounding_phase(self, **more: object) -> Phase:
@@ -70,7 +62,7 @@ class _Reconstruction(ABC):
             steps=o.steps,
             batch=o.batch,
             inputs=o.inputs,
-            rounding_lr=o.rounding_lr,
+            weight_lr=o.rounding_lr,
             regularization=o.regularization,
             annealing=Annealing(o.steps, o.warmup, o.beta_start, o.beta_end, o.annealing),
             **more,
@@ -108,7 +100,7 @@ class Brecq(_Reconstruction):
                 steps=o.scale_steps,
                 batch=o.batch,
                 inputs=o.inputs,
-                rounding=False,
+                weights=None,
                 scale_lr=o.scale_lr,
                 relative=o.scale_units == "relative",
             )

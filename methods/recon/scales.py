@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,37 +10,9 @@ from torch import Tensor
 from methods.core.intercept import Transform
 from methods.core.quantizers import Uniform
 from methods.core.sites import Point
+from methods.core.straight_through import StraightThrough
 
 _SMALLEST = 1e-8
-
-
-class StraightThrough(torch.autograd.Function):
-    """x̂ = s clip(⌊x/s⌉, l, h), with the straight-through gradients of LSQ (Esser et al., ICLR 2020, eq. 3).
-
-    dx̂/dx is 1 inside the range and 0 outside; dx̂/ds is ⌊x/s⌉ - x/s inside, and l or h outside. LSQ's factor on the
-    scale's gradient is left out: Adam would divide it out again. Codes are those of `Uniform`, less the zero point.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        """Quantize and dequantize `x` with a scalar scale."""
-        ctx.save_for_backward(x, scale)
-        ctx.ends = low, high
-        return x.div(scale).round_().clamp_(low, high).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Gradients of x and scale."""
-        (grad,) = grads
-        x, scale = ctx.saved_tensors
-        ratio = x / scale
-        rounded = ratio.round()
-        codes = rounded.clamp(*ctx.ends)
-        inside = grad * (codes == rounded)
-        slope = None
-        if ctx.needs_input_grad[1]:
-            slope = (grad * codes).sum() - (inside * ratio).sum()
-        return inside if ctx.needs_input_grad[0] else None, slope, None, None
 
 
 def mixed(first: Tensor, second: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -54,7 +25,7 @@ class Scales:
     """Activation quantizers of one unit while it is learned.
 
     All scales are one vector, so that an optimiser step costs the same for any number of sites. `renew` must be called
-    before each forward pass.
+    before each forward pass. Quantizers other than per-tensor uniform ones are not for here: they have no such scale.
 
     Args:
         start: quantizer of each site.

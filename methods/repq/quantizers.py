@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.core.quantizers import Uniform
+from methods.core.straight_through import straight_through
 from methods.repq.percentile import ends, squared_errors
 
 
@@ -59,6 +60,9 @@ def log_sqrt2(x: Tensor, scale: Tensor, codes: int) -> Tensor:
 
 class PerChannel(Uniform):
     """A per-channel quantizer of activations: its ends are those of all channels together."""
+
+    def _straight_through(self, x: Tensor) -> Tensor:
+        return straight_through(x, self)
 
     @property
     def low(self) -> Tensor:

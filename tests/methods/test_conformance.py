@@ -33,6 +33,10 @@ SMALL = {
     "cycles": 1,
     "refresh_steps": 1,
     "scale_steps": 1,
+    "alternations": 2,
+    "image_steps": 1,
+    "student_steps": 1,
+    "wide_steps": 2,
 }
 SAMPLE = 12  # crosses that are tested beyond those of a reference
 

@@ -349,7 +349,7 @@ def phase(**changes: Any) -> Phase:
             "steps": 40,
             "batch": 8,
             "inputs": "quantized",
-            "rounding_lr": 0.03,
+            "weight_lr": 0.03,
             "regularization": 0.01,
             "annealing": Annealing(40, 0.2, 20.0, 2.0, "linear"),
             **changes,
@@ -397,7 +397,7 @@ def test_scales_alone_are_learned_with_every_loss(loss):
     start = {point: float(q.scale) for point, q in made.activations.items()}
     engine = Engine(model, graph, made, x, FakeContext())
     choice = LossChoice(loss, temperature=5.0, refreshes=2)
-    engine.run(phase(rounding=False, annealing=None, scale_lr=5e-3, relative=True, loss=choice))
+    engine.run(phase(weights=None, annealing=None, scale_lr=5e-3, relative=True, loss=choice))
     errors = np.array(list(engine.errors.values()))
     assert np.isfinite(errors).all()
     if loss == "mse":
@@ -441,7 +441,7 @@ def test_seeds_decide():
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_plugins_say(name):
     info = Catalog.default().calibrators.get(name)
-    assert info.trains
+    assert info.trains == "quantizers"
     assert "trains" in info.summary
     assert info.partner == "real"
     for preset in ("quick", "default", "paper"):
