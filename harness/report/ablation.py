@@ -102,8 +102,8 @@ def ablations(
                 compared.append(row | (paired(own.get(row["method"], {}), own.get(base, {})) if row["place"] else {}))
             adjusted = stats.holm([row["p_value"] for row in compared])
             rows += [{**row, "p_holm": float(p)} for row, p in zip(compared, adjusted, strict=True)]
-    own = ("method", "role", "origin", "trains", "place", "to_best", "seeds_wanted")
-    return pd.DataFrame(rows, columns=[*COLUMNS, *own])
+    more = ("method", "role", "origin", "trains", "place", "to_best", "seeds_wanted")
+    return pd.DataFrame(rows, columns=[*COLUMNS, *more])
 
 
 def _brackets(name: str) -> str:

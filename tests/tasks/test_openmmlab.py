@@ -19,7 +19,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 @pytest.fixture
 def mmcv_ops():
-    pytest.importorskip("mmcv")
+    pytest.importorskip("mmcv", exc_type=ImportError)
     ops.install()
     import mmcv.ops
 
@@ -104,8 +104,8 @@ def test_importing_the_package_imports_nothing_of_openmmlab():
 
 
 def test_samples_carry_truth_and_predictions():
-    pytest.importorskip("mmseg")
-    pytest.importorskip("mmdet")
+    pytest.importorskip("mmseg", exc_type=ImportError)
+    pytest.importorskip("mmdet", exc_type=ImportError)
     ops.install()
     from mmengine.structures import InstanceData, PixelData
 
