@@ -31,6 +31,10 @@ class VisionModel:
     `net` is in eval mode, float32, on the run's device, no parameter requires a gradient and attention is not fused,
     so that both matrix products of attention are visible operations. Images are (n, *input_shape), normalised by
     `mean` and `std` per channel.
+
+    `net.quantized_part`, if `net` has such an attribute, is the name of its module that is quantized, such as a
+    detector's backbone; the rest stays in float. It lies with the network, where sites are sought, so that no method
+    can forget it.
     """
 
     name: str

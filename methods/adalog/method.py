@@ -53,7 +53,9 @@ class AdaLogSearch:
         search.sites = {site.point: site for site in sites.activations}
         search.weight_bits = {site.parameter: site.bits for site in sites.weights}
         make = {"linear": search.linear, "conv": search.conv, "matmul": search.matmul}
-        instead = {op.key: make[op.key.kind](op) for op in graph.ops if op.key.kind in make}
+        # What has no site stays in float, as what lies outside the part of the network that is quantized.
+        searched = {op for op, _ in search.sites}
+        instead = {op.key: make[op.key.kind](op) for op in graph.ops if op.key.kind in make and op.key in searched}
         with Interceptor(model.net, {}, instead=instead):
             model.net(images)
         lost = [site for site in sites.activations if site.point not in search.activations]

@@ -120,7 +120,7 @@ class SegmentRunner:
             if value is not None and key in self._batched:
                 replay[key] = _copied(value, k)
         alike = self._recorded[layer.op] is not None  # else it runs several times, perhaps on its own results
-        self._mode.replay, self._mode.instead = replay, {layer.op: _side_by_side(weights, alike)}
+        self._mode.replay, self._mode.instead = replay, {layer.op: _side_by_side(layer.op.kind, weights, alike)}
         try:
             return self.run(segment, k)
         finally:
@@ -153,31 +153,34 @@ def _copied(x: Tensor, copies: int) -> Tensor:
     return x.repeat(copies, *[1] * (x.dim() - 1))
 
 
-def _side_by_side(weights: Tensor, alike: bool) -> Callable[..., Tensor]:
-    """A linear layer's or convolution's function that applies k weights (k, out, ...) to k parts of its batch; `alike`
-    if the parts are equal.
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "linear": functional.linear,
+    "conv": functional.conv2d,
+    "conv_transpose": functional.conv_transpose2d,
+}
+
+
+def _side_by_side(kind: str, weights: Tensor, alike: bool) -> Callable[..., Tensor]:
+    """A layer's function that applies k weights (k, out, ...), of a transposed convolution (k, in, out, ...), to k
+    parts of its batch; `alike` if the parts are equal.
     """
+    function = _FUNCTIONS[kind]
     k, out = weights.shape[:2]
 
     def apply(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         if k == 1:
-            return _apply(x, weights[0], bias, *args, **kwargs)
+            return function(x, weights[0], bias, *args, **kwargs)
         rows = len(x) // k
-        grouped = weight.dim() > 2 and weight.shape[1] != x.shape[1]
-        if grouped or not alike:
-            parts = [_apply(x[i * rows : (i + 1) * rows], weights[i], bias, *args, **kwargs) for i in range(k)]
+        grouped = kind == "conv" and weight.shape[1] != x.shape[1]
+        if grouped or kind == "conv_transpose" or not alike:
+            parts = [function(x[i * rows : (i + 1) * rows], weights[i], bias, *args, **kwargs) for i in range(k)]
             return torch.cat(parts)
         every = None if bias is None else bias.repeat(k)
-        y = _apply(x[:rows], weights.flatten(0, 1), every, *args, **kwargs)
+        y = function(x[:rows], weights.flatten(0, 1), every, *args, **kwargs)
         axis = 1 if weight.dim() > 2 else y.dim() - 1
         return y.unflatten(axis, (k, out)).movedim(axis, 0).flatten(0, 1)
 
     return apply
-
-
-def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
-    function = functional.linear if weight.dim() == 2 else functional.conv2d
-    return function(x, weight, bias, *args, **kwargs)
 
 
 @torch.no_grad()

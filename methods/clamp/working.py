@@ -39,8 +39,9 @@ class Working:
         self.widths = options.widths if spec.mixed else (int(spec.weight),)
         parameters = dict(model.net.named_parameters())
         self._float = {site.parameter: parameters[site.parameter].detach() for site in sites.weights}
+        self._axes = {site.parameter: site.axis for site in sites.weights}
         self._bases = {
-            name: {bits: weight_quantizer(weight, bits, symmetric=False) for bits in self.widths}
+            name: {bits: weight_quantizer(weight, bits, symmetric=False, axis=self._axes[name]) for bits in self.widths}
             for name, weight in self._float.items()
         }
         self.genes = {name: Gene(self.widths[-1], 1.0) for name in self._float}
@@ -81,7 +82,7 @@ class Working:
         """The layer's weight as each of `genes` would round it: (len(genes), *weight.shape)."""
         weight = self._float[name]
         bases = [self._bases[name][gene.bits] for gene in genes]
-        shape = (len(genes), -1, *[1] * (weight.dim() - 1))
+        shape = [len(genes), *(-1 if i == self._axes[name] else 1 for i in range(weight.dim()))]
         factor = torch.tensor([[g.multiplier] for g in genes], dtype=weight.dtype, device=weight.device)
         scale = (torch.stack([b.scale for b in bases]) * factor).view(shape)
         zero = torch.stack([b.zero_point for b in bases]).view(shape)

@@ -57,4 +57,7 @@ def activation_quantizers(
 def weight_quantizers(model: VisionModel, sites: Sites, *, symmetric: bool) -> dict[str, Uniform]:
     """Per-output-channel min-max quantizers of all weights."""
     parameters = dict(model.net.named_parameters())
-    return {s.parameter: weight_quantizer(parameters[s.parameter], s.bits, symmetric=symmetric) for s in sites.weights}
+    return {
+        s.parameter: weight_quantizer(parameters[s.parameter], s.bits, symmetric=symmetric, axis=s.axis)
+        for s in sites.weights
+    }

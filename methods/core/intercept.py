@@ -20,11 +20,13 @@ from torch.overrides import TorchFunctionMode
 KINDS = {
     "linear": "linear",
     "conv2d": "conv",
+    "conv_transpose2d": "conv_transpose",
     "matmul": "matmul",
     "__matmul__": "matmul",
     "__rmatmul__": "matmul",
     "bmm": "matmul",
     "layer_norm": "layer_norm",
+    "batch_norm": "batch_norm",
     "gelu": "activation",
     "relu": "activation",
     "silu": "activation",
@@ -43,13 +45,15 @@ _BINARY = {"matmul", "add"}
 # silently keep it in float, so it is refused.
 OPAQUE = {
     "multi_head_attention_forward",
+    "_native_multi_head_attention",
     "einsum",
     "addmm",
     "baddbmm",
     "bilinear",
     "conv1d",
     "conv3d",
-    "conv_transpose2d",
+    "conv_transpose1d",
+    "conv_transpose3d",
     "tensordot",
 }
 
@@ -141,11 +145,19 @@ class KeyedMode(TorchFunctionMode):
 
 
 def _is_compute(kind: str, args: tuple[Any, ...]) -> bool:
-    """Whether the operands are floating-point tensors: `x + 1` and index arithmetic are none of our business."""
+    """Whether the operands are floating-point tensors: `x + 1` and index arithmetic are none of our business.
+
+    Neither is a number that comes as a tensor: mmdet adds `0 * features.sum()` wherever no box needs the features, so
+    how often it does so depends on the boxes.
+    """
     if kind == "cat":
-        return bool(args) and all(isinstance(t, Tensor) and t.is_floating_point() for t in args[0])
+        return bool(args) and all(map(_is_data, args[0]))
     needed = 2 if kind in _BINARY else 1
-    return len(args) >= needed and all(isinstance(t, Tensor) and t.is_floating_point() for t in args[:needed])
+    return len(args) >= needed and all(map(_is_data, args[:needed]))
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
 
 
 def operands(kind: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:

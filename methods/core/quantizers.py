@@ -104,8 +104,8 @@ class Uniform:
         return (self.qmax - self.zero_point) * self.scale
 
 
-def weight_quantizer(weight: Tensor, bits: int, *, symmetric: bool) -> Uniform:
-    """Per-output-channel min-max quantizer of a weight (out, ...)."""
-    flat = weight.detach().reshape(weight.shape[0], -1)
+def weight_quantizer(weight: Tensor, bits: int, *, symmetric: bool, axis: int = 0) -> Uniform:
+    """Per-output-channel min-max quantizer of a weight whose output channels are `axis`."""
+    flat = weight.detach().movedim(axis, 0).flatten(1)
     make = Uniform.symmetric if symmetric else Uniform.asymmetric
-    return make(flat.amin(1), flat.amax(1), bits, axis=0)
+    return make(flat.amin(1), flat.amax(1), bits, axis=axis)

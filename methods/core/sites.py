@@ -2,6 +2,7 @@
 
 `full` follows PSAQ-ViT / FQ-ViT / CLAMP-ViT: every tensor that an integer pipeline would have to store, which
 includes the residual stream, LayerNorm outputs and attention logits; softmax outputs and what feeds GELU stay in float.
+The convolutions of dense heads are not in their tables; here they go with BatchNorm and the activation behind them.
 `matmul` follows PTQ4ViT / RepQ-ViT: the operands of linear layers, convolutions and matrix products, and nothing
 else; a convolution's input has 8 bits whatever the activation width.
 In both, all weights have the weight width, patch embedding and head included, and biases stay in float.
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from harness.spec import MAX_BITS, BitSpec
 from methods.core.intercept import OUTPUT, OpKey
-from methods.core.trace import Op, Operand, Trace
+from methods.core.trace import LAYERS, Op, Operand, Trace
 
 CONV_INPUT_BITS = 8  # scheme `matmul`: RepQ-ViT's code, `zkkli/RepQ-ViT`
 
@@ -32,11 +33,16 @@ class NoSitesError(RuntimeError):
 
 @dataclass(frozen=True)
 class WeightSite:
-    """A weight parameter of a linear layer or convolution; output channels are axis 0."""
+    """A weight parameter of a linear layer or convolution.
+
+    Output channels are `axis`: 0, but 1 in a transposed convolution (in, out / groups, height, width). Where that one
+    has groups, the channels at one place of all groups share a quantizer.
+    """
 
     parameter: str
     op: OpKey
     bits: int
+    axis: int = 0
 
     def __str__(self) -> str:
         """The parameter's qualified name."""
@@ -115,7 +121,7 @@ class Sites:
 
 
 def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | None = None) -> Sites:
-    """Sites of `scheme` in the traced network.
+    """Sites of `scheme` in the traced network, or in its `part` if it has one: the rest stays in float.
 
     In mixed precision, whose widths a method has yet to choose, every site has the most bits. `softmax_bits` also
     quantizes the outputs of softmax where the scheme leaves them in float (`full`).
@@ -130,14 +136,16 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
     activations: dict[Point, ActivationSite] = {}
     weights: dict[str, WeightSite] = {}
     stored: set[OpKey] = set()  # operations whose output is quantized
-    first = next((op.weight for op in trace.ops if op.weight is not None), None)
+    ops = [op for op in trace.ops if _inside(op, trace)]
+    first = next((op.weight for op in ops if op.weight is not None), None)
     if first is None:
         raise NoSitesError("no quantizable operation was found; the network has no linear layer or convolution")
     last = first
-    for op in trace.ops:
+    for op in ops:
         if op.weight is not None:
             last = op.weight
-            weights.setdefault(op.weight, WeightSite(op.weight, op.key, weight_bits))
+            axis = 1 if op.key.kind == "conv_transpose" else 0
+            weights.setdefault(op.weight, WeightSite(op.weight, op.key, weight_bits, axis))
         chosen = select(op, trace, stored)
         if op.key.kind == "softmax" and softmax_bits is not None and scheme == "full":
             chosen = [(OUTPUT, softmax_bits)]
@@ -154,29 +162,34 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
                 stored.add(op.key)
     if not activations:
         raise NoSitesError("no quantizable operation was found; the scheme quantizes no activation of the network")
-    products = tuple(_product(op, activations.keys()) for op in trace.ops if op.macs)
+    products = tuple(_product(op, activations.keys(), weights.keys()) for op in trace.ops if op.macs)
     return Sites(tuple(weights.values()), tuple(activations.values()), products)
 
 
+def _inside(op: Op, trace: Trace) -> bool:
+    return trace.part is None or f"{op.key.module}.".startswith(f"{trace.part}.")
+
+
 def _fed(op: Op, slot: int, trace: Trace) -> tuple[str, ...]:
-    """Weights of the layers that take the tensor as their input."""
-    if slot != OUTPUT:
-        return (op.weight,) if op.weight is not None else ()
-    return tuple(dict.fromkeys(c.weight for c in trace.consumers[op.key] if c.weight is not None))
+    """Quantized weights of the layers that take the tensor as their input."""
+    layers = (op,) if slot != OUTPUT else trace.consumers[op.key]
+    return tuple(dict.fromkeys(c.weight for c in layers if c.weight is not None and _inside(c, trace)))
 
 
-def _product(op: Op, points: Set[Point]) -> Product:
+def _product(op: Op, points: Set[Point], weights: Set[str]) -> Product:
     def factor(slot: int) -> tuple[Point, ...]:
         if (op.key, slot) in points:
             return ((op.key, slot),)
         sources = tuple((key, OUTPUT) for key in sorted(op.operands[slot].ops))
         return sources if all(point in points for point in sources) else ()
 
-    return Product(op.macs, (factor(0), op.weight if op.weight is not None else factor(1)))
+    if op.weight is not None:
+        return Product(op.macs, (factor(0), op.weight if op.weight in weights else ()))
+    return Product(op.macs, (factor(0), factor(1) if len(op.operands) > 1 else ()))
 
 
 def _matmul(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | None]]:
-    if op.key.kind == "conv":
+    if op.key.kind in ("conv", "conv_transpose"):
         return [(0, CONV_INPUT_BITS)]
     if op.key.kind == "linear":
         return [(0, None)]
@@ -188,7 +201,7 @@ def _matmul(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | N
 def _full(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | None]]:
     kind = op.key.kind
     slots: list[int] = []
-    if kind in ("conv", "linear", "matmul"):
+    if kind in (*LAYERS, "matmul"):
         slots += [i for i, operand in enumerate(op.operands) if _needs_own_site(operand, stored)]
     if kind == "add":
         slots += [i for i, operand in enumerate(op.operands) if operand.is_parameter]
@@ -198,18 +211,20 @@ def _full(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | Non
 
 
 def _needs_own_site(operand: Operand, stored: set[OpKey]) -> bool:
-    """An operand that no output site covers, such as the image; softmax outputs stay in float in this scheme."""
-    return not all(key in stored or key.kind == "softmax" for key in operand.ops) or not operand.ops
+    """An operand that no output site covers: the image, or the features of boxes, which are drawn from several stored
+    maps with a scale each. Softmax outputs stay in float in this scheme.
+    """
+    return len(operand.ops) != 1 or not all(key in stored or key.kind == "softmax" for key in operand.ops)
 
 
 def _output_is_stored(op: Op, trace: Trace) -> bool:
     kind = op.key.kind
-    if kind in ("conv", "matmul", "layer_norm", "activation", "pool"):
+    if kind in ("matmul", "layer_norm", "activation", "pool"):
         return True
-    if kind == "linear":
+    if kind in (*LAYERS, "batch_norm"):
         consumers = trace.consumers[op.key]
-        # fc1 -> GELU: one fused operation, whose input is never stored.
-        return not consumers or any(c.key.kind != "activation" for c in consumers)
+        # fc1 -> GELU, convolution -> BatchNorm -> ReLU: one fused operation, whose input is never stored.
+        return not consumers or any(c.key.kind not in ("activation", "batch_norm") for c in consumers)
     if kind == "add":
         # Adding the attention mask (a buffer of 0 and -100) is part of softmax; its sum must not stretch the range.
         return not any(o.is_constant for o in op.operands) and not all(o.is_parameter for o in op.operands)

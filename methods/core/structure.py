@@ -91,7 +91,7 @@ def patch_grid(trace: Trace) -> tuple[int, int]:
 def to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens (n, t, d) or (n, h, w, d) as a patch grid (n, h, w, d), class and register tokens dropped.
 
-    Token sequences may be a patch-merged version of `grid` (halved k times).
+    Token sequences may be a patch-merged version of `grid` (halved k times, an odd side padded).
 
     Raises:
         ValueError: the token count fits no such grid.
@@ -100,8 +100,8 @@ def to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         return tokens
     n, t, d = tokens.shape
     h, w = grid
-    while h * w > t and h % 2 == 0 and w % 2 == 0:
-        h, w = h // 2, w // 2
+    while h * w > t > 0:
+        h, w = (h + 1) // 2, (w + 1) // 2
     if h * w > t or t - h * w >= h * w:
         raise ValueError(f"{t} tokens do not fit a patch grid of {grid[0]}x{grid[1]}")
     return tokens[:, t - h * w :].reshape(n, h, w, d)

@@ -44,7 +44,7 @@ class Op:
 
     `weight` is the parameter name of a linear layer's or convolution's weight, `macs` the multiply-accumulates of a
     linear layer, convolution or matrix product for one image (0 for other kinds). `batched`: it depends on the images,
-    so that the first axis of its output is the batch.
+    so that the first axis of its output is the batch, or that times the windows or boxes of an image.
     """
 
     key: OpKey
@@ -56,10 +56,11 @@ class Op:
 
 
 class Trace:
-    """Operations in execution order, with consumers."""
+    """Operations in execution order, with consumers. Sites are sought in the module `part` only, if one is named."""
 
-    def __init__(self, ops: list[Op]) -> None:
+    def __init__(self, ops: list[Op], part: str | None = None) -> None:
         self.ops = ops
+        self.part = part
         self.by_key = {op.key: op for op in ops}
         self.consumers: dict[OpKey, list[Op]] = {op.key: [] for op in ops}
         for op in ops:
@@ -69,6 +70,9 @@ class Trace:
     def of_kind(self, kind: str) -> list[Op]:
         """Operations of one kind, in execution order."""
         return [op for op in self.ops if op.key.kind == kind]
+
+
+LAYERS = ("linear", "conv", "conv_transpose")  # kinds whose second argument is a weight
 
 
 class _Tracer(KeyedMode):
@@ -96,7 +100,7 @@ class _Tracer(KeyedMode):
 
     def operation(self, key: OpKey, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sources = tuple(self._origin(t) for t in operands(key.kind, args))
-        weight = self._weights.get(id(args[1])) if key.kind in ("linear", "conv") else None
+        weight = self._weights.get(id(args[1])) if key.kind in LAYERS else None
         result = func(*args, **kwargs)
         batched = any(INPUT in source.others or source.ops & self._batched for source in sources)
         if batched:
@@ -108,6 +112,7 @@ class _Tracer(KeyedMode):
 
     def other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
+        # A tensor made like another one (`new_zeros`) counts as coming from it: a compiled operator may fill it unseen.
         origins = [self._origin(t) for t in _tensors([*args, *kwargs.values()])]
         if origins:
             merged = Operand(
@@ -115,12 +120,15 @@ class _Tracer(KeyedMode):
                 frozenset().union(*(o.parameters for o in origins)),
                 frozenset().union(*(o.others for o in origins)),
             )
-            self._mark(result, merged)
+            # Assignment to a part of a tensor returns nothing: boxes' features are put together so, level by level.
+            self._mark(args[0] if getattr(func, "__name__", "") == "__setitem__" else result, merged)
         return result
 
 
 def _macs(kind: str, args: tuple[Any, ...], result: Tensor) -> int:
     """Multiply-accumulates: the length of the sum behind every value of the result."""
+    if kind == "conv_transpose":  # the other way round: the number of values that every value of the input goes into
+        return int(args[0].numel() * args[1][0].numel())
     if kind == "matmul":
         length = args[0].shape[-1]
     elif kind in ("linear", "conv"):
@@ -144,9 +152,10 @@ def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
 
     Raises:
         FusedAttentionError: attention is fused.
+        OpaqueOperationError: an operation cannot be quantized.
     """
     device = next(net.parameters()).device
     images = torch.zeros(TRACED_IMAGES, *input_shape, device=device)
     with _Tracer(net, images) as tracer:
         net(images)
-    return Trace(tracer.ops)
+    return Trace(tracer.ops, getattr(net, "quantized_part", None))
