@@ -70,9 +70,13 @@ def class_iou(confusions: NDArray[np.integer]) -> NDArray[np.float64]:
     Args:
         confusions: of one image (classes, classes), or of several (n, classes, classes), which are pooled.
     """
-    pooled = confusions.reshape(-1, *confusions.shape[-2:]).sum(0)
-    shared = np.diagonal(pooled).astype(np.float64)
-    union = pooled.sum(0) + pooled.sum(1) - shared
+    return intersection_over_union(confusions.reshape(-1, *confusions.shape[-2:]).sum(0))
+
+
+def intersection_over_union(pooled: NDArray[np.number]) -> NDArray[np.float64]:
+    """The same of each pooled matrix by itself: (..., classes, classes) -> (..., classes)."""
+    shared = np.diagonal(pooled, axis1=-2, axis2=-1).astype(np.float64)
+    union = pooled.sum(-2) + pooled.sum(-1) - shared
     return 100.0 * np.divide(shared, union, out=np.full_like(shared, np.nan), where=union > 0)
 
 

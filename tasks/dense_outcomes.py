@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.coco import Detections, results
+from tasks.dense_metrics import intersection_over_union
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of IoU
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -175,10 +176,7 @@ def mean_iou_of(outcomes: pd.DataFrame) -> Any:
 
     def metric(weights: Weights) -> Weights:
         pooled = (weights @ flat).reshape(len(weights), classes, classes)
-        shared = np.diagonal(pooled, axis1=1, axis2=2)
-        union = pooled.sum(1) + pooled.sum(2) - shared
-        iou = np.divide(shared, union, out=np.full_like(shared, np.nan), where=union > 0)
-        return 100 * np.nanmean(iou, axis=1)
+        return np.nanmean(intersection_over_union(pooled), axis=1)
 
     return metric
 

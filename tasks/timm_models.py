@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from harness.contracts import VisionModel
 from harness.errors import UsageError
+from tasks.attention import unfused
 from tasks.checkpoints import load_weights
 
 if TYPE_CHECKING:
@@ -133,10 +134,7 @@ def identity(architecture: str, net: nn.Module, preprocessing: Preprocessing) ->
 
 def vision_model(name: str, net: nn.Module, preprocessing: Preprocessing, device: torch.device) -> VisionModel:
     """Wrap the classifier `net` for methods; changes `net` in place (eval mode, no gradients, unfused attention)."""
-    net.eval().requires_grad_(False).to(device)
-    for module in net.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+    unfused(net).eval().requires_grad_(False).to(device)
     classes = int(net.num_classes)
 
     def sample_targets(count: int, generator: torch.Generator) -> Tensor:

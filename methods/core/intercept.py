@@ -219,14 +219,6 @@ class Interceptor(KeyedMode):
         return tensor if transform is None else transform(tensor)
 
 
-def unfused(net: nn.Module) -> nn.Module:
-    """Switch fused attention off in every module that has the switch (timm's `fused_attn`), for this network only."""
-    for module in net.modules():
-        if isinstance(getattr(module, "fused_attn", None), bool):
-            module.fused_attn = False
-    return net
-
-
 @torch.no_grad()
 def tap(net: nn.Module, images: Tensor, points: list[tuple[OpKey, int]]) -> tuple[Any, dict[tuple[OpKey, int], Tensor]]:
     """Run `net` once without gradients; return its output and the tensors at `points`."""

@@ -17,7 +17,7 @@ from methods.core.synthesis import learning_rate, optimise_images, start_images,
 from methods.core.trace import trace
 from methods.fdd.info import FddOptions
 from methods.fdd.spectrum import band_mask, filtered
-from methods.psaq.similarity import entropy, patch_similarity
+from methods.psaq.similarity import diversity
 
 
 def phase(options: FddOptions, step: int) -> tuple[int, bool]:
@@ -69,10 +69,8 @@ class Fdd:
                 if o.entropy_band == "low":
                     reference = pytree.tree_map_only(Tensor, Tensor.detach, model.net(low))
                 value = (1.0 - o.distillation) * value + o.distillation * model.output_distance(output, reference)
-            diversity = sum(
-                entropy(patch_similarity(found[point], len(batch)), o.bandwidth, o.grid) for point in contexts
-            )
-            return value + o.tv_weight * variation_loss(seen, tv_target) - diversity
+            various = diversity([found[point] for point in contexts], len(batch), o.bandwidth, o.grid)
+            return value + o.tv_weight * variation_loss(seen, tv_target) - various
 
         with Interceptor(model.net, tap_transforms(contexts, found)):
             return optimise_images(

@@ -26,13 +26,13 @@ from methods.clamp.search import BudgetError, Search
 from methods.clamp.segments import SegmentRunner, float_outputs
 from methods.clamp.synthesis import ClampImages
 from methods.clamp.working import Working
-from methods.core.intercept import unfused
 from methods.core.outputs import split, tensor_pairs
 from methods.core.quantizers import weight_quantizer
 from methods.core.segments import cut
 from methods.core.sites import find_sites
 from methods.core.structure import find_blocks
 from methods.core.trace import trace
+from tasks.attention import unfused
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

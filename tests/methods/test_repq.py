@@ -13,7 +13,7 @@ from tiny_networks import NETWORKS, SHAPE, FakeContext, images, tiny_model
 from torch import nn
 
 from harness.spec import BitSpec
-from methods.core.intercept import OUTPUT, tap, unfused
+from methods.core.intercept import OUTPUT, tap
 from methods.core.quantizers import Uniform
 from methods.core.trace import Trace, _Tracer, trace
 from methods.repq.fold import find_pairs, fold
@@ -21,6 +21,7 @@ from methods.repq.info import CALIBRATOR, RepqOptions
 from methods.repq.method import RepQ, merge
 from methods.repq.percentile import percentile_quantizer
 from methods.repq.quantizers import FractionalZero, LogSqrt2, PerChannel
+from tasks.attention import unfused
 
 PERCENTILES = (0.999, 0.9999, 0.99999)
 

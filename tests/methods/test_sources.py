@@ -17,7 +17,7 @@ from harness.contracts import VisionModel
 from harness.plugins import PRESETS
 from harness.spec import BitSpec
 from methods.core.attention import between_patches, find_attention, patch_attention
-from methods.core.intercept import tap, unfused
+from methods.core.intercept import tap
 from methods.core.structure import find_blocks
 from methods.core.synthesis import total_variation, tv_scale, variation_loss
 from methods.core.trace import trace
@@ -32,6 +32,7 @@ from methods.sardfq.info import SOURCE as SARDFQ
 from methods.sardfq.labels import soft_labels
 from methods.sardfq.priors import block_weights, gaussian_mixtures, prior_distance
 from methods.sardfq.regions import Regions, random_regions
+from tasks.attention import unfused
 
 SMALL = {"images": 3, "rounds": 1, "steps": 2}
 

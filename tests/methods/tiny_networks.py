@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.contracts import VisionModel
-from methods.core.intercept import unfused
+from tasks.attention import unfused
 
 SHAPE = (1, 16, 16)
 CLASSES = 5

@@ -34,7 +34,7 @@ from methods.clamp.info import METHOD, ClampOptions, SearchStage
 from methods.clamp.search import Search
 from methods.clamp.synthesis import Stage1, weight_only
 from methods.clamp.working import Working
-from methods.core.intercept import Interceptor, OpKey, tap_transforms, unfused
+from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.sites import find_sites
 from methods.core.structure import find_blocks
 from methods.core.synthesis import start_images
@@ -42,6 +42,7 @@ from methods.core.trace import trace
 from methods.psaq.similarity import entropy, patch_similarity
 from methods.ptq4vit.info import PTQ4VIT
 from methods.repq.info import CALIBRATOR as REPQ
+from tasks.attention import unfused
 
 SHAPE = (3, 224, 224)
 
