@@ -38,8 +38,8 @@ class DenseModel:
 
 # In the order of training: the detector starts from the backbone of a segmentor.
 _MODELS = {
-    "upernet_swin": DenseModel("segmentation", "UperNet on Swin (mmseg)", Recipe(iterations=5000)),
-    "upernet_vit": DenseModel("segmentation", "UperNet on ViT (mmseg)", Recipe(iterations=5000)),
+    "upernet_swin": DenseModel("segmentation", "UperNet on Swin (mmseg)", Recipe(iterations=5000, bfloat16=True)),
+    "upernet_vit": DenseModel("segmentation", "UperNet on ViT (mmseg)", Recipe(iterations=5000, bfloat16=True)),
     "mask_rcnn_swin": DenseModel(
         "detection", "Mask R-CNN on Swin (mmdet)", Recipe(iterations=4000, lr=6e-4, backbone_from="upernet_swin")
     ),

@@ -48,6 +48,7 @@ class Recipe:
     seed: int = 0
     muon: bool = False  # for the matrices of `backbone`, instead of AdamW
     backbone_from: str | None = None  # zoo model whose trained backbone is the initial one
+    bfloat16: bool = False  # in layers where torch's autocast has it; weights, their gradients and losses stay float32
 
     def rate(self, step: int) -> float:
         """Learning rate of iteration `step`, from 0."""
@@ -165,7 +166,8 @@ def train(
         # Sampling of anchors and RoIs draws from the global generator: seeded so that a resumed run sees the same.
         torch.manual_seed(recipe.seed * 1_000_000 + run.step)
         net.train()
-        loss = task.loss(net, list(scenes.take(run.step * recipe.batch, recipe.batch)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+            loss = task.loss(net, list(scenes.take(run.step * recipe.batch, recipe.batch)))
         run.update(loss)
         losses.append(loss.item())
         if watch := run.step % every == 0 or run.step == recipe.iterations:
