@@ -38,6 +38,9 @@ def install(session: nox.Session) -> str:
             session.run(sys.executable, "-m", "virtualenv", "--clear", "--quiet", str(ENVIRONMENT))
         pip = (str(PYTHON), "-m", "pip", "--disable-pip-version-check")
         session.run(*pip, "install", "--editable", ".[dev,dense]", "--constraint", "constraints.txt")
+        # mmcv asks for the OpenCV that opens windows, which needs a system library that servers lack.
+        session.run(*pip, "uninstall", "--yes", "opencv-python")
+        session.run(*pip, "install", "opencv-python-headless", "--constraint", "constraints.txt")
         STAMP.write_text(wanted)
     return str(PYTHON)
 

@@ -108,7 +108,13 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     bits: Annotated[
         str, typer.Option(help="Bits of weights and activations, by comma; MP4.5 is mixed precision.")
     ] = "W8A8,W4A8,W4A4",
-    schemes: Annotated[str, typer.Option(help="Which tensors are quantized: full, matmul.")] = "full",
+    schemes: Annotated[
+        str,
+        typer.Option(
+            help="Which tensors are quantized: full, matmul; of detectors and segmentors perhaps of one part alone:"
+            " full:backbone, matmul:backbone."
+        ),
+    ] = "full",
     tasks: Annotated[str, typer.Option(help="Tasks, by comma.")] = "classification",
     suite: Annotated[str, typer.Option(help="Data and models of the tasks; see `list tasks`.")] = "embedded",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the suite's data, if it needs one.")] = None,

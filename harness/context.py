@@ -15,6 +15,7 @@ from harness.memory import MemoryMeter
 from harness.provenance import decisive_versions
 from harness.record import Stage
 from harness.seeds import derive_seed
+from harness.spec import split_scheme
 from harness.store import write_atomically
 
 if TYPE_CHECKING:
@@ -73,8 +74,10 @@ class Context:
 
     @property
     def scope(self) -> Mapping[str, Any]:
-        """Coordinates that identify the model and repetition."""
-        return self._cell.model_dump(include={"suite", "task", "model", "weights", "seed"})
+        """Coordinates that identify the model, its quantized part if that is not all of it, and repetition."""
+        coordinates = self._cell.model_dump(include={"suite", "task", "model", "weights", "seed"})
+        _, part = split_scheme(self._cell.scheme)
+        return coordinates if part is None else coordinates | {"part": part}
 
     def seed(self, *names: str) -> int:
         """Seed from (suite, model, repetition, *names), the same for all methods."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness.errors import DataFreeViolation
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import torch
     from torch import Tensor, nn
@@ -32,9 +33,9 @@ class VisionModel:
     so that both matrix products of attention are visible operations. Images are (n, *input_shape), normalised by
     `mean` and `std` per channel.
 
-    `net.quantized_part`, if `net` has such an attribute, is the name of its module that is quantized, such as a
-    detector's backbone; the rest stays in float. It lies with the network, where sites are sought, so that no method
-    can forget it.
+    `parts` names modules of `net` that may be quantized alone, such as a detector's backbone. Where the user asks for
+    one, the harness sets `net.quantized_part` to that module's name and the rest stays in float. It lies with the
+    network, where sites are sought, so that no method can forget it.
     """
 
     name: str
@@ -49,11 +50,16 @@ class VisionModel:
     target_loss: Callable[[Any, Any], Tensor]
     # Distance of the quantized model's output (first) from the float model's (second), a scalar; KL for classifiers.
     output_distance: Callable[[Any, Any], Tensor]
+    parts: Mapping[str, str] = field(default_factory=dict)  # what users call it -> module of `net`
 
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
         return next(self.net.parameters()).device
+
+    def restrict(self, part: str | None) -> None:
+        """From now on have only `part` of the network quantized, or all of it (None)."""
+        self.net.quantized_part = None if part is None else self.parts[part]  # type: ignore[assignment]
 
     def pixel_bounds(self) -> tuple[Tensor, Tensor]:
         """Normalised values of black and white, each (1, channels, 1, 1)."""
@@ -72,14 +78,23 @@ class CalibrationData(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics in points (top-1 of 91.2 % is 91.2) and the outcome of every image, in data order."""
+    """Metrics in points (top-1 of 91.2 % is 91.2) and the outcome of every image, in data order.
+
+    `pictures` show the first few images, uint8 (n, height, width, 3), with what is drawn on them: `truth` and
+    `prediction`. Empty where a number says it all.
+    """
 
     metrics: Mapping[str, float]
     outcomes: pd.DataFrame
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Suite(Protocol):
-    """Models and data of one task under one name, as opened by a task plugin."""
+    """Models and data of one task under one name, as opened by a task plugin.
+
+    `parts`, which may be left out, names the parts of its models that can be quantized alone: the keys of
+    `VisionModel.parts`.
+    """
 
     name: str
     task: str

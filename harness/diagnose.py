@@ -20,6 +20,7 @@ from harness.report.diagnostics import save
 from harness.report.frame import cells_frame
 from harness.report.gallery import one_precision
 from harness.report.similarity_figures import Similarity, maps_figure, similarity_figure, similarity_frame
+from harness.spec import split_scheme
 from harness.store import Store, prepare_folder
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ def _sites(
         found = records[str(cell.key)].quantization
         if found is None or not found.activation_bits:
             continue
-        effects = site_effects(model, images, str(cell.scheme), found.activation_bits, found.activation_ranges)
+        tensors, part = split_scheme(str(cell.scheme))
+        model.restrict(part)
+        effects = site_effects(model, images, tensors, found.activation_bits, found.activation_ranges)
         common = {n: getattr(cell, n) for n in ("suite", "model", "method", "scheme", "bits", "seed")}
         for effect in sorted(effects, key=lambda e: -e.distance):
             low, high = found.activation_ranges.get(effect.site, (np.nan, np.nan))

@@ -17,7 +17,7 @@ from harness.provenance import is_stale
 from harness.record import Record
 from harness.registry import check_known
 from harness.runner import fingerprint
-from harness.spec import SCHEMES, BitSpec
+from harness.spec import SCHEMES, BitSpec, split_scheme
 from harness.store import Store
 
 State = Literal["done", "stale", "failed", "new"]
@@ -143,6 +143,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     suites = [catalog.tasks.get(task).load()(request.suite, data_root=request.data_root) for task in request.tasks]
     for suite in suites:
         suite.check_limit(request.limit)
+        _check_parts(request, suite)
     estimator = Estimator(records.values())
     cells: dict[str, tuple[Cell, str]] = {}
     for suite, requested, weights in _models(request, suites):
@@ -168,8 +169,18 @@ def _check(request: Request) -> None:
     for bits in request.bits:
         BitSpec.parse(bits)
     for scheme in request.schemes:
-        check_known("scheme", scheme, SCHEMES)
+        check_known("scheme", split_scheme(scheme)[0], SCHEMES)
     check_known("--rerun", request.rerun, RERUN)
+
+
+def _check_parts(request: Request, suite: Suite) -> None:
+    known = getattr(suite, "parts", ())
+    for scheme in request.schemes:
+        tensors, part = split_scheme(scheme)
+        if part is not None and not known:
+            raise UsageError(f"scheme '{scheme}': {suite.task} models are quantized whole; write --schemes {tensors}")
+        if part is not None:
+            check_known(f"part of {suite.task} models in --schemes", part, known)
 
 
 def _names(request: Request, catalog: Catalog) -> list[str]:

@@ -19,7 +19,7 @@ from harness.context import Context, seed_everything
 from harness.contracts import QuantSummary, Suite, VisionModel, sealed_data
 from harness.provenance import code_fingerprint, collect, packages_of
 from harness.record import Failure, Layer, Quantization, Record
-from harness.spec import BitSpec
+from harness.spec import BitSpec, split_scheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,7 @@ class Measured:
     outcomes: pd.DataFrame | None = None
     images: np.ndarray | None = None
     snapshots: Mapping[int, np.ndarray] = field(default_factory=dict)
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class BadResult(RuntimeError):
@@ -167,7 +168,8 @@ class CellRunner:
             provenance=provenance,
             finished=now(),
         )
-        return Measured(record, evaluation.outcomes, ctx.kept_images(model), ctx.kept_snapshots(model))
+        images, snapshots = ctx.kept_images(model), ctx.kept_snapshots(model)
+        return Measured(record, evaluation.outcomes, images, snapshots, evaluation.pictures)
 
     def _quantize(
         self, cell: Cell, method: ResolvedMethod, suite: Suite, model: VisionModel, ctx: Context
@@ -176,16 +178,18 @@ class CellRunner:
         spec = BitSpec.parse(cell.bits)
         if spec.mixed and not any(info.mixed for info in method.infos):
             return f"{method.name} gives all layers one width; {spec} needs a method that chooses them, such as clamp"
+        tensors, part = split_scheme(cell.scheme)
+        model.restrict(part)
         before = _weights_state(model), _hooks(model)
         free = method.data == "none"
         calib = None if free else suite.calibration(model)
         with sealed_data(method.name) if free else nullcontext():
             built = method.build()
-            reason = built.skip(model, spec=spec, scheme=cell.scheme) if hasattr(built, "skip") else None
+            reason = built.skip(model, spec=spec, scheme=tensors) if hasattr(built, "skip") else None
             if reason is not None:
                 return reason
             with ctx.stage("other"):
-                quantized = built.quantize(model, spec=spec, scheme=cell.scheme, calib=calib, ctx=ctx)
+                quantized = built.quantize(model, spec=spec, scheme=tensors, calib=calib, ctx=ctx)
         _check_untouched(method.name, model, *before)
         return quantized, _summarise(method.name, quantized.summary)
 

@@ -16,6 +16,12 @@ MIN_BITS, MAX_BITS = 2, 8
 SCHEMES = ("full", "matmul")
 
 
+def split_scheme(text: str) -> tuple[str, str | None]:
+    """Which tensors (one of SCHEMES) and in which part of the model (None: all of it): `full`, `matmul:backbone`."""
+    tensors, _, part = text.partition(":")
+    return tensors, part or None
+
+
 @dataclass(frozen=True)
 class BitSpec:
     """Bits of weights and activations.

@@ -96,6 +96,7 @@ class Store:
         outcomes: pd.DataFrame | None = None,
         images: np.ndarray | None = None,
         snapshots: Mapping[int, np.ndarray] | None = None,
+        pictures: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Write sidecars first and the record last, so that a record always has its sidecars."""
         if outcomes is not None:
@@ -104,6 +105,8 @@ class Store:
             _write_arrays(self._images(record.key), {"images": images})
         if snapshots:
             _write_arrays(self._snapshots(record.key), {str(step): part for step, part in snapshots.items()})
+        if pictures:
+            _write_arrays(self._pictures(record.key), pictures)
         text = record.model_dump_json(indent=1) + "\n"
         write_atomically(self.folder / f"{record.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -147,6 +150,10 @@ class Store:
         """
         return {int(step): images for step, images in _read_arrays(self._snapshots(key)).items() if step.isdecimal()}
 
+    def pictures(self, key: str) -> dict[str, np.ndarray]:
+        """What was drawn on the first evaluation images, see `Evaluation`; empty if nothing was, or it is damaged."""
+        return _read_arrays(self._pictures(key))
+
     def _outcomes(self, key: str) -> Path:
         return self.folder / f"{key}.parquet"
 
@@ -155,6 +162,9 @@ class Store:
 
     def _snapshots(self, key: str) -> Path:
         return self.folder / f"{key}.snapshots.npz"
+
+    def _pictures(self, key: str) -> Path:
+        return self.folder / f"{key}.pictures.npz"
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -66,7 +66,7 @@ def report(store: Store, keys: set[str] | None, console: Console) -> None:
 def _measure(executor: Executor, store: Store, cell: Cell, display: Display) -> Record:
     measured = executor.run(cell, display.progress)
     try:
-        store.save(measured.record, measured.outcomes, measured.images, measured.snapshots)
+        store.save(measured.record, measured.outcomes, measured.images, measured.snapshots, measured.pictures)
     except OSError as error:
         text = f"cannot write to folder {store.folder} ({error.strerror}); what was measured before is kept"
         raise UsageError(text) from None

@@ -2,4 +2,8 @@
 
 from __future__ import annotations
 
-TASKS = {"classification": "tasks.classification_info:INFO"}
+TASKS = {
+    "classification": "tasks.classification_info:INFO",
+    "detection": "tasks.detection_info:INFO",
+    "segmentation": "tasks.segmentation_info:INFO",
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,15 @@ def load_weights(net: nn.Module, path: Path) -> None:
     expected = net.state_dict()
     _check_fit(state, expected, path)
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+
+
+def identity(facts: Any, net: nn.Module) -> str:
+    """Hash (64 hexadecimal digits) of all that makes a model's outputs: its weights and, as JSON, the other `facts`."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+RunLengths = dict[str, Any]  # a mask in COCO's encoding, see `run_lengths`
 
 
 class Annotated(Protocol):
@@ -33,7 +35,11 @@ class Detections:
     boxes: NDArray[np.floating]  # (k, 4), xyxy in pixels
     classes: NDArray[np.integer]  # (k,), from 0
     scores: NDArray[np.floating]  # (k,)
-    masks: NDArray[np.bool_] | None = None  # (k, h, w)
+    masks: NDArray[np.bool_] | Sequence[RunLengths] | None = None  # (k, h, w), or k encoded ones
+
+    def encoded(self) -> Detections:
+        """The same with encoded masks, which take a thousandth of the memory."""
+        return self if self.masks is None else replace(self, masks=[encoded(mask) for mask in self.masks])
 
 
 def ground_truth(images: Iterable[Annotated], size: tuple[int, int], names: Sequence[str]) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def results(images: Iterable[Detections], *, masks: bool) -> list[dict[str, Any]
     """COCO's result list of `images`, numbered as in `ground_truth`, with the detections' masks or without."""
     return [
         {"image_id": number, "category_id": int(category) + 1, "bbox": xywh(box), "score": float(score)}
-        | ({"segmentation": run_lengths(image.masks[index])} if masks else {})  # type: ignore[index]
+        | ({"segmentation": encoded(image.masks[index])} if masks else {})  # type: ignore[index]
         for number, image in enumerate(images, start=1)
         for index, (box, category, score) in enumerate(zip(image.boxes, image.classes, image.scores, strict=True))
     ]
@@ -85,7 +91,18 @@ def xywh(box: NDArray[np.floating]) -> list[float]:
     return [left, top, right - left, bottom - top]
 
 
-def run_lengths(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
+def xyxy(annotations: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """Boxes (k, 4) of annotations, by two corners."""
+    boxes = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def encoded(mask: NDArray[np.bool_] | RunLengths) -> RunLengths:
+    """`mask` (h, w) in COCO's encoding, if it is not encoded already."""
+    return mask if isinstance(mask, dict) else run_lengths(mask)
+
+
+def run_lengths(mask: NDArray[np.bool_]) -> RunLengths:
     """Uncompressed run-length encoding of `mask` (h, w): runs down the columns, unset ones first."""
     flat = np.concatenate([[False], mask.T.ravel(), [not mask[-1, -1]]])
     borders = np.flatnonzero(flat[1:] != flat[:-1])

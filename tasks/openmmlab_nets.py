@@ -6,10 +6,11 @@ detections are made. Importing this module imports nothing of OpenMMLab.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from tasks.dense_losses import DetectionOutput, FixedBoxes
 
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
+    from mmseg.structures import SegDataSample
 
 # Whom the network in use detects for. Not on the network, since methods work on copies of it.
 _asked: ContextVar[Sequence[DetDataSample] | None] = ContextVar("detection samples", default=None)
@@ -27,28 +29,45 @@ _asked: ContextVar[Sequence[DetDataSample] | None] = ContextVar("detection sampl
 class SegmentationNet(nn.Module):
     """Logits (n, classes, h, w) of an mmseg `EncoderDecoder` for images (n, c, height, width).
 
-    They have the resolution of its decode head, of which it is to be one; auxiliary heads are for training only and
-    are left out.
+    They have the resolution of its decode head, of which it is to be one.
 
     Args:
-        segmentor: the model with its weights loaded. Parts of it are taken over, in eval mode.
-        backbone_only: only the backbone is to be quantized.
+        segmentor: the model with its weights loaded. It is changed: eval mode, and without its auxiliary heads, which
+            are for training only.
     """
 
-    def __init__(self, segmentor: Any, *, backbone_only: bool = False) -> None:
+    parts: ClassVar = {"backbone": "segmentor.backbone"}
+
+    def __init__(self, segmentor: nn.Module) -> None:
         super().__init__()
-        self.backbone = segmentor.backbone
-        self.neck = segmentor.neck if segmentor.with_neck else None
-        self.decode_head = segmentor.decode_head
+        self.segmentor: Any = segmentor
+        self.segmentor.auxiliary_head = None
         _make_ready(self)
-        self.quantized_part = "backbone" if backbone_only else None
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        features = self.backbone(images)
-        if self.neck is not None:
-            features = self.neck(features)
-        return self.decode_head(features)  # type: ignore[no-any-return]
+        return self.segmentor.decode_head(self.segmentor.extract_feat(images))  # type: ignore[no-any-return]
+
+
+def segment(
+    net: SegmentationNet, forward: Callable[[Tensor], Tensor], images: Tensor, samples: Sequence[SegDataSample]
+) -> list[SegDataSample]:
+    """`samples` of normalised `images` with the label maps that mmseg makes of the logits of `forward`, as its
+    `predict` does: sliding windows if the config says so, scaled to the size that images had before scaling.
+
+    Args:
+        net: the float network, whose config counts.
+        forward: `net` or a quantized copy.
+        images: (n, c, height, width).
+        samples: one for each image.
+    """
+    segmentor = copy.copy(net.segmentor)  # shares all modules; only the method below differs
+
+    def encode_decode(crop: Tensor, metas: list[dict[str, Any]]) -> Tensor:
+        return segmentor.decode_head.predict_by_feat(forward(crop), metas)  # type: ignore[no-any-return]
+
+    segmentor.encode_decode = encode_decode
+    return segmentor.predict(images, list(samples))  # type: ignore[no-any-return]
 
 
 class DetectionNet(FixedBoxes):
@@ -57,13 +76,13 @@ class DetectionNet(FixedBoxes):
     Args:
         detector: the model with its weights loaded: Faster or Mask R-CNN, or a cascade of these. It is changed.
         boxes: (count, k, 4), xyxy in pixels, at which the RoI heads look; see `FixedBoxes`.
-        backbone_only: only the backbone is to be quantized.
     """
 
-    def __init__(self, detector: nn.Module, boxes: Tensor, *, backbone_only: bool = False) -> None:
+    parts: ClassVar = {"backbone": "detector.net.backbone"}
+
+    def __init__(self, detector: nn.Module, boxes: Tensor) -> None:
         super().__init__(_TwoStage(detector), boxes)
         _make_ready(self)
-        self.quantized_part = "detector.net.backbone" if backbone_only else None
 
     def forward(self, images: Tensor) -> Any:
         """See the class."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +12,8 @@ import torch
 
 from harness.contracts import CalibrationData, Evaluation, VisionModel, check_not_sealed
 from harness.errors import UsageError
-from tasks.timm_models import PREFIX, RANDOM, Preprocessing, build_timm, identity, vision_model
+from tasks.checkpoints import identity
+from tasks.timm_models import PREFIX, RANDOM, Preprocessing, build_timm, vision_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,7 +95,7 @@ class ClassificationSuite:
         if model not in self._identities:
             net = self._build(model)
             architecture = model.partition("@")[0]  # where the weights lie does not matter, only what they are
-            self._identities[model] = identity(architecture, net, self.fixed or Preprocessing.of(net))
+            self._identities[model] = identity([architecture, asdict(self.fixed or Preprocessing.of(net))], net)
         return self._identities[model]
 
     def canonical_name(self, model: str) -> str:

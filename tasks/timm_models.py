@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,15 +119,6 @@ def _build_pretrained(name: str, classes: int) -> nn.Module:
     if net.num_classes != classes:
         raise UsageError(f"model '{PREFIX}{name}' knows {net.num_classes} classes, but the data have {classes}")
     return net
-
-
-def identity(architecture: str, net: nn.Module, preprocessing: Preprocessing) -> str:
-    """Hash (64 hexadecimal digits) of all that makes the model's outputs: architecture, preprocessing, weights."""
-    digest = hashlib.sha256(json.dumps([architecture, asdict(preprocessing)], sort_keys=True).encode())
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def vision_model(name: str, net: nn.Module, preprocessing: Preprocessing, device: torch.device) -> VisionModel:

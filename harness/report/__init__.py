@@ -19,6 +19,7 @@ from harness.report.diagnostics import save, write_diagnostics
 from harness.report.figures import accuracy_figure
 from harness.report.frame import Outcome, cells_frame
 from harness.report.gallery import ROLE_ORDER, distinct, gallery_figure
+from harness.report.prediction_figures import prediction_figures
 from harness.report.summary import summarise
 from harness.store import Store, prepare_folder
 
@@ -36,9 +37,9 @@ def write_report(
         store: The results.
         out_dir: Folder that gets the subfolder `report` with comparison.md, comparison.csv, comparison.tex, costs.md,
             costs.csv, costs.tex, cells.csv, accuracy.png, accuracy.svg and a gallery_<model>.png for every model with
-            kept images; ablation.md, ablation.csv and ablation.tex if a method was run with variants of it; cross.md,
-            cross.csv, cross.tex and a cross_<model>.png if several sources were run with several calibrators; also what
-            `write_diagnostics` finds.
+            kept images; predictions_<task>_<model>_<scheme>.png where models' answers were drawn; ablation.md,
+            ablation.csv and ablation.tex if a method was run with variants of it; cross.md, cross.csv, cross.tex and a
+            cross_<model>.png if several sources were run with several calibrators; also what `write_diagnostics` finds.
         keys: Cells to report; all if None.
         console: Where the main table is printed.
         catalog: Plugins, for the labels of ablations; the default ones if None.
@@ -84,6 +85,7 @@ def write_report(
     _write_heat_maps(crossed, folder)
     _write_accuracy(summary, folder)
     _write_galleries(store, cells, folder)
+    _write_predictions(store, cells, folder)
     write_diagnostics(store, records, cells, folder)
     # The text is Markdown, not rich's markup, and a table must not be wrapped.
     main = switched if len(switches) and ablation.is_ablation(cells, names) else comparison
@@ -131,6 +133,14 @@ def _write_accuracy(summary: pd.DataFrame, folder: Path) -> None:
     figure.savefig(folder / "accuracy.png", dpi=150, metadata={"Software": None})
     with mpl.rc_context({"svg.hashsalt": "dfqbench", "svg.fonttype": "none"}):
         figure.savefig(folder / "accuracy.svg", metadata={"Date": None, "Creator": None})
+
+
+def _write_predictions(store: Store, cells: pd.DataFrame, folder: Path) -> None:
+    """The figures of what models said of a few images; none is left from earlier."""
+    figures = prediction_figures(cells, store.pictures)
+    drawn = {save(figure, folder, "predictions", "_".join(names)) for names, figure in figures}
+    for path in set(folder.glob("predictions_*.png")) - drawn:
+        path.unlink()
 
 
 def _write_galleries(store: Store, cells: pd.DataFrame, folder: Path) -> None:

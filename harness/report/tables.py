@@ -37,9 +37,18 @@ COSTS = [
     *("peak_memory_mib", "added_memory_mib", "weight_mib", "gbops", "mean_weight_bits", "mean_layer_bits"),
     *("mean_activation_bits", "weight_sites", "activation_sites"),
 ]
-METRICS = {"top1": "top-1 accuracy (%)"}  # how metrics are written out; others keep their names
+# How metrics are written out; others keep their names.
+METRICS = {
+    "top1": "top-1 accuracy (%)",
+    "box_ap": "box AP (%, mean over IoU 0.50 to 0.95)",
+    "mask_ap": "mask AP (%, mean over IoU 0.50 to 0.95)",
+    "miou": "mIoU (%)",
+}
 
-TEST = f"exact paired test over images,\n  given the seeds that ran; Holm-adjusted over the table, level {ALPHA}"
+TEST = (
+    "exact paired test over images,\n  or paired bootstrap over images for AP and mIoU, given the seeds that ran; "
+    f"Holm-adjusted over the table, level {ALPHA}"
+)
 SPREAD = """\
 - **±** is the standard deviation over seeds; [2/3] means that only 2 of 3 seeds were measured: an incomplete mean.
 """

@@ -11,28 +11,15 @@ import torch
 
 from tasks import coco
 from tasks.dense_metrics import average_precision, confusion, mean_iou
-from tasks.embedded.scenes import SIZE, Scene
-from tasks.openmmlab.models import build_detector, build_segmentor
+from tasks.embedded.scene_data import CLASS_NAMES, FRAME
+from tasks.embedded.scenes import Scene
+from tasks.openmmlab.models import build, read_config
 from tasks.openmmlab.samples import detection_sample, segmentation_sample, to_detections, to_label_map
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
-
-CLASS_NAMES = (
-    "T-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
-_FRAME = (SIZE, SIZE)
 
 
 class DenseTask(Protocol):
@@ -56,20 +43,20 @@ class Detection:
 
     def build(self, config: Path, checkpoint: Path | None = None) -> nn.Module:
         """See `DenseTask`."""
-        return build_detector(config, checkpoint)
+        return build("mmdet", read_config(config), checkpoint)
 
     def loss(self, net: nn.Module, scenes: Sequence[Scene]) -> Tensor:
         """See `DenseTask`."""
-        return _loss(net, scenes, [detection_sample(_FRAME, scene) for scene in scenes])
+        return _loss(net, scenes, [detection_sample(FRAME, scene) for scene in scenes])
 
     def predict(self, net: nn.Module, scenes: Sequence[Scene]) -> list[coco.Detections]:
         """What `net` finds on `scenes`."""
-        found = _predict(net, scenes, [detection_sample(_FRAME) for _ in scenes], self.batch)
+        found = _predict(net, scenes, [detection_sample(FRAME) for _ in scenes], self.batch)
         return [to_detections(sample) for sample in found]
 
     def evaluate(self, net: nn.Module, scenes: Sequence[Scene]) -> dict[str, float]:
         """See `DenseTask`."""
-        truth = coco.ground_truth(scenes, _FRAME, CLASS_NAMES)
+        truth = coco.ground_truth(scenes, FRAME, CLASS_NAMES)
         found = self.predict(net, scenes)
         return {
             f"{name}_{key}": value
@@ -86,15 +73,15 @@ class Segmentation:
 
     def build(self, config: Path, checkpoint: Path | None = None) -> nn.Module:
         """See `DenseTask`."""
-        return build_segmentor(config, checkpoint)
+        return build("mmseg", read_config(config), checkpoint)
 
     def loss(self, net: nn.Module, scenes: Sequence[Scene]) -> Tensor:
         """See `DenseTask`."""
-        return _loss(net, scenes, [segmentation_sample(_FRAME, scene.label_map) for scene in scenes])
+        return _loss(net, scenes, [segmentation_sample(FRAME, scene.label_map) for scene in scenes])
 
     def evaluate(self, net: nn.Module, scenes: Sequence[Scene]) -> dict[str, float]:
         """See `DenseTask`."""
-        found = _predict(net, scenes, [segmentation_sample(_FRAME) for _ in scenes], self.batch)
+        found = _predict(net, scenes, [segmentation_sample(FRAME) for _ in scenes], self.batch)
         classes = len(CLASS_NAMES) + 1
         confusions = [
             confusion(scene.label_map, to_label_map(sample), classes)

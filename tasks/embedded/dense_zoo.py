@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
 from tasks.embedded.train_dense import Recipe
+from tasks.openmmlab.references import Known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,11 @@ def names(task: str | None = None) -> tuple[str, ...]:
 def config(name: str) -> Path:
     """The mmengine config of zoo model `name`."""
     return CONFIGS / f"{name}.py"
+
+
+def known(task: str) -> dict[str, Known]:
+    """The zoo's models of `task` as a suite names them."""
+    return {name: Known(config(name), weights=FOLDER / f"{name}.safetensors") for name in names(task)}
 
 
 def build_trained(name: str, folder: Path = FOLDER) -> nn.Module:

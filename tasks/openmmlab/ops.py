@@ -42,6 +42,13 @@ def install() -> None:
             f"detection and segmentation need OpenMMLab ({error}): install the project's extra "
             "'dense', or mmcv, mmdet and mmsegmentation"
         ) from None
+    try:
+        import cv2  # noqa: F401 - mmcv does, and would fail with a traceback
+    except ImportError as error:
+        raise UsageError(
+            f"OpenCV, which mmcv needs, cannot be imported ({error}): install opencv-python-headless in place of "
+            "opencv-python, or the system library that it misses"
+        ) from None
     if compiled is not None:
         return
     stand_in = _StandIn(NAME)

@@ -111,17 +111,17 @@ PACKAGED: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
-def wrapped(library: str, config: Any, **options: bool) -> VisionModel:
+def wrapped(library: str, config: Any) -> VisionModel:
     model, size = build(config, library), (SIZE, SIZE)
     losses: DetectionLosses | SegmentationLosses
     if library == "mmdet":
         head = model.roi_head.bbox_head
         boxes = random_boxes(2, 2, size, rng())
         losses = DetectionLosses((head[0] if isinstance(head, nn.ModuleList) else head).num_classes, size, boxes)
-        net: nn.Module = DetectionNet(model, boxes, **options)
+        net: nn.Module = DetectionNet(model, boxes)
     else:
         losses = SegmentationLosses(model.decode_head.num_classes, size, torch.device("cpu"))
-        net = SegmentationNet(model, **options)
+        net = SegmentationNet(model)
     return VisionModel(
         name="dense",
         task="detection" if library == "mmdet" else "segmentation",
@@ -133,6 +133,7 @@ def wrapped(library: str, config: Any, **options: bool) -> VisionModel:
         sample_targets=losses.sample_targets,
         target_loss=losses.target_loss,
         output_distance=losses.output_distance,
+        parts=net.parts,
     )
 
 
@@ -185,7 +186,7 @@ def test_blocks_and_attention_are_the_backbones(small):
     name, model = small
     graph, x = trace(model.net, model.input_shape), images()
     blocks, attention = find_blocks(graph), find_attention(graph)
-    backbone = model.net.backbone if isinstance(model.net, SegmentationNet) else model.net.detector.net.backbone
+    backbone = model.net.get_submodule(model.parts["backbone"])
     modules = [b for stage in backbone.stages for b in stage.blocks] if name != "vit" else list(backbone.layers)
     assert [model.net.get_submodule(block.path) for block in blocks] == modules
     layers = [module.attn if name != "vit" else module.attn.attn for module in modules]
@@ -223,7 +224,8 @@ def test_methods_run(small, name):
 @pytest.mark.parametrize("name", ["cascade", "vit"])
 def test_the_backbone_alone_can_be_quantized(name, scheme):
     library, config = MODELS[name]
-    model = wrapped(library, config(), backbone_only=True)
+    model = wrapped(library, config())
+    model.restrict("backbone")
     quantized = quantize("noise+minmax", model, scheme)
     changed = {n for n, p in quantized.net.named_parameters() if not torch.equal(p, model.net.get_parameter(n))}
     assert changed == {layer.name for layer in quantized.summary.layers}
@@ -342,8 +344,8 @@ def test_packaged_models(name):
     model = wrapped(library, config())
     check_interception(model.net, images())
     counts = []
-    for part in (None, "backbone" if library == "mmseg" else "detector.net.backbone"):
-        model.net.quantized_part = part
+    for part in (None, "backbone"):
+        model.restrict(part)
         graph = trace(model.net, model.input_shape)
         matmul, full = (find_sites(graph, scheme, BitSpec(8, 8)) for scheme in ("matmul", "full"))
         assert len(matmul.weights) == len(full.weights)

@@ -1,0 +1,104 @@
+"""The scenes of the embedded suite as data of the dense tasks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.contracts import check_not_sealed
+from harness.errors import UsageError
+from tasks import coco
+from tasks.dense_suite import Facts, Split
+from tasks.embedded.scene_splits import EVALUATION_COUNT, calibration_scenes, evaluation_scenes
+from tasks.embedded.scenes import SIZE, Scene
+from tasks.embedded.subset import FILE
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+CLASS_NAMES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+FRAME = (SIZE, SIZE)
+CALIBRATION_COUNT = 512  # scenes; there are as many as one likes
+_HASHED = 20  # scenes of each split: enough to notice any change of what makes them
+
+
+class SceneData:
+    """Scenes for `detection` (ten classes) or `segmentation` (background too), which models see as they are."""
+
+    batch = 20
+
+    def __init__(self, task: str) -> None:
+        if not FILE.is_file():
+            raise UsageError(f"embedded data {FILE} are missing; `python -m tasks.embedded.make_subset` makes them")
+        self._detection = task == "detection"
+        self.classes = CLASS_NAMES if self._detection else ("background", *CLASS_NAMES)
+
+    @cached_property
+    def _evaluation(self) -> list[Scene]:
+        return list(evaluation_scenes().take(0, EVALUATION_COUNT))
+
+    def count(self, split: Split) -> int:
+        """Number of scenes."""
+        return EVALUATION_COUNT if split == "evaluation" else CALIBRATION_COUNT
+
+    def identity(self) -> str:
+        """Hash of the items and of some scenes of them."""
+        whole = hashlib.sha256(FILE.read_bytes())
+        for scene in (*evaluation_scenes().take(0, _HASHED), *calibration_scenes().take(0, _HASHED)):
+            whole.update(scene.image.tobytes() + scene.label_map.tobytes())
+        return hashlib.sha256(whole.digest() + f"{EVALUATION_COUNT} {self.classes}".encode()).hexdigest()[:16]
+
+    def input_size(self, config: Config) -> tuple[int, int]:
+        """The scenes'."""
+        return FRAME
+
+    def check_model(self, model: str, facts: Facts) -> None:
+        """Any model with as many classes will do.
+
+        Raises:
+            UsageError: another number of classes.
+        """
+        if len(facts.classes) != len(self.classes):
+            raise UsageError(f"model '{model}' knows {len(facts.classes)} classes, but scenes have {len(self.classes)}")
+
+    def reader(self, split: Split, pipeline: Sequence[Mapping[str, Any]]) -> Callable[[int], dict[str, Any]]:
+        """Scene by number, as mmdet's and mmseg's pipelines hand images over; `pipeline` is for files."""
+        from tasks.openmmlab.samples import detection_sample, segmentation_sample
+
+        scenes = self._evaluation if split == "evaluation" else calibration_scenes()
+        sample = detection_sample if self._detection else segmentation_sample
+
+        def read(index: int) -> dict[str, Any]:
+            check_not_sealed(f"{split} images")
+            return {"inputs": torch.from_numpy(scenes[index].image), "data_samples": sample(FRAME)}
+
+        return read
+
+    def picture(self, index: int) -> NDArray[np.uint8]:
+        """Evaluation scene (height, width, 3)."""
+        return np.ascontiguousarray(self._evaluation[index].image.transpose(1, 2, 0))
+
+    def truth(self, count: int, facts: Facts) -> dict[str, Any]:
+        """The first evaluation scenes as a COCO data set, classes numbered from 1."""
+        return coco.ground_truth(self._evaluation[:count], FRAME, self.classes)
+
+    def label_map(self, index: int, facts: Facts) -> NDArray[np.uint8]:
+        """Class of every pixel of an evaluation scene."""
+        return self._evaluation[index].label_map
