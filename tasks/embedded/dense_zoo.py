@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,31 +30,42 @@ WATCHED = 100  # evaluation scenes in the learning curve
 
 @dataclass(frozen=True)
 class DenseModel:
-    """A model of the dense zoo: its task and how it is trained. Its config is `dense_configs/<name>.py`."""
+    """A model of the dense zoo: its task, how it is trained, and its mmengine config, `dense_configs/<config>.py`.
+
+    `starts_from` is another one with whose trained weights it starts, as far as their names agree. One that is not
+    `kept` is trained for that alone and stays with the checkpoints of training.
+    """
 
     task: str  # "detection" or "segmentation"
     summary: str
+    config: str
     recipe: Recipe
+    starts_from: str | None = None
+    kept: bool = True
 
 
-# In the order of training: the detector starts from the backbone of a segmentor.
+_FIRST = Recipe(iterations=5000, bfloat16=True)
+_SECOND = replace(_FIRST, lr=1.5e-3, muon=True, seed=1)
+# What takes time is to tell ten kinds of items apart, so all training starts with it, and on Swin once for two models.
 _MODELS = {
-    "upernet_swin": DenseModel("segmentation", "UperNet on Swin (mmseg)", Recipe(iterations=5000, bfloat16=True)),
-    "upernet_vit": DenseModel("segmentation", "UperNet on ViT (mmseg)", Recipe(iterations=5000, bfloat16=True)),
+    "swin_start": DenseModel("segmentation", "UperNet on Swin (mmseg)", "upernet_swin", _FIRST, kept=False),
+    "vit_start": DenseModel("segmentation", "UperNet on ViT (mmseg)", "upernet_vit", _FIRST, kept=False),
+    "upernet_swin": DenseModel("segmentation", "UperNet on Swin (mmseg)", "upernet_swin", _SECOND, "swin_start"),
+    "upernet_vit": DenseModel("segmentation", "UperNet on ViT (mmseg)", "upernet_vit", _SECOND, "vit_start"),
     "mask_rcnn_swin": DenseModel(
-        "detection", "Mask R-CNN on Swin (mmdet)", Recipe(iterations=4000, lr=6e-4, backbone_from="upernet_swin")
+        "detection", "Mask R-CNN on Swin (mmdet)", "mask_rcnn_swin", Recipe(iterations=3500, muon=True), "swin_start"
     ),
 }
 
 
 def names(task: str | None = None) -> tuple[str, ...]:
     """Names of the zoo's models, those of `task` or all."""
-    return tuple(name for name, model in _MODELS.items() if task in (None, model.task))
+    return tuple(name for name, model in _MODELS.items() if model.kept and task in (None, model.task))
 
 
 def config(name: str) -> Path:
     """The mmengine config of zoo model `name`."""
-    return CONFIGS / f"{name}.py"
+    return CONFIGS / f"{_MODELS[name].config}.py"
 
 
 def known(task: str) -> dict[str, Known]:
@@ -74,26 +85,34 @@ def build_trained(name: str, folder: Path = FOLDER) -> nn.Module:
     return _task(name).build(config(name), weights)
 
 
-def train(name: str, data_root: Path, work: Path, folder: Path = FOLDER) -> dict[str, Any]:
-    """Train zoo model `name` on scenes of the original items in `data_root`; see `train_dense.train`.
+def train(name: str, data_root: Path, work: Path) -> dict[str, Any]:
+    """Train zoo model `name` on scenes of the original items in `data_root`, and before that what it starts from.
+
+    Returns:
+        What `train_dense.train` does; where it starts from another model, `start` has what that one returned, but for
+        the weights.
 
     Raises:
         FileNotFoundError: the original data files are not in `data_root`.
-        UsageError: the model starts from another one that is not in `folder`, or OpenMMLab is not installed.
+        UsageError: OpenMMLab is not installed.
     """
     import torch
 
     from tasks.embedded import train_dense
     from tasks.embedded.scene_splits import evaluation_scenes, training_scenes
 
-    recipe, task = _MODELS[name].recipe, _task(name)
-    scenes = training_scenes(data_root)
-    torch.manual_seed(recipe.seed)
+    model, task = _MODELS[name], _task(name)
+    start = train(model.starts_from, data_root, work) if model.starts_from is not None else None
+    # Another seed than its start's, and all scenes are new.
+    scenes = training_scenes(data_root, model.recipe.seed)
+    torch.manual_seed(model.recipe.seed)
     net: Any = task.build(config(name))
-    if recipe.backbone_from is not None:
-        net.backbone.load_state_dict(build_trained(recipe.backbone_from, folder).backbone.state_dict())
+    if start is not None:
+        own = net.state_dict()
+        net.load_state_dict(own | {k: v.float() for k, v in start.pop("state").items() if k in own})
     watched = list(evaluation_scenes().take(0, WATCHED))
-    return train_dense.train(name, task=task, net=net, recipe=recipe, scenes=scenes, watched=watched, work=work)
+    result = train_dense.train(name, task=task, net=net, recipe=model.recipe, scenes=scenes, watched=watched, work=work)
+    return result if start is None else {**result, "start": start}
 
 
 def export(result: dict[str, Any], name: str, folder: Path, scenes: Sequence[Scene]) -> dict[str, Any]:
@@ -157,6 +176,14 @@ curves were only watched. This file is made from the JSON cards beside it.
 """
 
 
+def _start(card: dict[str, Any]) -> str:
+    start = card.get("start")
+    if start is None:
+        return ""
+    recipe = ", ".join(f"{key} {value}" for key, value in start["recipe"].items() if value is not None)
+    return f"| before that, segmentation | {recipe}; {start['seconds'] / 60:.0f} minutes |\n"
+
+
 def _section(card: dict[str, Any]) -> str:
     recipe = ", ".join(f"{key} {value}" for key, value in card["recipe"].items() if value is not None)
     metrics = "\n".join(
@@ -174,7 +201,7 @@ def _section(card: dict[str, Any]) -> str:
 {metrics}
 | recipe | {recipe} |
 | training time | {card["seconds"] / 60:.0f} minutes on {card["threads"]} thread(s), torch {card["torch"]} |
-| weights | {card["weights_bytes"]:,} bytes, sha256 `{card["weights_sha256"]}` |
+{_start(card)}| weights | {card["weights_bytes"]:,} bytes, sha256 `{card["weights_sha256"]}` |
 
 Mean training loss since the row above, and metrics of the averaged weights on {WATCHED} evaluation scenes:
 

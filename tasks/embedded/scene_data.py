@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,9 +50,7 @@ class SceneData:
         self._detection = task == "detection"
         self.classes = CLASS_NAMES if self._detection else ("background", *CLASS_NAMES)
 
-    @cached_property
-    def _evaluation(self) -> list[Scene]:
-        return list(evaluation_scenes().take(0, EVALUATION_COUNT))
+        self._evaluation = cache(evaluation_scenes().__getitem__)
 
     def count(self, split: Split) -> int:
         """Number of scenes."""
@@ -82,23 +80,23 @@ class SceneData:
         """Scene by number, as mmdet's and mmseg's pipelines hand images over; `pipeline` is for files."""
         from tasks.openmmlab.samples import detection_sample, segmentation_sample
 
-        scenes = self._evaluation if split == "evaluation" else calibration_scenes()
+        scene: Callable[[int], Scene] = self._evaluation if split == "evaluation" else calibration_scenes().__getitem__
         sample = detection_sample if self._detection else segmentation_sample
 
         def read(index: int) -> dict[str, Any]:
             check_not_sealed(f"{split} images")
-            return {"inputs": torch.from_numpy(scenes[index].image), "data_samples": sample(FRAME)}
+            return {"inputs": torch.from_numpy(scene(index).image), "data_samples": sample(FRAME)}
 
         return read
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """Evaluation scene (height, width, 3)."""
-        return np.ascontiguousarray(self._evaluation[index].image.transpose(1, 2, 0))
+        return np.ascontiguousarray(self._evaluation(index).image.transpose(1, 2, 0))
 
     def truth(self, count: int, facts: Facts) -> dict[str, Any]:
         """The first evaluation scenes as a COCO data set, classes numbered from 1."""
-        return coco.ground_truth(self._evaluation[:count], FRAME, self.classes)
+        return coco.ground_truth(map(self._evaluation, range(count)), FRAME, self.classes)
 
     def label_map(self, index: int, facts: Facts) -> NDArray[np.uint8]:
         """Class of every pixel of an evaluation scene."""
-        return self._evaluation[index].label_map
+        return self._evaluation(index).label_map

@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 EVALUATION_COUNT = 500  # scenes
 _SEEDS = {"training": 0, "test": 1, "calibration": 2}
+_STEP = 3  # between seeds of trainings, so that they meet no other split's
 
 
-def training_scenes(data_root: Path) -> Scenes:
-    """Scenes of the 60,000 original training items, for training the zoo.
+def training_scenes(data_root: Path, seed: int = 0) -> Scenes:
+    """Scenes of the 60,000 original training items, for training the zoo; others for another `seed`.
 
     Raises:
         FileNotFoundError: the original files are not in `data_root`.
     """
-    return Scenes(*load_split(data_root, "train"), _SEEDS["training"])
+    return Scenes(*load_split(data_root, "train"), _SEEDS["training"] + _STEP * seed)
 
 
 def evaluation_scenes(file: Path = FILE) -> Scenes:

@@ -47,7 +47,6 @@ class Recipe:
     average: float = 0.998  # share that the averaged weights keep in one iteration
     seed: int = 0
     muon: bool = False  # for the matrices of `backbone`, instead of AdamW
-    backbone_from: str | None = None  # zoo model whose trained backbone is the initial one
     bfloat16: bool = False  # in layers where torch's autocast has it; weights, their gradients and losses stay float32
 
     def rate(self, step: int) -> float:

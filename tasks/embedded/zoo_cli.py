@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A task's name stands for all of its models. The detector comes after the segmentor that it starts from.
+# A task's name stands for all of its models.
 GROUPS = {
     "classification": zoo.names(),
     "segmentation": dense_zoo.names("segmentation"),
@@ -62,7 +62,7 @@ def _train_classifier(name: str, root: Path, work: Path, output: Path) -> None:
 def _train_dense(name: str, root: Path, work: Path, output: Path) -> None:
     from tasks.embedded.scene_splits import EVALUATION_COUNT, evaluation_scenes
 
-    result = dense_zoo.train(name, root, work, output)
+    result = dense_zoo.train(name, root, work)
     card = dense_zoo.export(result, name, output, list(evaluation_scenes().take(0, EVALUATION_COUNT)))
     metrics = ", ".join(f"{key} {value:.2f}" for key, value in card["metrics"].items())
     log.info("%s: %s on %d scenes, in %s", name, metrics, EVALUATION_COUNT, output)

@@ -1,0 +1,124 @@
+"""COCO and ADE20K in miniature, as they lie on disk, made of embedded scenes; and configs of small models for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tasks import coco
+from tasks.embedded.scene_data import CLASS_NAMES
+from tasks.embedded.scene_splits import calibration_scenes, evaluation_scenes
+
+IDS = (7, 3, 12)  # of images, in the order of the file
+CATEGORIES = {name: 10 * (9 - place) + 1 for place, name in enumerate(CLASS_NAMES)}  # neither ordered nor dense
+SIZES = ((128, 128), (96, 128), (128, 112))  # the scenes cropped, so that images differ in size
+
+CONFIG = """
+_base_ = [{base!r}]
+pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(96, 64), keep_ratio=True),
+    dict(type="LoadAnnotations", {load}),
+    dict(type={pack!r}),
+]
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=0,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(type={dataset!r}, {more} metainfo=dict(classes={classes!r}), pipeline=pipeline),
+)
+"""
+
+
+def scene_files(root: Path, folder: str, scenes: list, suffix: str = "jpg") -> list[str]:
+    """Write cropped scenes as images; their names."""
+    (root / folder).mkdir(parents=True)
+    names = []
+    for index, (scene, (height, width)) in enumerate(zip(scenes, SIZES, strict=True)):
+        names.append(f"{index:06}.{suffix}")
+        picture = scene.image[:, :height, :width].transpose(1, 2, 0)
+        Image.fromarray(np.ascontiguousarray(picture)).save(root / folder / names[-1], quality=95)
+    return names
+
+
+def make_coco(root: Path) -> Path:
+    """A folder like COCO's: three images a split, one with a crowd, other categories beside ours."""
+    scenes = list(evaluation_scenes().take(0, 3))
+    names = scene_files(root, "val2017", scenes)
+    scene_files(root, "train2017", list(calibration_scenes().take(0, 3)))
+    annotations = []
+    for image_id, scene, (height, width) in zip(IDS, scenes, SIZES, strict=True):
+        for mask, category in zip(scene.masks[:, :height, :width], scene.classes, strict=True):
+            if mask.any():
+                y, x = np.nonzero(mask)
+                annotations.append(
+                    {
+                        "id": 100 + len(annotations),
+                        "image_id": image_id,
+                        "category_id": CATEGORIES[CLASS_NAMES[category]],
+                        "bbox": [int(x.min()), int(y.min()), int(np.ptp(x)) + 1, int(np.ptp(y)) + 1],
+                        "area": int(mask.sum()),
+                        "iscrowd": int(not annotations),
+                        "segmentation": coco.run_lengths(mask),
+                    }
+                )
+    annotations.append({**annotations[-1], "id": 99, "category_id": 5})
+    (root / "annotations").mkdir()
+    content = {
+        "images": [
+            {"id": i, "file_name": n, "height": h, "width": w} for i, n, (h, w) in zip(IDS, names, SIZES, strict=True)
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": 5, "name": "umbrella"},
+            *({"id": i, "name": name} for name, i in sorted(CATEGORIES.items(), key=lambda pair: pair[1])),
+        ],
+    }
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    return root
+
+
+def make_ade(root: Path) -> Path:
+    """A folder like ADE20K's: three images a split; label 0 is none, the background is class 11."""
+    scenes = list(evaluation_scenes().take(0, 3))
+    names = scene_files(root, "images/validation", scenes)
+    scene_files(root, "images/training", list(calibration_scenes().take(0, 3)))
+    (root / "annotations/validation").mkdir(parents=True)
+    for name, scene, (height, width) in zip(names, scenes, SIZES, strict=True):
+        labels = np.where(scene.label_map == 0, 11, scene.label_map)[:height, :width].copy()
+        labels[:5] = 0  # a stripe without annotation
+        Image.fromarray(labels.astype(np.uint8)).save(root / "annotations/validation" / f"{Path(name).stem}.png")
+    return root
+
+
+def detection_config(path: Path, classes: tuple[str, ...] = CLASS_NAMES, more: str = "") -> Path:
+    """The zoo's detector with a test pipeline for files."""
+    base = str(Path(__file__).parents[2] / "tasks/embedded/dense_configs/mask_rcnn_swin.py")
+    text = CONFIG.format(
+        base=base,
+        load="with_bbox=True, with_mask=True",
+        pack="PackDetInputs",
+        dataset="CocoDataset",
+        classes=classes,
+        more=more,
+    )
+    path.write_text(text)
+    return path
+
+
+def segmentation_config(path: Path, base: str = "upernet_swin", extra: str = "") -> Path:
+    """A segmentor of the zoo with a test pipeline for files whose label 0 is none."""
+    text = CONFIG.format(
+        base=str(Path(__file__).parents[2] / f"tasks/embedded/dense_configs/{base}.py"),
+        load="reduce_zero_label=True",
+        pack="PackSegInputs",
+        dataset="BaseSegDataset",
+        classes=(*CLASS_NAMES, "background"),
+        more='img_suffix=".jpg", seg_map_suffix=".png", reduce_zero_label=True,',
+    )
+    # Whole images of any size: nothing is padded to the scenes' size.
+    path.write_text(text + "model = dict(data_preprocessor=dict(size=None, size_divisor=None))\n" + extra)
+    return path
