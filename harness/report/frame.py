@@ -22,6 +22,7 @@ Outcomes = Mapping[str, Outcome]
 # What makes two numbers comparable: methods are ranked only within such a group.
 CONTEXT = ["suite", "task", "data", "limit"]
 GROUP = [*CONTEXT, "scheme", "bits"]
+SECONDARY = ("mask_ap",)  # metrics that tables show beside the primary one
 STAGES = ("synthesize", "images", "calibrate", "search", "refresh")
 NOT_QUANTIZING = ("load", "evaluate")  # stages that every method needs alike
 FLOOR_SOURCE = "noise"  # the image source below which no method should fall; a name of display only
@@ -64,6 +65,7 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
         "reason": f"{failure.type}: {failure.message}" if failure else record.reason,
         "metric": record.primary_metric,
         "accuracy": record.metrics.get(record.primary_metric or "", np.nan),
+        **{name: record.metrics.get(name, np.nan) for name in SECONDARY},
         "per_image": isinstance(right, np.ndarray),  # accuracy is the share of images that `outcomes` has right
         "images": len(right) if right is not None else cell.limit,
         "seconds": record.seconds,
@@ -92,8 +94,8 @@ def _row_columns() -> list[str]:
     """Columns of the frame, also when there are no records."""
     fixed = (
         "suite task data limit scheme bits model weights method options role origin trains seed status reason metric"
-        " accuracy per_image images seconds peak_memory_mib added_memory_mib weight_mib gbops mean_weight_bits"
-        " mean_layer_bits mean_activation_bits weight_sites activation_sites device key"
+        f" accuracy {' '.join(SECONDARY)} per_image images seconds peak_memory_mib added_memory_mib weight_mib gbops"
+        " mean_weight_bits mean_layer_bits mean_activation_bits weight_sites activation_sites device key"
     )
     return [*fixed.split(), *(f"{name}{suffix}" for name in STAGES for suffix in ("_s", "_cached")), "total_s"]
 

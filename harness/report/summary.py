@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from harness import stats
-from harness.report.frame import CONTEXT, GROUP, STAGES, Outcome, Outcomes
+from harness.report.frame import CONTEXT, GROUP, SECONDARY, STAGES, Outcome, Outcomes
 
 Seeds = dict[int, Outcome]  # of a method, by seed
 _MEANS = [
@@ -18,6 +18,7 @@ _MEANS = [
     "added_memory_mib",
     "weight_mib",
     "gbops",
+    *SECONDARY,
     "mean_weight_bits",
     "mean_layer_bits",
     "mean_activation_bits",

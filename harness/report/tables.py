@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from harness import stats
-from harness.report.frame import CONTEXT, GROUP
+from harness.report.frame import CONTEXT, GROUP, SECONDARY
 
 Shown = Callable[[dict[Any, Any]], str]  # from a row of a frame to what a table shows
 WIDTH = 120  # columns of a terminal that a table must fit
@@ -18,6 +19,7 @@ ALPHA = 0.05
 NONE = "–"
 NUMERIC = {
     "Δ",
+    "mask AP",
     "synth. s",
     "calib. s",
     "search s",
@@ -44,6 +46,7 @@ METRICS = {
     "mask_ap": "mask AP (%, mean over IoU 0.50 to 0.95)",
     "miou": "mIoU (%)",
 }
+SHORT = {"mask_ap": "mask AP"}  # and in a column's title
 
 TEST = (
     "exact paired test over images,\n  or paired bootstrap over images for AP and mIoU, given the seeds that ran; "
@@ -221,7 +224,14 @@ def _comparison_table(group: pd.DataFrame) -> pd.DataFrame:
         "Δ": lambda row: number(row["delta"], 2, "+") if row["role"] != "float" else "",
         "vs best": lambda row: "best" if row["best"] else "" if row["role"] == "float" else verdict(row),
     }
+    for name in SECONDARY:
+        if group[name].notna().any():
+            columns[SHORT[name]] = partial(_secondary, name)
     return by_model(group, {method: labels[method] for method in _order(group)}, columns, "method")
+
+
+def _secondary(name: str, row: dict[Any, Any]) -> str:
+    return number(row[name], 2)
 
 
 def by_model(group: pd.DataFrame, labels: Mapping[str, str], columns: Mapping[str, Shown], title: str) -> pd.DataFrame:
