@@ -53,7 +53,7 @@ _MODELS = {
     "upernet_swin": DenseModel("segmentation", "UperNet on Swin (mmseg)", "upernet_swin", _SECOND, "swin_start"),
     "upernet_vit": DenseModel("segmentation", "UperNet on ViT (mmseg)", "upernet_vit", _SECOND, "vit_start"),
     "mask_rcnn_swin": DenseModel(
-        "detection", "Mask R-CNN on Swin (mmdet)", "mask_rcnn_swin", Recipe(iterations=3500, muon=True), "swin_start"
+        "detection", "Mask R-CNN on Swin (mmdet)", "mask_rcnn_swin", Recipe(iterations=1200, muon=True), "swin_start"
     ),
 }
 
