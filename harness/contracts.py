@@ -141,7 +141,8 @@ class LayerSummary:
 class QuantSummary:
     """What was quantized. `activation_ranges` maps a site label to the (low, high) that it can represent, and
     `activation_bits` to its width. `bit_operations` (BOPs) of one image are multiply-accumulates times both factors'
-    widths, a float factor counting 32 bits; 0 if unknown.
+    widths, a float factor counting 32 bits; 0 if unknown. They are the whole network's: where only a part of it is
+    quantized, such as a detector's backbone, the layers of the rest count too, with both factors float 32 x 32 bits.
     """
 
     weight_sites: int

@@ -15,10 +15,16 @@ class WeightErrors:
 
     With D = W^ - W and E = x - x^ it is W E'E W' - 2 D x^'E W' + D x^'x^ D', whose Gram matrices do not depend on the
     candidate; the first term does not matter for the choice.
+
+    `present` (n, c), if given, is 0 where `x` has no value (and is 0): what is absent is not rounded.
     """
 
-    def __init__(self, factor: Factor, weight: Tensor, x: Tensor, rounded: Tensor) -> None:
+    def __init__(
+        self, factor: Factor, weight: Tensor, x: Tensor, rounded: Tensor, present: Tensor | None = None
+    ) -> None:
         self._factor, self._weight = factor, weight
+        if present is not None:
+            rounded = rounded * present
         gram = (rounded.T.double() @ rounded.double(), rounded.T.double() @ (x - rounded).double())
         self._square = gram[0].to(weight.dtype)
         self._cross = (weight.double() @ gram[1].T).to(weight.dtype)  # (o, c)
@@ -37,11 +43,13 @@ class InputErrors:
     """For y = W x: sum of (W x - W^ x^)^2 over all rows and output channels.
 
     W^ = Q R with orthonormal columns in Q: for more outputs than inputs, errors are measured in the smaller space of Q,
-    where they are the same but for a constant.
+    where they are the same but for a constant. `present` as in `WeightErrors`.
     """
 
-    def __init__(self, factor: Factor, x: Tensor, weight: Tensor, rounded: Tensor) -> None:
-        self._factor, self._x = factor, x
+    def __init__(
+        self, factor: Factor, x: Tensor, weight: Tensor, rounded: Tensor, present: Tensor | None = None
+    ) -> None:
+        self._factor, self._x, self._present = factor, x, present
         missing = x @ (weight - rounded).T
         if rounded.shape[0] > rounded.shape[1]:
             basis, square = torch.linalg.qr(rounded)
@@ -52,8 +60,12 @@ class InputErrors:
         """Errors (k, 1), less what all candidates share."""
         total = torch.zeros(len(first), dtype=torch.float64, device=first.device)
         size = max(1, _CHUNK // (len(first) * max(self._map.shape)))
-        for x, missing in zip(self._x.split(size), self._missing.split(size), strict=True):
+        parts = zip(self._x.split(size), self._missing.split(size), strict=True)
+        present = None if self._present is None else self._present.split(size)
+        for i, (x, missing) in enumerate(parts):
             change = self._factor.rounded(x, first, second).sub_(x)
+            if present is not None:
+                change.mul_(present[i])
             total += (change @ self._map).sub_(missing).square_().sum((1, 2), dtype=torch.float64)
         return total[:, None].to(first.dtype)
 

@@ -15,10 +15,12 @@ from harness.spec import BitSpec
 from methods.adalog.errors import InputErrors, ProductErrors, WeightErrors
 from methods.adalog.factors import Factor, LogFactor, UniformFactor
 from methods.adalog.info import AdalogOptions
+from methods.adalog.patches import Rows, matrix, rows
 from methods.adalog.quantizer import AdaLog, shift_of
 from methods.adalog.search import Score, combine
 from methods.core.calibrate import SiteNotReachedError
 from methods.core.intercept import Interceptor, OpKey
+from methods.core.layers import LAYERS, output_axis
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Uniform
 from methods.core.sites import ActivationSite, Point, find_sites
@@ -52,7 +54,7 @@ class AdaLogSearch:
         search = _Search(self.options, graph, find_pairs(model.net, graph, images[:1]), ctx)
         search.sites = {site.point: site for site in sites.activations}
         search.weight_bits = {site.parameter: site.bits for site in sites.weights}
-        make = {"linear": search.linear, "conv": search.conv, "matmul": search.matmul}
+        make = {**dict.fromkeys(LAYERS, search.conv), "linear": search.linear, "matmul": search.matmul}
         # What has no site stays in float, as what lies outside the part of the network that is quantized.
         searched = {op for op, _ in search.sites}
         instead = {op.key: make[op.key.kind](op) for op in graph.ops if op.key.kind in make and op.key in searched}
@@ -87,20 +89,20 @@ class _Search:
         def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             if self._first_run(op):
                 moved, scaled = self._moved(op.key, x, weight)
-                self._layer(op, self._factor(op, 0, moved), moved.flatten(0, -2), scaled)
+                self._layer(op, self._factor(op, 0, moved), Rows(moved.flatten(0, -2)), scaled)
             return functional.linear(x, weight, bias)
 
         return run
 
     def conv(self, op: Op) -> Callable[..., Tensor]:
-        """What to run instead of a convolution: it is searched as a linear layer on its patches."""
+        """What to run instead of a convolution, transposed or not: it is searched as a linear layer on its patches."""
 
         def run(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if self._first_run(op):
                 factor = self._factor(op, 0, x)
                 (images,) = self._drawn(self.options.tokens, x)
-                self._layer(op, factor, _patches(images, weight, *args, **kwargs), weight)
-            return functional.conv2d(x, weight, *args, **kwargs)
+                self._layer(op, factor, rows(op.key.kind, images, weight, *args, **kwargs), weight)
+            return LAYERS[op.key.kind](x, weight, *args, **kwargs)
 
         return run
 
@@ -153,29 +155,31 @@ class _Search:
             factor.parameters = after.scale.reshape(1), after.zero_point.reshape(1).to(x.dtype)
         return factor
 
-    def _layer(self, op: Op, factor: Factor, x: Tensor | None, weight: Tensor) -> None:
-        """Search a layer with input rows (n, c), or keep the starting parameters if there are none."""
-        matrix = weight.flatten(1)
+    def _layer(self, op: Op, factor: Factor, inputs: Rows | None, weight: Tensor) -> None:
+        """Search a layer with its input's rows, or keep the starting parameters if there are none."""
+        flat = matrix(op.key.kind, weight)
         name = op.weight
         known = self.weights.get(name) if name is not None else None  # shared with a layer before
         own = None
         if name is not None and known is None:
-            own = UniformFactor.of(matrix, self.weight_bits[name], 0, self.options.keep)
+            own = UniformFactor.of(flat, self.weight_bits[name], 0, self.options.keep)
 
         def rounded() -> Tensor:
-            quantizer = own.quantizer() if own is not None else known
-            return matrix if quantizer is None else quantizer(matrix)
+            if own is not None:
+                return own.quantizer()(flat)
+            return flat if known is None else matrix(op.key.kind, known(weight))
 
-        if x is not None:
-            (x,) = self._drawn(self.options.tokens, x)
+        if inputs is not None:
+            x, *present = self._drawn(self.options.tokens, *(t for t in inputs if t is not None))
             for _ in range(self.options.rounds):
                 if own is not None:
-                    self._improve(own, WeightErrors(own, matrix, x, factor.quantizer()(x)))
-                self._improve(factor, InputErrors(factor, x, matrix, rounded()))
+                    self._improve(own, WeightErrors(own, flat, x, factor.quantizer()(x), *present))
+                self._improve(factor, InputErrors(factor, x, flat, rounded(), *present))
         self.activations[op.key, 0] = factor.quantizer()
         if own is not None and name is not None:
             found = own.quantizer()
-            self.weights[name] = Uniform(found.scale, found.zero_point, found.qmin, found.qmax, 0)
+            axis = output_axis(op.key.kind)
+            self.weights[name] = Uniform(found.scale, found.zero_point, found.qmin, found.qmax, axis)
 
     def _product(self, op: Op, a: Tensor, b: Tensor, exact: Tensor) -> None:
         """Search both operands of a product, unless their shapes are broadcast."""
@@ -205,18 +209,3 @@ class _Search:
         factor.parameters = combine(
             score, *factor.axes, factor.parameters, keep=factor.keep, steps=steps, ring=factor.ring
         )
-
-
-def _patches(  # noqa: PLR0917 - torch's own order
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor | None:
-    """The rows (n, c) whose product with the flat weight is the convolution; None if there is no such product."""
-    if groups != 1 or isinstance(padding, str):
-        return None
-    return functional.unfold(x, weight.shape[2:], dilation, padding, stride).mT.flatten(0, 1)

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from methods.core.intercept import OpKey
+from methods.core.layers import LAYERS
 from methods.core.quantized import Quantized
 from methods.core.segments import Segment, finish, first_arguments, replaced
 from methods.core.sites import WeightSite
@@ -153,18 +153,11 @@ def _copied(x: Tensor, copies: int) -> Tensor:
     return x.repeat(copies, *[1] * (x.dim() - 1))
 
 
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "linear": functional.linear,
-    "conv": functional.conv2d,
-    "conv_transpose": functional.conv_transpose2d,
-}
-
-
 def _side_by_side(kind: str, weights: Tensor, alike: bool) -> Callable[..., Tensor]:
     """A layer's function that applies k weights (k, out, ...), of a transposed convolution (k, in, out, ...), to k
     parts of its batch; `alike` if the parts are equal.
     """
-    function = _FUNCTIONS[kind]
+    function = LAYERS[kind]
     k, out = weights.shape[:2]
 
     def apply(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:

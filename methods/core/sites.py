@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 from harness.spec import MAX_BITS, BitSpec
 from methods.core.intercept import OUTPUT, OpKey
-from methods.core.trace import LAYERS, Op, Operand, Trace
+from methods.core.layers import LAYERS, output_axis
+from methods.core.trace import Op, Operand, Trace
 
 CONV_INPUT_BITS = 8  # scheme `matmul`: RepQ-ViT's code, `zkkli/RepQ-ViT`
 
@@ -35,8 +36,8 @@ class NoSitesError(RuntimeError):
 class WeightSite:
     """A weight parameter of a linear layer or convolution.
 
-    Output channels are `axis`: 0, but 1 in a transposed convolution (in, out / groups, height, width). Where that one
-    has groups, the channels at one place of all groups share a quantizer.
+    Output channels are `axis` (`output_axis`): 0, but 1 in a transposed convolution. Where that one has groups, the
+    channels at one place of all groups share a quantizer.
     """
 
     parameter: str
@@ -107,7 +108,12 @@ class Sites:
 
     @property
     def bit_operations(self) -> int:
-        """BOPs of one image: multiply-accumulates times the widths of both factors, a float factor counting 32 bits."""
+        """BOPs of one image: multiply-accumulates times the widths of both factors, a float factor counting 32 bits.
+
+        They are the whole network's. Where only a part of it is quantized, say a detector's backbone, the layers of the
+        rest count too, mostly at 32 x 32 bits (less where one takes what the part stores): they have to be computed as
+        well, and so figures of a part and of the whole can be compared.
+        """
         weights = {site.parameter: site.bits for site in self.weights}
         points = {site.point: site.bits for site in self.activations}
         total = 0
@@ -136,7 +142,7 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
     activations: dict[Point, ActivationSite] = {}
     weights: dict[str, WeightSite] = {}
     stored: set[OpKey] = set()  # operations whose output is quantized
-    ops = [op for op in trace.ops if _inside(op, trace)]
+    ops = [op for op in trace.ops if trace.inside(op.key)]
     first = next((op.weight for op in ops if op.weight is not None), None)
     if first is None:
         raise NoSitesError("no quantizable operation was found; the network has no linear layer or convolution")
@@ -144,8 +150,7 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
     for op in ops:
         if op.weight is not None:
             last = op.weight
-            axis = 1 if op.key.kind == "conv_transpose" else 0
-            weights.setdefault(op.weight, WeightSite(op.weight, op.key, weight_bits, axis))
+            weights.setdefault(op.weight, WeightSite(op.weight, op.key, weight_bits, output_axis(op.key.kind)))
         chosen = select(op, trace, stored)
         if op.key.kind == "softmax" and softmax_bits is not None and scheme == "full":
             chosen = [(OUTPUT, softmax_bits)]
@@ -166,14 +171,10 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
     return Sites(tuple(weights.values()), tuple(activations.values()), products)
 
 
-def _inside(op: Op, trace: Trace) -> bool:
-    return trace.part is None or f"{op.key.module}.".startswith(f"{trace.part}.")
-
-
 def _fed(op: Op, slot: int, trace: Trace) -> tuple[str, ...]:
     """Quantized weights of the layers that take the tensor as their input."""
     layers = (op,) if slot != OUTPUT else trace.consumers[op.key]
-    return tuple(dict.fromkeys(c.weight for c in layers if c.weight is not None and _inside(c, trace)))
+    return tuple(dict.fromkeys(c.weight for c in layers if c.weight is not None and trace.inside(c.key)))
 
 
 def _product(op: Op, points: Set[Point], weights: Set[str]) -> Product:

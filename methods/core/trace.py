@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.core.intercept import KeyedMode, OpKey, operands
+from methods.core.layers import LAYERS
 
 INPUT, CONSTANT = "input", "constant"
 TRACED_IMAGES = 2
@@ -67,12 +68,13 @@ class Trace:
             for source in {k for operand in op.operands for k in operand.ops}:
                 self.consumers[source].append(op)
 
+    def inside(self, key: OpKey) -> bool:
+        """Whether the operation runs in the part of the network that is to be quantized."""
+        return self.part is None or f"{key.module}.".startswith(f"{self.part}.")
+
     def of_kind(self, kind: str) -> list[Op]:
         """Operations of one kind, in execution order."""
         return [op for op in self.ops if op.key.kind == kind]
-
-
-LAYERS = ("linear", "conv", "conv_transpose")  # kinds whose second argument is a weight
 
 
 class _Tracer(KeyedMode):

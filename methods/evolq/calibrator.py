@@ -27,14 +27,16 @@ class MomentMatched(Uniform):
     """
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Round a weight (out, ...) and restore the moments of its channels."""
-        float_channels, channels = x.flatten(1), super().__call__(x).flatten(1)
+        """Round a weight and restore the moments of its channels."""
+        assert self.axis is not None
+        first = x.movedim(self.axis, 0)
+        float_channels, channels = (w.flatten(1) for w in (first, super().__call__(x).movedim(self.axis, 0)))
         smallest = torch.finfo(x.dtype).tiny
         ratio = float_channels.std(1, keepdim=True) / channels.std(1, keepdim=True).clamp(min=smallest)
         # A channel rounded to one value has no deviation to restore.
         ratio = torch.where(channels.amax(1, keepdim=True) > channels.amin(1, keepdim=True), ratio, 1.0)
         centred = (channels - channels.mean(1, keepdim=True)) * ratio
-        return (centred + float_channels.mean(1, keepdim=True)).view_as(x)
+        return (centred + float_channels.mean(1, keepdim=True)).view_as(first).movedim(0, self.axis)
 
 
 class EvolQ:
@@ -123,7 +125,10 @@ def searched_layers(graph: Trace, block: Block, *, whole: bool) -> list[str]:
     found = [
         op.weight
         for op in graph.of_kind("linear")
-        if op.weight is not None and f"{op.key.module}.".startswith(f"{block.path}.") and position[op.key] <= end
+        if op.weight is not None
+        and graph.inside(op.key)
+        and f"{op.key.module}.".startswith(f"{block.path}.")
+        and position[op.key] <= end
     ]
     return list(dict.fromkeys(found))
 

@@ -85,7 +85,7 @@ class Isvit:
 
         parameters = dict(net.named_parameters())
         grids = {
-            s.parameter: percentile_quantizer(parameters[s.parameter], s.bits, o.weight_percentiles, axis=0)
+            s.parameter: percentile_quantizer(parameters[s.parameter], s.bits, o.weight_percentiles, axis=s.axis)
             for s in sites.weights
         }
         quantized = Quantized(net, sites, grids, activations)

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from harness.contracts import RunContext, VisionModel
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.intercept import Interceptor, OpKey
+from methods.core.layers import LAYERS
 from methods.core.observers import OBSERVERS
 from methods.core.outputs import tensor_pairs
 from methods.core.quantized import Quantized
 from methods.core.quantizers import weight_quantizer
-from methods.core.sites import Sites
+from methods.core.sites import Sites, WeightSite
 from methods.core.straight_through import straight_through
 from methods.core.trace import Trace
 from methods.psaq2.info import Psaq2Options
@@ -44,11 +44,14 @@ class Student:
         self._options = options
         self._ctx = ctx
         self._net = copy.deepcopy(model.net)
-        self._bits = {site.parameter: site.bits for site in sites.weights}
-        self._layers = {op.key: op.weight for op in graph.ops if op.weight is not None}
+        quantized = {site.parameter: site for site in sites.weights}
+        self._layers = {
+            op.key: quantized[op.weight] for op in graph.ops if op.weight is not None and op.weight in quantized
+        }
         parameters = dict(self._net.named_parameters())
-        chosen = self._bits if options.trained == "weights" else parameters
-        self._trained = [parameters[name] for name in chosen]
+        part = self._net if graph.part is None else self._net.get_submodule(graph.part)
+        chosen = [parameters[name] for name in quantized] if options.trained == "weights" else part.parameters()
+        self._trained = list(chosen)
         self._optimiser = torch.optim.Adam(self._trained, lr=options.student_lr)
         self._generator = ctx.generator("student")
         self.losses: list[float] = []
@@ -75,7 +78,7 @@ class Student:
         """Bring the outputs on `images` (n, c, h, w) nearer to the teacher's; activation ranges are taken once."""
         o = self._options
         transforms = dict(self.quantized(images).activations or {})
-        instead = {key: self._rounding(key, name) for key, name in self._layers.items()}
+        instead = {key: self._rounding(key, site) for key, site in self._layers.items()}
         with self._training(), Interceptor(self._net, transforms, instead=instead):
             for _ in range(o.student_steps):
                 index = torch.randperm(len(images), generator=self._generator)[: o.student_batch].to(images.device)
@@ -89,13 +92,12 @@ class Student:
                 self.losses.append(float(loss.detach()))
         self._ctx.count(student_steps=o.student_steps)
 
-    def _rounding(self, key: OpKey, name: str) -> Callable[..., Tensor]:
-        function = functional.linear if key.kind == "linear" else functional.conv2d
-        bits, symmetric = self._bits[name], self._options.weights == "symmetric"
+    def _rounding(self, key: OpKey, site: WeightSite) -> Callable[..., Tensor]:
+        function, symmetric = LAYERS[key.kind], self._options.weights == "symmetric"
 
         def rounded(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             # The grid follows the weight, so that none leaves it and loses its gradient.
-            weight = straight_through(weight, weight_quantizer(weight, bits, symmetric=symmetric))
+            weight = straight_through(weight, weight_quantizer(weight, site.bits, symmetric=symmetric, axis=site.axis))
             return function(x, weight, *args, **kwargs)
 
         return rounded

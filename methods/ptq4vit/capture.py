@@ -9,20 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from harness.contracts import VisionModel
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.intercept import Interceptor, OpKey, Transform
+from methods.core.layers import LAYERS
 from methods.core.observers import MinMax
 from methods.core.quantized import Quantized
 from methods.core.sites import Point, Sites
 
-_COMPUTE: dict[str, Callable[..., Tensor]] = {
-    "linear": functional.linear,
-    "conv": functional.conv2d,
-    "matmul": torch.matmul,
-}
+_COMPUTE: dict[str, Callable[..., Tensor]] = {**LAYERS, "matmul": torch.matmul}
 # Bytes of factors and gradients held at once; a larger network is passed through again for its next operations. The
 # embedded models need one pass, DeiT-S with 32 images five.
 _HELD = 2**30

@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.contracts import QuantizedModel, RunContext, VisionModel
 from harness.spec import BitSpec
 from methods.core.intercept import OpKey
+from methods.core.layers import LAYERS, output_axis
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Quantizer, Uniform
 from methods.core.sites import Point, Sites, find_sites
@@ -159,15 +160,17 @@ class _Run:
         return GeluGrid(bits, highest.max(), minimum, None if self._o.gelu_step == "aligned" else self._factors)
 
     def _weight_groups(self, unit: Unit, weight: Tensor) -> int:
-        if unit.point[0].kind == "conv" or self._o.weights == "channel":
-            return len(weight)
+        kind = unit.point[0].kind
+        if kind != "linear" or self._o.weights == "channel":
+            return weight.shape[output_axis(kind)]
         return unit.pieces
 
     def _weight(self, unit: Unit, weight: Tensor, groups: int) -> Factor:
         if unit.weight is None:
             return Factor()
-        bits = self._weight_widths[unit.weight]
-        return Factor(SymmetricGrid(bits, extremes([weight], 0, groups), self._factors, axis=0, size=len(weight)))
+        bits, axis = self._weight_widths[unit.weight], output_axis(unit.point[0].kind)
+        largest, size = extremes([weight], axis, groups), weight.shape[axis]
+        return Factor(SymmetricGrid(bits, largest, self._factors, axis=axis, size=size))
 
     def _heads(self, unit: Unit, parts: list[Part]) -> int:
         """Heads of a matrix product whose operands and result have them as their second axis, else 1."""
@@ -179,11 +182,11 @@ class _Run:
         kind = unit.point[0].kind
         if not unit.product:
             return by_images
-        if kind == "conv":
-            return by_maps
+        if kind == "matmul":
+            return by_heads if heads > 1 else by_rows
         if kind == "linear":
             return by_channels if self._o.weights == "channel" else by_features(groups)
-        return by_heads if heads > 1 else by_rows
+        return by_maps(groups)
 
 
 def _operation(unit: Unit, held: Capture) -> tuple[Operation, tuple[Tensor, ...]]:
@@ -194,6 +197,6 @@ def _operation(unit: Unit, held: Capture) -> tuple[Operation, tuple[Tensor, ...]
     if kind == "matmul":
         return Product(), ()
     weight, *rest = held.constants
-    if kind == "conv":
-        return Convolution(tuple(rest), held.named), (weight,)
-    return Linear(rest[0] if rest else held.named.get("bias")), (weight,)
+    if kind == "linear":
+        return Linear(rest[0] if rest else held.named.get("bias")), (weight,)
+    return Convolution(tuple(rest), held.named, LAYERS[kind]), (weight,)

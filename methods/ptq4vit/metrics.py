@@ -54,9 +54,12 @@ def by_channels(x: Tensor) -> Tensor:
     return x.flatten(2, -2).transpose(-1, -2)
 
 
-def by_maps(x: Tensor) -> Tensor:
-    """Every channel of (k, n, channels, h, w) is a group, and its values in an image are the features."""
-    return x.flatten(3)
+def by_maps(groups: int) -> Layout:
+    """Every channel of (k, n, channels, h, w) is a group, and its values in an image are the features.
+
+    With fewer `groups`, channels c, c + groups, c + 2 groups, ... share one, as in grouped transposed convolutions.
+    """
+    return lambda x: x.flatten(3).unflatten(2, (-1, groups))
 
 
 def by_heads(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ left operand, factor 1 its weight or the right operand. A tensor that is judged 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,17 +46,18 @@ class Linear:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution of x (n, in, h, w) with W (out, in / groups, kh, kw).
+    """A convolution of x (n, in, h, w), transposed or not.
 
-    `rest` and `named` are the arguments of `torch.nn.functional.conv2d` after the weight.
+    `rest` and `named` are the arguments of `function`, torch's own, after the weight.
     """
 
     rest: tuple[Any, ...] = ()
     named: Mapping[str, Any] = field(default_factory=dict)
+    function: Callable[..., Tensor] = functional.conv2d
 
     def output(self, factors: tuple[Tensor, ...]) -> Tensor:
         """See `Operation`."""
-        return functional.conv2d(*factors, *self.rest, **self.named)
+        return self.function(*factors, *self.rest, **self.named)
 
     def candidates(self, which: int, candidates: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
         """See `Operation`. One call a candidate for weights, since they may be grouped; convolutions are few."""

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from methods.core.intercept import OUTPUT, OpKey
+from methods.core.layers import LAYERS
 from methods.core.sites import Point, Sites
 from methods.core.trace import Op, Operand, Trace
 
-PRODUCTS = ("linear", "conv", "matmul")
+PRODUCTS = (*LAYERS, "matmul")
 
 Operands = Mapping[OpKey, tuple[Operand, ...]]
 

@@ -46,6 +46,7 @@ class _Reconstruction(ABC):
                 symmetric=o.weights == "symmetric",
                 ranges=o.weight_ranges,
                 norm=o.weight_norm,
+                axis=s.axis,
             )
             for s in sites.weights
         }

@@ -11,11 +11,11 @@ _SHRUNK = 80  # candidates: both ends times 1 - 0.01 i
 
 
 @torch.no_grad()
-def least_error_quantizer(weight: Tensor, bits: int, *, symmetric: bool, norm: float) -> Uniform:
-    """Per-output-channel quantizer of a weight (out, ...) whose range is the min-max range times the factor of
-    1, 0.99, ... 0.21 that gives the channel's least Σ |Ŵ - W|^norm (BRECQ: norm 2.4).
+def least_error_quantizer(weight: Tensor, bits: int, *, symmetric: bool, norm: float, axis: int = 0) -> Uniform:
+    """Per-output-channel quantizer of a weight, its channels along `axis`, whose range is the min-max range times the
+    factor of 1, 0.99, ... 0.21 that gives the channel's least Σ |Ŵ - W|^norm (BRECQ: norm 2.4).
     """
-    flat = weight.detach().reshape(weight.shape[0], -1)
+    flat = weight.detach().movedim(axis, 0).flatten(1)
     make = Uniform.symmetric if symmetric else Uniform.asymmetric
     low, high = flat.amin(1), flat.amax(1)
     best = torch.full_like(low, torch.inf)
@@ -26,11 +26,11 @@ def least_error_quantizer(weight: Tensor, bits: int, *, symmetric: bool, norm: f
         better = error < best
         best = torch.where(better, error, best)
         factor = torch.where(better, torch.full_like(factor, shrink), factor)
-    return make(low * factor, high * factor, bits, axis=0)
+    return make(low * factor, high * factor, bits, axis=axis)
 
 
-def start(weight: Tensor, bits: int, *, symmetric: bool, ranges: str, norm: float) -> Uniform:
-    """The grid of one weight; `ranges` is `minmax` or `error`."""
+def start(weight: Tensor, bits: int, *, symmetric: bool, ranges: str, norm: float, axis: int = 0) -> Uniform:
+    """The grid of one weight, its output channels along `axis`; `ranges` is `minmax` or `error`."""
     if ranges == "minmax":
-        return weight_quantizer(weight, bits, symmetric=symmetric)
-    return least_error_quantizer(weight, bits, symmetric=symmetric, norm=norm)
+        return weight_quantizer(weight, bits, symmetric=symmetric, axis=axis)
+    return least_error_quantizer(weight, bits, symmetric=symmetric, norm=norm, axis=axis)

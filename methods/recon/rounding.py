@@ -101,6 +101,6 @@ class SoftRounding:
 
 def _grid(base: Uniform, dims: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scale, smallest and largest code less the zero point, in a shape that goes with a weight of `dims` axes."""
-    shape = (-1, *[1] * (dims - 1))
+    shape = [-1 if i == base.axis else 1 for i in range(dims)]
     zero = base.zero_point.view(shape)
     return base.scale.view(shape), base.qmin - zero, base.qmax - zero

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from methods.core.intercept import Interceptor, OpKey, Transform
+from methods.core.layers import LAYERS
 from methods.core.outputs import tensors
 from methods.core.segments import Segment
 from methods.core.sites import Point, WeightSite
@@ -68,15 +68,17 @@ class SegmentUnit:
         self._ops = {op.key: op.weight for op in graph.ops if op.weight in self.names}
 
     def axis(self, output: Tensor) -> int:
-        """Feature maps of convolutional heads are channels-first; what blocks take and give is channels-last."""
-        return 1 if self._tail and output.dim() == 4 else -1
+        """Maps of convolutional heads, also those of several boxes an image, are channels-first; what blocks take and
+        give is channels-last.
+        """
+        return output.dim() - 3 if self._tail and output.dim() >= 4 else -1
 
     @contextmanager
     def session(self, transforms: Mapping[Point, Transform], weights: Weights) -> Iterator[None]:
         """Intercept the quantized network."""
 
         def apply(key: OpKey, name: str) -> Callable[..., Tensor]:
-            function = _function(key)
+            function = LAYERS[key.kind]
 
             def instead(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
                 return function(x, weights.get(name, weight), *args, **kwargs)
@@ -152,7 +154,7 @@ class LayerUnit:
 
     def axis(self, output: Tensor) -> int:
         """Convolutions are channels-first, behind the axis of images and that of a run's rows for an image."""
-        return 2 if self._key.kind == "conv" else -1
+        return -1 if self._key.kind == "linear" else 2
 
     @contextmanager
     def session(self, transforms: Mapping[Point, Transform], weights: Weights) -> Iterator[None]:
@@ -168,7 +170,7 @@ class LayerUnit:
         weight = self._weights.get(self.name, self._weight)
         found = []
         for x, (args, kwargs) in zip(inputs, self._others, strict=True):
-            y = _function(self._key)(x.flatten(0, 1), weight, *args, **kwargs)
+            y = LAYERS[self._key.kind](x.flatten(0, 1), weight, *args, **kwargs)
             y = y if self._activation is None else self._activation(y)
             found.append(y.unflatten(0, x.shape[:2]))
         return found
@@ -209,7 +211,7 @@ def _watch(
     def keep(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         seen.append(x.clone())
         others.append((args, kwargs))
-        return _function(layer)(x, weight, *args, **kwargs)
+        return LAYERS[layer.kind](x, weight, *args, **kwargs)
 
     def part(*pieces: Tensor) -> list[Tensor]:
         seen.clear()
@@ -227,7 +229,3 @@ def _activation(graph: Trace, layer: OpKey) -> OpKey | None:
     """The activation function that takes the layer's output, if nothing else does."""
     consumers = graph.consumers[layer]
     return consumers[0].key if len(consumers) == 1 and consumers[0].key.kind == "activation" else None
-
-
-def _function(key: OpKey) -> Callable[..., Tensor]:
-    return functional.linear if key.kind == "linear" else functional.conv2d

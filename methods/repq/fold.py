@@ -28,7 +28,8 @@ class Pair:
 def find_pairs(net: nn.Module, graph: Trace, images: Tensor) -> list[Pair]:
     """Pairs in execution order.
 
-    A LayerNorm counts if scaling and shifting its output can be undone exactly in the layers that follow:
+    A LayerNorm in the part of the network that is quantized, its layers too, counts if scaling and shifting its output
+    can be undone exactly in the layers that follow:
 
     - it is an `nn.LayerNorm` with a scale and a shift per channel, the last axis, and runs once;
     - its output goes to linear layers only and is not returned by the network. These are plain `nn.Linear`, run once
@@ -49,7 +50,8 @@ def find_pairs(net: nn.Module, graph: Trace, images: Tensor) -> list[Pair]:
     def is_plain(op: Op, norm: OpKey) -> bool:
         linear = modules.get(op.key.module)
         return (
-            op.key.kind == "linear"
+            graph.inside(op.key)
+            and op.key.kind == "linear"
             and isinstance(linear, nn.Linear)
             and op.weight == f"{op.key.module}.weight"
             and users[op.weight] == runs[op.key] == 1
@@ -60,7 +62,7 @@ def find_pairs(net: nn.Module, graph: Trace, images: Tensor) -> list[Pair]:
     candidates = []
     for norm in graph.of_kind("layer_norm"):
         consumers = graph.consumers[norm.key]
-        if not _is_affine(modules[norm.key.module]) or runs[norm.key] > 1:
+        if not graph.inside(norm.key) or not _is_affine(modules[norm.key.module]) or runs[norm.key] > 1:
             continue
         if consumers and all(is_plain(op, norm.key) for op in consumers):
             candidates.append(Pair(norm.key, tuple(op.key for op in consumers)))

@@ -71,7 +71,7 @@ class RepQ:
     def _weights(self, net: nn.Module, sites: tuple[WeightSite, ...]) -> dict[str, Uniform]:
         parameters = dict(net.named_parameters())
         return {
-            s.parameter: percentile_quantizer(parameters[s.parameter], s.bits, self.options.percentiles, axis=0)
+            s.parameter: percentile_quantizer(parameters[s.parameter], s.bits, self.options.percentiles, axis=s.axis)
             for s in sites
         }
 

@@ -19,6 +19,7 @@ from harness.contracts import VisionModel
 from harness.spec import SCHEMES, BitSpec
 from methods.core.attention import find_attention
 from methods.core.intercept import Interceptor, tap
+from methods.core.quantizers import Uniform
 from methods.core.sites import find_sites
 from methods.core.structure import find_blocks, patch_grid, to_grid
 from methods.core.trace import trace
@@ -38,7 +39,18 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 
 SIZE, CLASSES = 64, 5
-SMALL = {"images": 2, "rounds": 1, "steps": 2, "population": 2, "passes": 1, "cycles": 1, "refresh": "never"}
+SMALL = {
+    "images": 2,
+    "rounds": 1,
+    "steps": 2,
+    "population": 2,
+    "passes": 1,
+    "cycles": 1,
+    "refresh": "never",
+    "alternations": 1,
+    "image_steps": 1,
+    "student_steps": 1,
+}
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -218,6 +230,25 @@ def test_methods_run(small, name):
         distance = float(model.output_distance(quantized(x), model.net(x)))
     assert 0.0 < distance < 1.0
     assert {layer.bits for layer in quantized.summary.layers} == {8}
+
+
+# One for each way in which a layer is computed again; `tests/methods/test_transposed.py` has all methods.
+@pytest.mark.parametrize("name", ["psaq2", "noise+repq", "noise+qdrop"])
+def test_the_whole_detector_can_be_quantized(name):
+    """The transposed convolution of its mask head too."""
+    model = wrapped("mmdet", MODELS["mask"][1]())
+    quantized = quantize(name, model, "matmul")
+    x = images(2)
+    with torch.no_grad():
+        distance = float(model.output_distance(quantized(x), model.net(x)))
+    assert 0.0 < distance < 1.0
+    (up,) = [site for site in quantized.sites.weights if site.axis == 1]
+    assert {layer.name: layer.bits for layer in quantized.summary.layers}[up.parameter] == 8
+    grid = quantized.weights[up.parameter]
+    while not isinstance(grid, Uniform):
+        grid = grid.base
+    assert grid.axis == 1
+    assert not torch.equal(quantized.net.get_parameter(up.parameter), model.net.get_parameter(up.parameter))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
