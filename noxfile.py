@@ -38,9 +38,11 @@ def install(session: nox.Session) -> str:
             session.run(sys.executable, "-m", "virtualenv", "--clear", "--quiet", str(ENVIRONMENT))
         pip = (str(PYTHON), "-m", "pip", "--disable-pip-version-check")
         session.run(*pip, "install", "--editable", ".[dev,dense]", "--constraint", "constraints.txt")
-        # mmcv asks for the OpenCV that opens windows, which needs a system library that servers lack.
+        # mmcv asks for the OpenCV that opens windows, which needs a system library that servers lack. Both own the same
+        # files, so the other one is written anew even if it was there.
         session.run(*pip, "uninstall", "--yes", "opencv-python")
-        session.run(*pip, "install", "opencv-python-headless", "--constraint", "constraints.txt")
+        headless = ("opencv-python-headless", "--constraint", "constraints.txt")
+        session.run(*pip, "install", "--force-reinstall", "--no-deps", *headless)
         STAMP.write_text(wanted)
     return str(PYTHON)
 
