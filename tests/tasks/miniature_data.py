@@ -11,6 +11,7 @@ from PIL import Image
 from tasks import coco
 from tasks.embedded.scene_data import CLASS_NAMES
 from tasks.embedded.scene_splits import calibration_scenes, evaluation_scenes
+from tasks.embedded.scenes import SIZE
 
 IDS = (7, 3, 12)  # of images, in the order of the file
 CATEGORIES = {name: 10 * (9 - place) + 1 for place, name in enumerate(CLASS_NAMES)}  # neither ordered nor dense
@@ -20,7 +21,7 @@ CONFIG = """
 _base_ = [{base!r}]
 pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(96, 64), keep_ratio=True),
+    dict(type="Resize", scale={scale}, keep_ratio=True),
     dict(type="LoadAnnotations", {load}),
     dict(type={pack!r}),
 ]
@@ -81,6 +82,19 @@ def make_coco(root: Path) -> Path:
     return root
 
 
+def make_scenes(root: Path, count: int) -> Path:
+    """The first embedded evaluation scenes, as they are, in COCO's layout and, under `labels`, as label maps."""
+    scenes = list(evaluation_scenes().take(0, count))
+    for folder in ("val2017", "labels", "annotations"):
+        (root / folder).mkdir(parents=True)
+    for index, scene in enumerate(scenes, start=1):
+        Image.fromarray(np.ascontiguousarray(scene.image.transpose(1, 2, 0))).save(root / "val2017" / f"{index}.png")
+        Image.fromarray(scene.label_map).save(root / "labels" / f"{index}.png")
+    truth = coco.ground_truth(scenes, (SIZE, SIZE), CLASS_NAMES)
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(truth))
+    return root
+
+
 def make_ade(root: Path) -> Path:
     """A folder like ADE20K's: three images a split; label 0 is none, the background is class 11."""
     scenes = list(evaluation_scenes().take(0, 3))
@@ -94,25 +108,26 @@ def make_ade(root: Path) -> Path:
     return root
 
 
-def detection_config(path: Path, classes: tuple[str, ...] = CLASS_NAMES, more: str = "") -> Path:
+def detection_config(path: Path, classes: tuple[str, ...] = CLASS_NAMES, scale: tuple[int, int] = (96, 64)) -> Path:
     """The zoo's detector with a test pipeline for files."""
-    base = str(Path(__file__).parents[2] / "tasks/embedded/dense_configs/mask_rcnn_swin.py")
     text = CONFIG.format(
-        base=base,
+        base=str(Path(__file__).parents[2] / "tasks/embedded/dense_configs/mask_rcnn_swin.py"),
+        scale=scale,
         load="with_bbox=True, with_mask=True",
         pack="PackDetInputs",
         dataset="CocoDataset",
         classes=classes,
-        more=more,
+        more="",
     )
     path.write_text(text)
     return path
 
 
-def segmentation_config(path: Path, base: str = "upernet_swin", extra: str = "") -> Path:
+def segmentation_config(path: Path, extra: str = "") -> Path:
     """A segmentor of the zoo with a test pipeline for files whose label 0 is none."""
     text = CONFIG.format(
-        base=str(Path(__file__).parents[2] / f"tasks/embedded/dense_configs/{base}.py"),
+        base=str(Path(__file__).parents[2] / "tasks/embedded/dense_configs/upernet_swin.py"),
+        scale=(96, 64),
         load="reduce_zero_label=True",
         pack="PackSegInputs",
         dataset="BaseSegDataset",
@@ -121,4 +136,21 @@ def segmentation_config(path: Path, base: str = "upernet_swin", extra: str = "")
     )
     # Whole images of any size: nothing is padded to the scenes' size.
     path.write_text(text + "model = dict(data_preprocessor=dict(size=None, size_divisor=None))\n" + extra)
+    return path
+
+
+def zoo_config(path: Path, name: str) -> Path:
+    """Zoo model `name` with a pipeline that leaves images in the folder of `make_scenes` as they are."""
+    detects = name.startswith("mask")
+    text = CONFIG.format(
+        base=str(Path(__file__).parents[2] / f"tasks/embedded/dense_configs/{name}.py"),
+        scale=(SIZE, SIZE),
+        load="with_bbox=True, with_mask=True" if detects else "",
+        pack="PackDetInputs" if detects else "PackSegInputs",
+        dataset="CocoDataset" if detects else "BaseSegDataset",
+        classes=CLASS_NAMES if detects else ("background", *CLASS_NAMES),
+        more="" if detects else 'img_suffix=".png", seg_map_suffix=".png",',
+    )
+    # mmcv reads files as BGR, scenes are RGB.
+    path.write_text(text + "model = dict(data_preprocessor=dict(bgr_to_rgb=True))\n")
     return path

@@ -11,13 +11,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniature_data import IDS, SIZES, detection_config, make_ade, make_coco, segmentation_config
+from miniature_data import (
+    IDS,
+    SIZES,
+    detection_config,
+    make_ade,
+    make_coco,
+    make_scenes,
+    segmentation_config,
+    zoo_config,
+)
+from safetensors.torch import load_file
+from torch.utils import _pytree as pytree
 from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.contracts import DataFreeViolation, sealed_data
 from harness.errors import UsageError
+from methods.core.intercept import Interceptor
 from tasks.dense_outcomes import average_precision_of, mean_iou_of
+from tasks.embedded import dense_zoo
 from tasks.embedded.scene_data import CLASS_NAMES
 from tasks.openmmlab import ops
 from tasks.openmmlab.models import build_random, read_config
@@ -282,6 +295,59 @@ def test_scenes_are_evaluated_and_parts_are_known(open_suite, name, metric):
         suite.check_limit(501)
     with pytest.raises(UsageError, match="brings its own data"):
         open_suite("embedded", "somewhere")
+
+
+# --- the zoo ------------------------------------------------------------------------------------------------------
+
+COUNT = 24  # scenes, more than a batch
+
+
+def trained(name):
+    """Its suite and the model."""
+    if not (dense_zoo.FOLDER / f"{name}.safetensors").is_file():
+        pytest.skip(f"{name} has not been trained yet")
+    suite = (open_detection if name in dense_zoo.names("detection") else open_segmentation)("embedded")
+    return suite, suite.load(name, CPU)
+
+
+@pytest.mark.parametrize("name", dense_zoo.names())
+def test_trained_models_are_as_good_for_openmmlab(name, tmp_path):
+    suite, model = trained(name)
+    own = suite.evaluate(model, model.net, COUNT)
+    root = make_scenes(tmp_path / "scenes", COUNT)
+    weights = tmp_path / "weights.pth"
+    state = load_file(dense_zoo.FOLDER / f"{name}.safetensors")
+    torch.save({"state_dict": {k: v.float() if v.is_floating_point() else v for k, v in state.items()}}, weights)
+    reference = f"{zoo_config(tmp_path / 'zoo.py', name)}@{weights}"
+    if suite.task == "detection":
+        file = "annotations/instances_val2017.json"
+        metric = {"type": "CocoMetric", "ann_file": str(root / file), "metric": ["bbox", "segm"]}
+        given = {"ann_file": file, "data_prefix": {"img": "val2017/"}, "test_mode": True}
+        expected = theirs("mmdet", f"mmdet:{reference}", metric, data_root=str(root), **given)
+        for key, theirs_key in (("box_ap", "bbox_mAP"), ("mask_ap", "segm_mAP")):
+            assert own.metrics[key] == pytest.approx(100 * expected[f"coco/{theirs_key}"], abs=0.051)
+            assert own.metrics[key] > 30
+    else:
+        prefix = {"img_path": "val2017", "seg_map_path": "labels"}
+        metric = {"type": "IoUMetric", "iou_metrics": ["mIoU"]}
+        expected = theirs("mmseg", f"mmseg:{reference}", metric, data_root=str(root), data_prefix=prefix)
+        assert own.metrics["miou"] == pytest.approx(expected["mIoU"], abs=0.0051)
+        assert own.metrics["miou"] > 40
+
+
+@pytest.mark.parametrize("name", dense_zoo.names())
+def test_trained_models_are_the_same_when_intercepted(name):
+    suite, model = trained(name)
+    plain = suite.evaluate(model, model.net, 4)
+    x = suite.calibration(model).images(2, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = pytree.tree_leaves(model.net(x))
+        with Interceptor(model.net, {}):
+            intercepted = pytree.tree_leaves(model.net(x))
+            again = suite.evaluate(model, model.net, 4)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, intercepted, strict=True))
+    assert again.metrics == plain.metrics
+    assert all(np.array_equal(again.pictures[kind], plain.pictures[kind]) for kind in plain.pictures)
 
 
 # --- what users get wrong -----------------------------------------------------------------------------------------

@@ -95,9 +95,11 @@ def test_without_mmcv_a_sentence_says_what_to_install(monkeypatch):
         ops.install()
 
 
-def test_importing_the_package_imports_nothing_of_openmmlab():
+def test_nothing_but_a_dense_run_imports_openmmlab():
     code = (
-        "import sys, tasks.openmmlab.models, tasks.openmmlab.samples, tasks.embedded.dense_zoo, tasks.timm_cls; "
+        "import sys, tasks.openmmlab.samples, tasks.mmdet_det, tasks.mmseg_seg, tasks.embedded.scene_data; "
+        "import harness.cli, typer.testing as t; assert t.CliRunner().invoke(harness.cli.app, ['list', 'tasks']).output; "
+        "assert t.CliRunner().invoke(harness.cli.app, ['plan', '--methods', 'minmax']).exit_code == 0; "
         "sys.exit(any(name.partition('.')[0] in ('mmcv', 'mmengine', 'mmdet', 'mmseg') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
