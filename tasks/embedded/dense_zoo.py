@@ -51,7 +51,9 @@ _MODELS = {
     "swin_start": DenseModel("segmentation", "UperNet on Swin (mmseg)", "upernet_swin", _FIRST, kept=False),
     "vit_start": DenseModel("segmentation", "UperNet on ViT (mmseg)", "upernet_vit", _FIRST, kept=False),
     "upernet_swin": DenseModel("segmentation", "UperNet on Swin (mmseg)", "upernet_swin", _SECOND, "swin_start"),
-    "upernet_vit": DenseModel("segmentation", "UperNet on ViT (mmseg)", "upernet_vit", _SECOND, "vit_start"),
+    "upernet_vit": DenseModel(
+        "segmentation", "UperNet on ViT (mmseg)", "upernet_vit", replace(_SECOND, iterations=2500), "vit_start"
+    ),
     "mask_rcnn_swin": DenseModel(
         "detection", "Mask R-CNN on Swin (mmdet)", "mask_rcnn_swin", Recipe(iterations=1200, muon=True), "swin_start"
     ),
