@@ -76,6 +76,12 @@ def tables(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """Write the tables again and all of them as one page for a browser: nox -s report -- --out FOLDER"""
+    run_harness(session, "report")
+
+
+@nox.session
 def diagnose(session: nox.Session) -> None:
     """Look at the stored images with the float models: patch similarity figures beside the tables."""
     run_harness(session, "diagnose")

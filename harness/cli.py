@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from harness.names import parse_value, split_names
 from harness.plan import ABLATION, RERUN, Request, make_plan
 from harness.plugins import PRESETS
 from harness.registry import check_known
+
+if TYPE_CHECKING:
+    from harness.store import Store
 
 USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 DEVICES = ("auto", "cpu", "cuda")
@@ -205,10 +208,33 @@ def describe(method: Annotated[str, typer.Argument(help="a name from `list metho
 
 
 @app.command()
-def tables(out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/runs/embedded")) -> None:
+def tables(
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/runs/embedded"),
+    published: Annotated[
+        bool, typer.Option("--published", help="Also set published numbers beside those measured here.")
+    ] = False,
+) -> None:
     """Make the tables and figures of a results folder again."""
+    from harness.reporting import write_tables
+
+    write_tables(_measured(out), Catalog.default(), _console(), with_published=published)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/runs/embedded"),
+    html: Annotated[Path | None, typer.Option(help="The page; OUT/report/report.html if left out.")] = None,
+) -> None:
+    """Make tables, figures and one page that holds them all, to be read offline in a browser."""
+    from harness.reporting import write_page
+
+    typer.echo(str(write_page(_measured(out), Catalog.default(), _console(), html)))
+
+
+def _measured(out: Path) -> Store:
+    """The results in `out`; ends the program if nothing was measured there."""
     from harness.store import Store
-    from harness.sweep import NOTHING_MEASURED, report
+    from harness.sweep import NOTHING_MEASURED
 
     if not out.is_dir():
         raise UsageError(f"there is no results folder {out}; run bench first or give another --out")
@@ -216,7 +242,7 @@ def tables(out: Annotated[Path, typer.Option(help="Results folder.")] = Path("re
     if not any(record.status == "ok" for record in store.records()):
         typer.echo(f"Error: nothing was measured in {out}.", err=True)
         raise typer.Exit(NOTHING_MEASURED)
-    report(store, None, _console())
+    return store
 
 
 @app.command()

@@ -16,7 +16,7 @@ from harness.errors import UsageError
 from harness.record import Record
 from harness.registry import check_known
 from harness.report import tables
-from harness.report.diagnostics import save
+from harness.report.files import save
 from harness.report.frame import cells_frame
 from harness.report.gallery import one_precision
 from harness.report.similarity_figures import Similarity, maps_figure, similarity_figure, similarity_frame

@@ -114,7 +114,7 @@ def _brackets(name: str) -> str:
     return ", ".join(f"{part.name}: {part.brackets}" for part in parts if part.changes)
 
 
-def _tables(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
+def split(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
     """Title, rows and table of strings of every group and base."""
     found = []
     for title, group in tables.groups(frame):
@@ -129,14 +129,14 @@ def _tables(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]
 def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
     """A table a scheme and precision: every switch's accuracy, difference to the base, significance and time."""
     parts = ["# Ablation\n"]
-    for title, rows, table in _tables(frame):
+    for title, rows, table in split(frame):
         parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(table)), tables.sensitivity(rows)]
     return "\n".join([*parts, NOTES, *tables.unmeasured(cells)])
 
 
 def latex(frame: pd.DataFrame) -> str:
     """The same tables for a paper."""
-    return "\n".join(tables.latex_models(title, table) for title, _, table in _tables(frame))
+    return "\n".join(tables.latex_models(title, table) for title, _, table in split(frame))
 
 
 def csv(frame: pd.DataFrame) -> str:

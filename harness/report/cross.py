@@ -57,7 +57,8 @@ def crosses(cells: pd.DataFrame, summary: pd.DataFrame, outcomes: Outcomes, name
     rows: list[dict[Any, Any]] = []
     for place, members in summary.merge(_parts(cells, names), on="method").groupby(TABLE, sort=True):
         found = members.drop_duplicates(["source", "calibrator"])
-        if min(found["source"].nunique(), found["calibrator"].nunique()) < 2:
+        several = min(found["source"].nunique(), found["calibrator"].nunique()) > 1
+        if not several or not (found["status"] == "ok").any():  # or all of them are skipped at this precision
             continue
         compared: list[dict[Any, Any]] = []
         for _, column in found.sort_values(["calibrator", "source"]).groupby("calibrator"):
@@ -127,7 +128,7 @@ def _labels(rows: pd.DataFrame, kind: str) -> dict[str, str]:
     return dict(zip(own["method"], tables.method_labels(own), strict=True))
 
 
-def _table(rows: pd.DataFrame) -> pd.DataFrame:
+def table(rows: pd.DataFrame) -> pd.DataFrame:
     """A table of strings with margins."""
     sources, calibrators = order(rows)
     measured = rows.pivot_table(index="source", columns="calibrator", values="accuracy")  # without what never was
@@ -135,26 +136,26 @@ def _table(rows: pd.DataFrame) -> pd.DataFrame:
     of_calibrator = measured.dropna().mean().reindex(calibrators)
     text = {(row["source"], row["calibrator"]): _shown(row) for row in rows.to_dict("records")}
     shown, named = _labels(rows, "source"), _labels(rows, "calibrator")
-    table = pd.DataFrame({named[c]: [text.get((s, c), tables.NONE) for s in sources] for c in calibrators})
-    table[MEAN] = [tables.number(value, 2) for value in of_source]
-    table.loc[len(sources)] = [*(tables.number(value, 2) for value in of_calibrator), ""]
-    return table.set_axis(pd.Index([*(shown[s] for s in sources), MEAN], name="source"))
+    strings = pd.DataFrame({named[c]: [text.get((s, c), tables.NONE) for s in sources] for c in calibrators})
+    strings[MEAN] = [tables.number(value, 2) for value in of_source]
+    strings.loc[len(sources)] = [*(tables.number(value, 2) for value in of_calibrator), ""]
+    return strings.set_axis(pd.Index([*(shown[s] for s in sources), MEAN], name="source"))
 
 
 def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
     """A table a model, scheme and precision."""
     parts = ["# Sources × calibrators\n"]
     for title, rows in split(frame):
-        table = _table(rows)
-        table.columns = pd.MultiIndex.from_product([table.columns, [""]])
-        parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(table)), tables.sensitivity(rows)]
+        shown = table(rows)
+        shown.columns = pd.MultiIndex.from_product([shown.columns, [""]])
+        parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(shown)), tables.sensitivity(rows)]
     return "\n".join([*parts, NOTES, *tables.unmeasured(cells[cells["method"].isin(frame["method"])])])
 
 
 def latex(frame: pd.DataFrame) -> str:
     """The same tables for a paper, each in one piece."""
-    found = ((title, _table(rows)) for title, rows in split(frame))
-    return "\n".join(tables.latex_table(title, table, "l" * table.shape[1]) for title, table in found)
+    found = ((title, table(rows)) for title, rows in split(frame))
+    return "\n".join(tables.latex_table(title, shown, "l" * shown.shape[1]) for title, shown in found)
 
 
 def csv(frame: pd.DataFrame) -> str:

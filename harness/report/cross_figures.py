@@ -49,10 +49,12 @@ def _draw(axis: Axes, rows: pd.DataFrame, norm: Normalize, sources: list[str], c
         for x, calibrator in enumerate(calibrators):
             row = found.get((source, calibrator), {})
             light = norm(row.get("accuracy", np.nan)) >= 0.5 or row.get("status") != "ok"
-            style: dict[str, Any] = {"color": "black" if light else "white", "linespacing": 1.1, "fontsize": 7}
+            style: dict[str, Any] = {"color": "black" if light else "white", "linespacing": 1.1, "fontsize": 7.5}
             style["fontweight"] = "bold" if row.get("best") else "normal"
             axis.text(x, y, _text(row), ha="center", va="center", **style)
-    axis.set_xticks(range(len(calibrators)), calibrators, fontsize=7, rotation=30, ha="right", rotation_mode="anchor")
+    axis.set_xlabel("calibrator", fontsize=9)
+    axis.set_ylabel("image source", fontsize=9)
+    axis.set_xticks(range(len(calibrators)), calibrators, fontsize=8, rotation=30, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(sources)), sources, fontsize=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

@@ -21,6 +21,7 @@ GREY = "#808080"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 DASHES = ("-", "--", ":", "-.")
 PANELS_A_ROW = 3
+BITS_LABEL = "bits of weights (W) and activations (A)"
 CAPTION = "Error bars: ± 1 standard deviation over seeds; 95 % Wilson interval where one seed ran."
 
 Style = dict[str, Any]
@@ -61,7 +62,8 @@ def method_styles(methods: pd.DataFrame) -> dict[str, Style]:
         else:
             colour, dash = GREY, "--" if role == "ceiling" else ":"
         marker = MARKERS[place % len(MARKERS)]
-        styles[method] = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 5.5, "linewidth": 1.2}
+        size = 8.5 if marker == "*" else 5.5  # a star looks smaller than it is
+        styles[method] = {"color": colour, "linestyle": dash, "marker": marker, "markersize": size, "linewidth": 1.2}
     return styles
 
 
@@ -81,14 +83,13 @@ def _draw(axis: Axes, panel: pd.DataFrame, styles: dict[str, Style]) -> None:
     for value in panel.loc[panel["role"] == "float", "accuracy"].unique():
         axis.axhline(value, color="black", linewidth=1, linestyle=(0, (5, 3)), zorder=0)
     metric = str(panel["metric"].iloc[0])
-    axis.set(
-        xticks=range(len(bits)), xticklabels=bits, xlim=(-0.6, len(bits) - 0.4), ylabel=METRICS.get(metric, metric)
-    )
+    axis.set(xticks=range(len(bits)), xticklabels=bits, xlim=(-0.6, len(bits) - 0.4))
+    axis.set(xlabel=BITS_LABEL, ylabel=METRICS.get(metric, metric))
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     first = panel.iloc[0]
-    title = f"{first['model']}, scheme {first['scheme']}\n{first['suite']}, {_amount(quantized)}"
+    title = f"{first['model']}, scheme {first['scheme']}\n{first['suite']}, {amount(quantized)}"
     axis.set_title(title, fontsize=10)
 
 
@@ -103,12 +104,25 @@ def _error(row: dict[Any, Any]) -> tuple[float, float]:
     return 100 * (share - low), 100 * (high - share)
 
 
-def _amount(points: pd.DataFrame) -> str:
+def amount(points: pd.DataFrame) -> str:
+    """How many images and seeds are behind the rows of a summary: `2,000 images, 3 seeds`."""
     images = points["images"].max()
     return (f"{images:,.0f} images, " if images > 0 else "") + seeds(points)
 
 
+def calibration(cells: pd.DataFrame) -> str:
+    """How many calibration images and seeds are behind rows that have one each: `32 calibration images, 3 seeds`."""
+    images = cells["calibration_images"].dropna().astype(int)
+    number = cells["seed"].nunique()
+    known = f"{_span(images.min(), images.max())} calibration images, " if len(images) else ""
+    return known + f"{number} seed" + "s" * (number > 1)
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
 def seeds(points: pd.DataFrame) -> str:
     """How many seeds the rows of a summary have: `3 seeds`, `1 to 3 seeds`."""
-    low, high = points["seeds"].min(), points["seeds"].max()
-    return f"{low} seed" + ("s" if high > 1 else "") if low == high else f"{low} to {high} seeds"
+    high = points["seeds"].max()
+    return f"{_span(points['seeds'].min(), high)} seed" + "s" * bool(high != 1)

@@ -68,6 +68,7 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
         **{name: record.metrics.get(name, np.nan) for name in SECONDARY},
         "per_image": isinstance(right, np.ndarray),  # accuracy is the share of images that `outcomes` has right
         "images": len(right) if right is not None else cell.limit,
+        "calibration_images": _calibration_images(record),
         "seconds": record.seconds,
         "peak_memory_mib": record.peak_memory_mib,
         "added_memory_mib": record.added_memory_mib,
@@ -94,7 +95,8 @@ def _row_columns() -> list[str]:
     """Columns of the frame, also when there are no records."""
     fixed = (
         "suite task data limit scheme bits model weights method options role origin trains seed status reason metric"
-        f" accuracy {' '.join(SECONDARY)} per_image images seconds peak_memory_mib added_memory_mib weight_mib gbops"
+        f" accuracy {' '.join(SECONDARY)} per_image images calibration_images seconds peak_memory_mib added_memory_mib"
+        " weight_mib gbops"
         " mean_weight_bits mean_layer_bits mean_activation_bits weight_sites activation_sites device key"
     )
     return [*fixed.split(), *(f"{name}{suffix}" for name in STAGES for suffix in ("_s", "_cached")), "total_s"]
@@ -106,6 +108,16 @@ def _role(record: Record) -> str:
     if record.data == "images":
         return "ceiling"
     return "floor" if re.split(r"[\[+]", record.cell.method)[0] == FLOOR_SOURCE else "method"
+
+
+def _calibration_images(record: Record) -> int | None:
+    """How many images the method calibrated on, as it counted them or as an option says; None where neither does."""
+    parts = record.cell.options.get("parts", {})
+    values = (
+        [part.get("images") for part in parts.values() if isinstance(part, dict)] if isinstance(parts, dict) else []
+    )
+    stated = next((value for value in values if isinstance(value, int)), None)
+    return record.counters.get("images", stated)
 
 
 def label_variants(names: Sequence[str], options: Sequence[str]) -> list[str]:

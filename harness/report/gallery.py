@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,27 +16,30 @@ COLUMNS = 8
 GAP = 2  # pixels of the enlarged strip between two images
 LABELS = 6  # names that fit beside a row
 TILE = 96  # a side of an enlarged image, about
+MOSAIC_IMAGES = 4
 MOSAIC = 140  # a side of four images together, about
 ROLE_ORDER = ("ceiling", "method", "floor")  # rows from top to bottom
 
 Snapshots = Mapping[int, NDArray[np.uint8]]  # optimisation step -> images (n, height, width, channels)
 
 
-def gallery_figure(model: str, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> Figure:
+def gallery_figure(title: str, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> Figure:
     """One row a method: its name and its first images, enlarged without smoothing.
 
     Args:
-        model: Name for the title.
+        title: Says which model and seed; how many images there are stands behind it.
         rows: Label and images (n, height, width, channels) of each row; one channel is shown as grey.
     """
     strips = [_strip(images) for _, images in rows]
+    most = max(len(images[:COLUMNS]) for _, images in rows)
+    shown = f"the first {most}" if most > 1 else "the first one"
     width = max(strip.shape[1] for strip in strips)
     inch = 100  # pixels
     label_width, title_height, row_gap = 2.0, 0.4, 0.1
     heights = [strip.shape[0] / inch for strip in strips]
     size = (label_width + width / inch + row_gap, title_height + sum(heights) + row_gap * len(rows))
     figure = Figure(figsize=size, dpi=inch)
-    figure.text(label_width / size[0], 1 - 0.5 * title_height / size[1], f"Calibration images, {model}", va="center")
+    figure.text(label_width / size[0], 1 - 0.5 * title_height / size[1], f"{title}, {shown}", va="center")
     top = size[1] - title_height
     for (label, _), strip, height in zip(rows, strips, heights, strict=True):
         place = (label_width / size[0], (top - height) / size[1], strip.shape[1] / inch / size[0], height / size[1])
@@ -46,6 +49,25 @@ def gallery_figure(model: str, rows: Sequence[tuple[str, NDArray[np.uint8]]]) ->
         figure.text(0.1 / size[0], (top - height / 2) / size[1], label, va="center", fontsize=9)
         top -= height + row_gap
     return figure
+
+
+def galleries(
+    cells: pd.DataFrame, images: Callable[[str], NDArray[np.uint8] | None]
+) -> Iterator[tuple[str, int, list[tuple[str, NDArray[np.uint8]]]]]:
+    """Model, seed and rows of every gallery: the first seed of every method whose `images`, by cell key, were kept."""
+    measured = cells[(cells["status"] == "ok") & (cells["role"] != "float")]
+    for model, of_model in measured.groupby("model", sort=True):
+        seed = int(of_model["seed"].min())
+        first = of_model[of_model["seed"] == seed]
+        rank = first["role"].map({role: place for place, role in enumerate(ROLE_ORDER)})
+        ordered = first.assign(rank=rank).sort_values(["rank", "method", "bits", "key"])
+        shown = []
+        for method, bits, key in ordered[["method", "bits", "key"]].itertuples(index=False):
+            found = images(key)
+            if found is not None and len(found):
+                shown.append((method, bits, found))
+        if shown:
+            yield str(model), seed, distinct(shown)
 
 
 def distinct(cells: Sequence[tuple[str, str, NDArray[np.uint8]]]) -> list[tuple[str, NDArray[np.uint8]]]:
@@ -112,8 +134,9 @@ def iterations_figure(title: str, rows: Sequence[tuple[str, Snapshots]]) -> Figu
 
 
 def _mosaic(images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Up to four images, two a row, on white; as RGB."""
-    strips = [_strip(images[i : i + 2], MOSAIC // 2) for i in range(0, min(4, len(images)), 2)]
+    """The first images, two a row, on white; as RGB."""
+    shown = images[:MOSAIC_IMAGES]
+    strips = [_strip(shown[i : i + 2], MOSAIC // 2) for i in range(0, len(shown), 2)]
     gap = np.full((GAP, strips[0].shape[1], 3), 255, dtype=np.uint8)
     padding = strips[0].shape[1] - strips[-1].shape[1]  # an odd image leaves a place free
     strips[-1] = np.pad(strips[-1], ((0, 0), (0, padding), (0, 0)), constant_values=255)

@@ -12,14 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.record import Record
-from harness.report.figures import Style, method_styles
+from harness.report.figures import Style, calibration, method_styles
 from harness.report.frame import CONTEXT
 from harness.report.tables import bit_order
 
 REFERENCE = "real"  # the image source that ranges are compared with; a name of display only
 SAME = [*CONTEXT, "model", "scheme", "bits", "seed"]  # what two records share whose ranges are compared
 RANGES = ["low", "high", "real_low", "real_high", "log2_width", "overlap"]
-COLUMNS = [*SAME, "method", "role", "reference", "place", "site", *RANGES]
+COLUMNS = [*SAME, "method", "role", "calibration_images", "reference", "place", "site", *RANGES]
 INCHES_A_SITE = 0.135
 
 
@@ -42,12 +42,12 @@ def range_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
             if _plain(method)[0] == REFERENCE
         }
         common = dict(zip(SAME, coordinates, strict=True))
-        for method, role, key in group[["method", "role", "key"]].itertuples(index=False):
+        for method, role, images, key in group[["method", "role", "calibration_images", "key"]].itertuples(index=False):
             reference = _reference_of(method, references)
             if role not in ("method", "floor") or reference is None:
                 continue
             ours, real = (_ranges(by_key[k]) for k in (key, references[reference]))
-            own = {**common, "method": method, "role": role, "reference": reference}
+            own = {**common, "method": method, "role": role, "calibration_images": images, "reference": reference}
             for place, site in enumerate(site for site in ours if site in real):
                 rows.append({**own, "place": place, "site": site, **_agreement(ours[site], real[site])})
     frame = pd.DataFrame(rows, columns=COLUMNS)
@@ -107,8 +107,8 @@ def range_figure(frame: pd.DataFrame) -> Figure | None:
     for place, (axis, (scheme, bits, reference, panel)) in enumerate(zip(axes, panels, strict=True)):
         last = place == len(panels) - 1 or panels[place + 1][0] != scheme  # of those that share their sites
         _draw(axis, panel, styles, named=last)
-        seeds = panel["seed"].nunique()
-        amount = "1 seed" if seeds == 1 else f"mean of {seeds} seeds, band from least to most"
+        amount = calibration(panel)
+        amount += "; their mean, band from least to most" if len(panel["seed"].unique()) > 1 else ""
         title = f"{frame['model'].iloc[0]}, {bits}, scheme {scheme}, against {reference}: {amount}"
         axis.set_title(title, fontsize=9, loc="left")
     return figure
@@ -127,7 +127,7 @@ def _draw(axis: Axes, panel: pd.DataFrame, styles: Mapping[str, Style], *, named
         axis.fill_between(spread.index, spread["min"], spread["max"], color=style["color"], alpha=0.15, linewidth=0)
     names = panel.drop_duplicates("place").sort_values("place")
     axis.set(xlim=(-0.7, names["place"].max() + 0.7), ylabel="log2 (range width /\nwidth on real images)")
-    axis.set_xticks(names["place"], names["site"] if named else [""] * len(names), rotation=90, fontsize=6)
+    axis.set_xticks(names["place"], names["site"] if named else [""] * len(names), rotation=90, fontsize=7)
     if named:
         axis.set_xlabel("activation site, in execution order", fontsize=9)
     axis.grid(color="#DDDDDD", linewidth=0.5)

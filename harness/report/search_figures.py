@@ -12,12 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from harness.record import Record
-from harness.report.figures import COLOURS, DASHES
+from harness.report.figures import COLOURS, DASHES, MARKERS, calibration
 from harness.report.tables import bit_order
 
 KEY = ["model", "method", "scheme", "bits", "seed"]
+COMMON = [*KEY, "calibration_images"]  # what the frames of diagnostics say of every record
 # Diagnostic lists a value a cycle -> axis label.
-CURVES = {"fitness": "best fitness, mean over layers\n(lower is better)", "diversity": "s. d. of scale multipliers"}
+CURVES = {
+    "fitness": "best fitness (no unit), mean over\nlayers; lower is better",
+    "diversity": "s. d. of scale multipliers (no unit)",
+}
 
 
 def measured(records: Iterable[Record], cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Record]]:
@@ -25,7 +29,7 @@ def measured(records: Iterable[Record], cells: pd.DataFrame) -> Iterator[tuple[d
     by_key = {record.key: record for record in records}
     for row in cells[cells["status"] == "ok"].sort_values(KEY).to_dict("records"):
         if row["key"] in by_key:
-            yield {name: row[name] for name in KEY}, by_key[row["key"]]
+            yield {name: row[name] for name in COMMON}, by_key[row["key"]]
 
 
 def search_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +42,7 @@ def search_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame
         for cycle in range(max((len(cycles.get(name, ())) for name in CURVES), default=0)):
             values = {name: dict(enumerate(cycles.get(name, ()))).get(cycle, np.nan) for name in CURVES}
             rows.append({**coordinates, "cycle": cycle, **values, "refreshed": cycle in refreshes})
-    return pd.DataFrame(rows, columns=[*KEY, "cycle", *CURVES, "refreshed"])
+    return pd.DataFrame(rows, columns=[*COMMON, "cycle", *CURVES, "refreshed"])
 
 
 def search_figure(frame: pd.DataFrame) -> Figure | None:
@@ -51,7 +55,8 @@ def search_figure(frame: pd.DataFrame) -> Figure | None:
     for axes, ((method, scheme), panel) in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
         for axis, (name, label) in zip(axes, CURVES.items(), strict=True):
             for place, bits in enumerate(widths):
-                style = {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place // len(COLOURS) % 4]}
+                style = {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place % len(DASHES)]}
+                style["marker"] = MARKERS[place % len(MARKERS)]
                 _lines(axis, panel[panel["bits"] == bits], name, bits, style)
             for cycle in panel.loc[panel["refreshed"], "cycle"].unique():
                 axis.axvline(cycle - 0.5, color="#808080", linewidth=0.8, linestyle=":", zorder=0)
@@ -59,11 +64,10 @@ def search_figure(frame: pd.DataFrame) -> Figure | None:
                 axis.set_yscale("log")
                 axis.yaxis.set_major_formatter(LogFormatter())  # 0.6 instead of 6 x 10^-1
                 axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-            axis.set(xlabel="cycle, over all passes", ylabel=label)
+            axis.set(xlabel="cycle, counted over all passes", ylabel=label)
             axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
-        seeds = panel["seed"].nunique()
-        amount = "1 seed" if seeds == 1 else f"{seeds} seeds thin, their mean thick"
+        amount = calibration(panel) + (" thin, their mean thick" if len(panel["seed"].unique()) > 1 else "")
         axes[0].set_title(f"{frame['model'].iloc[0]}, {method}, scheme {scheme}: {amount}", fontsize=9, loc="left")
         axes[1].set_title("dotted: images refreshed" if panel["refreshed"].any() else "", fontsize=9, loc="left")
         axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -73,5 +77,5 @@ def search_figure(frame: pd.DataFrame) -> Figure | None:
 def _lines(axis: Axes, curves: pd.DataFrame, name: str, bits: str, style: dict[str, Any]) -> None:
     if curves[name].notna().any():
         for _, of_seed in curves.groupby("seed"):
-            axis.plot(of_seed["cycle"], of_seed[name], linewidth=0.6, alpha=0.6, **style)
-        axis.plot(curves.groupby("cycle")[name].mean(), linewidth=2, label=bits, **style)
+            axis.plot(of_seed["cycle"], of_seed[name], linewidth=0.6, alpha=0.6, **{**style, "marker": ""})
+        axis.plot(curves.groupby("cycle")[name].mean(), linewidth=2, markersize=4, label=bits, **style)

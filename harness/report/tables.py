@@ -31,6 +31,8 @@ NUMERIC = {
     "W bits",
     "by layer",
     "A bits",
+    "published",
+    "difference",
 }  # columns aligned right
 # columns of costs.csv beside those of the group
 COSTS = [
@@ -60,8 +62,9 @@ REBUILT = """\
 - `†` learns quantizer parameters, the rounding of weights among them, by gradient descent; `‡` learns weights.
 """
 NOTES = f"""\
-- **Δ** is the difference to the float model in points. **vs best** compares with the model's best data-free method on
-  the same images: `=` means not distinguishable, else better or worse with the p-value ({TEST}).
+- **Δ** is the difference to the float model in points. **vs best** compares with the model's best data-free method, in
+  bold, on the same images: `=` means not distinguishable, else better or worse with the p-value
+  ({TEST}).
 {SPREAD}- *floor*: calibrated on noise. *ceiling*: calibrated on real training images, so not data-free and not ranked.
 {REBUILT}"""
 
@@ -73,7 +76,7 @@ def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
         parts.append("Nothing was measured.\n")
     for title, group in groups(summary):
         parts.append(f"## {title}{metric(group)}\n")
-        parts += [markdown(part) for part in fitting(_comparison_table(group))]
+        parts += [markdown(part) for part in fitting(comparison_table(group))]
         parts.append(sensitivity(group))
     if not summary.empty:
         parts.append(NOTES)
@@ -124,9 +127,9 @@ def _cost_tables(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Title and table of every group and model; all have the same columns."""
     refresh = bool(summary["refresh_s"].notna().any())
     for title, group in groups(summary):
-        order = _order(group)
+        places = order(group)
         for model, rows in group.groupby("model", sort=True):
-            table = _cost_table(rows.sort_values("method", key=lambda names: names.map(order.index)))
+            table = _cost_table(rows.sort_values("method", key=lambda names: names.map(places.index)))
             yield f"{model}, {title}", table if refresh else table.drop(columns="refresh s")
 
 
@@ -157,7 +160,7 @@ def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def latex(summary: pd.DataFrame) -> str:
     """The main table for a paper: one booktabs table a group, needing the packages booktabs and multirow."""
-    return "\n".join(latex_models(title + metric(group), _comparison_table(group)) for title, group in groups(summary))
+    return "\n".join(latex_models(title + metric(group), comparison_table(group)) for title, group in groups(summary))
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -193,7 +196,7 @@ def bit_order(bits: str, *, most: bool = False) -> tuple[float, ...]:
     return tuple(-n for n in numbers) if most else numbers
 
 
-def _order(group: pd.DataFrame) -> list[str]:
+def order(group: pd.DataFrame) -> list[str]:
     """Methods of a group: float first, then by accuracy, unmeasured ones last.
 
     Over several models the mean distance to the highest accuracy of each counts, so that a method measured on the
@@ -211,23 +214,29 @@ def standing(rows: pd.DataFrame, what: str, within: list[str]) -> pd.Series[floa
 
 def method_labels(group: pd.DataFrame) -> pd.Series[str]:
     """Names of methods with what the notes explain: reconstruction, training, floor, ceiling."""
-    role = group["role"].map({"floor": " (floor)", "ceiling": " (ceiling)"}).fillna("")
-    rebuilt = group["origin"].map({"reconstruction": " *"}).fillna("")
-    trained = group["trains"].map({"quantizers": " †", "weights": " ‡"}).fillna("")
-    return group["method"] + rebuilt + trained + role
+    role = _marked(group["role"], {"floor": " (floor)", "ceiling": " (ceiling)"})
+    rebuilt = _marked(group["origin"], {"reconstruction": " *"})
+    trained = _marked(group["trains"], {"quantizers": " †", "weights": " ‡"})
+    return group["method"].astype(str) + rebuilt + trained + role
 
 
-def _comparison_table(group: pd.DataFrame) -> pd.DataFrame:
+def _marked(values: pd.Series[Any], marks: Mapping[str, str]) -> pd.Series[str]:
+    """The mark of every value, or nothing; text also where there are no values."""
+    return values.map(dict(marks)).fillna("").astype(str)
+
+
+def comparison_table(group: pd.DataFrame) -> pd.DataFrame:
+    """The main table of one group: strings, the best data-free method of every model in `**`."""
     labels = dict(zip(group["method"], method_labels(group), strict=True))
     columns: dict[str, Shown] = {
-        "": accuracy,
+        "": highlighted,
         "Δ": lambda row: number(row["delta"], 2, "+") if row["role"] != "float" else "",
-        "vs best": lambda row: "best" if row["best"] else "" if row["role"] == "float" else verdict(row),
+        "vs best": significance,
     }
     for name in SECONDARY:
         if group[name].notna().any():
             columns[SHORT[name]] = partial(_secondary, name)
-    return by_model(group, {method: labels[method] for method in _order(group)}, columns, "method")
+    return by_model(group, {method: labels[method] for method in order(group)}, columns, "method")
 
 
 def _secondary(name: str, row: dict[Any, Any]) -> str:
@@ -259,6 +268,16 @@ def accuracy(row: dict[Any, Any]) -> str:
         return str(row["status"])
     text = f"{row['accuracy']:.2f}" + (f" ± {row['accuracy_sd']:.2f}" if row["seeds"] > 1 else "")
     return text + (f" [{row['seeds']}/{row['seeds_wanted']}]" if row["seeds"] < row["seeds_wanted"] else "")
+
+
+def highlighted(row: dict[Any, Any]) -> str:
+    """The `accuracy` of a row, in `**` if it is the best data-free method's."""
+    return f"**{accuracy(row)}**" if row["best"] else accuracy(row)
+
+
+def significance(row: dict[Any, Any]) -> str:
+    """How a row stands to the best data-free method: `best`, or the `verdict`; nothing for the float model."""
+    return "best" if row["best"] else "" if row["role"] == "float" else verdict(row)
 
 
 def verdict(row: dict[Any, Any]) -> str:
@@ -353,12 +372,16 @@ def latex_models(title: str, table: pd.DataFrame) -> str:
     return latex_table(title, table, "".join("r" if c[1] in NUMERIC else "l" for c in table.columns))
 
 
-def latex_table(title: str, table: pd.DataFrame, columns: str) -> str:
-    """A booktabs table of strings with their alignment, `lr` for two columns; a cell in `**` is bold as in Markdown."""
+def latex_table(title: str, table: pd.DataFrame, columns: str, *, long: bool = False) -> str:
+    """A booktabs table of strings with their alignment, `lr` for two columns; a cell in `**` is bold as in Markdown.
+
+    A `long` one may run over pages, by the package longtable.
+    """
     escape: Callable[[object], str] = lambda text: _BOLD.sub(r"\\textbf{\1}", str(text).translate(_LATEX))  # noqa: E731
     renamed = table.map(escape).rename(index=escape, columns=escape).rename_axis(index=None)
+    place: dict[str, Any] = {"environment": "longtable"} if long else {"position": "htbp"}
     return str(
         renamed.style.to_latex(
-            hrules=True, column_format="l" + columns, multicol_align="c", caption=escape(title), position="htbp"
+            hrules=True, column_format="l" + columns, multicol_align="c", caption=escape(title), **place
         )
     )

@@ -11,8 +11,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from harness.record import Record
-from harness.report.figures import COLOURS
-from harness.report.search_figures import KEY, measured
+from harness.report.figures import COLOURS, calibration
+from harness.report.search_figures import COMMON, measured
 
 MIXED = "MP"  # how the bits of a mixed-precision cell begin
 WIDTHS = range(2, 9)
@@ -26,7 +26,7 @@ def bits_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
         if record.cell.bits.startswith(MIXED) and record.quantization
         for place, layer in enumerate(record.quantization.layers)
     ]
-    return pd.DataFrame(rows, columns=[*KEY, "place", "layer", "size", "width"])
+    return pd.DataFrame(rows, columns=[*COMMON, "place", "layer", "size", "width"])
 
 
 def bits_figure(frame: pd.DataFrame) -> Figure | None:
@@ -47,8 +47,9 @@ def bits_figure(frame: pd.DataFrame) -> Figure | None:
         if np.isfinite(width):
             colour = "white" if width < 5 else "black"
             axis.text(column, row, f"{width:g}", ha="center", va="center", fontsize=7, color=colour)
-    _label(axis, names, layers, f"{frame['model'].iloc[0]}: weight bits of each layer")
-    figure.colorbar(image, ax=axis, label="weight bits", ticks=list(WIDTHS), shrink=0.6)
+    _label(axis, names, layers, f"{frame['model'].iloc[0]}: weight bits of each layer\n{calibration(frame)}")
+    axis.set(xlabel="method, scheme, budget and seed;\nmean over parameters (bits)", ylabel="layer, in execution order")
+    figure.colorbar(image, ax=axis, label="weight width (bits)", ticks=list(WIDTHS), shrink=0.6)
     return figure
 
 
@@ -66,7 +67,7 @@ def sensitivity_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.Data
                 {**coordinates, **known, "width": width, "fitness": value, "excess": value - least}
                 for width, value in zip(found["widths"], fitness, strict=True)
             ]
-    return pd.DataFrame(rows, columns=[*KEY, "place", "layer", "size", "width", "fitness", "excess"])
+    return pd.DataFrame(rows, columns=[*COMMON, "place", "layer", "size", "width", "fitness", "excess"])
 
 
 def sensitivity_figure(frame: pd.DataFrame) -> Figure | None:
@@ -87,14 +88,20 @@ def sensitivity_figure(frame: pd.DataFrame) -> Figure | None:
         norm = LogNorm(most / 1000, most, clip=True) if most > 0 else None
         image = axis.imshow(table.reindex(layers["layer"]), cmap="viridis", norm=norm, aspect="auto")
         number = panel.drop_duplicates(["bits", "seed"]).shape[0]
-        title = f"{frame['model'].iloc[0]}, {method}, {scheme}\nmean of {number} record{'s' * (number > 1)}"
+        title = f"{frame['model'].iloc[0]}, {method}, {scheme}: mean of {number} record{'s' * (number > 1)}"
+        title += f"\n{calibration(panel)}"
         _label(axis, [str(width) for width in table.columns], layers["layer"].tolist(), title)
-        axis.set_xlabel("bits of this layer alone")
+        axis.set_xlabel("width of this layer alone (bits)")
         figure.colorbar(
-            image, ax=axis, label=f"fitness above that at {table.columns.max()} bits", extend="min", shrink=0.6
+            image,
+            ax=axis,
+            label=f"fitness above that at {table.columns.max()} bits (no unit)",
+            extend="min",
+            shrink=0.6,
         )
     axes[-1].barh(range(len(layers)), layers["size"] / 1000, color=COLOURS[0])
-    axes[-1].set(xlabel="values\n(thousands)")
+    axes[-1].set(xlabel="size (thousand\nvalues)")
+    axes[0].set_ylabel("layer, in execution order")
     axes[-1].spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -221,6 +221,25 @@ def test_tables(cli):
         os.truncate(images, images.stat().st_size // 2)
     cli("tables", "--out", str(RUNS))
     assert (RUNS / "report" / "comparison.csv").read_bytes() == first
+    assert not (RUNS / "report" / "published.md").exists()
+    shown = cli("tables", "--out", str(RUNS), "--published").output
+    assert "No model measured here (tiny; suite toy) has a published number" in shown
+    assert (RUNS / "report" / "published.md").read_text() in shown
+
+
+def test_report(cli, tmp_path):
+    assert "no results folder" in cli("report", "--out", "nowhere", code=2).stderr
+    RUNS.mkdir(parents=True)
+    cli("report", "--out", str(RUNS), code=4)
+    cli("bench", *TOY, "--in-process", "--methods", "toynoise", "--bits", "W4A8")
+    assert cli("report", "--out", str(RUNS)).output.endswith(f"{RUNS / 'report' / 'report.html'}\n")
+    page = (RUNS / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "None of these records is stale." in page
+    assert str(tmp_path) not in page
+    assert "is a folder" in cli("report", "--out", str(RUNS), "--html", str(RUNS), code=2).stderr
+    (tmp_path / "file").touch()
+    assert "--html" in cli("report", "--out", str(RUNS), "--html", "file/page.html", code=2).stderr
 
 
 def test_list(cli):

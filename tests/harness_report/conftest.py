@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.catalog import Catalog
 from harness.store import Store
 
 
@@ -12,3 +13,8 @@ def store(tmp_path: Path) -> Store:
     folder = tmp_path / "cells"
     folder.mkdir()
     return Store(folder)
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    return Catalog.default()

@@ -45,7 +45,7 @@ def test_report_writes_every_file_and_prints_the_main_table(store: Store, tmp_pa
     assert names == {
         *("comparison.md", "comparison.csv", "comparison.tex", "cells.csv", "accuracy.png", "accuracy.svg"),
         *("costs.md", "costs.csv", "costs.tex"),
-        *(f"gallery_{model}.png" for model in fake.MODELS),
+        *(f"{kind}_{model}.png" for model in fake.MODELS for kind in ("gallery", "pareto", "stages")),
     }
     assert shown.strip() == (tmp_path / "report" / "comparison.md").read_text().strip()
     for path in (tmp_path / "report").glob("*.png"):
@@ -179,6 +179,17 @@ def test_latex_is_booktabs_and_escaped(store: Store) -> None:
     assert text.isascii()
 
 
+def test_the_best_of_every_model_is_bold_in_markdown_and_latex(store: Store) -> None:
+    fake.fill(store, bits=["W4A4"])
+    cells, summary = frames(store)
+    best = summary[summary["best"]]
+    assert len(best) == len(fake.MODELS)
+    shown = [tables.accuracy(row) for row in best.to_dict("records")]
+    assert re.findall(r"\*\*(\d.+?)\*\*", tables.comparison(summary, cells)) == shown
+    assert re.findall(r"\\textbf\{(.+?)\}", tables.latex(summary)) == [s.replace("±", r"$\pm$") for s in shown]
+    assert re.search(r"\| \*\*[^|]+\*\* *\| +-[\d.]+ \| best", tables.comparison(summary, cells))
+
+
 def test_csv_keeps_full_precision(store: Store) -> None:
     fake.fill(store, models=["vit_a"], bits=["W8A8"])
     cells, _ = frames(store)
@@ -202,7 +213,9 @@ def test_figure_has_a_panel_a_model_and_all_methods_once(store: Store) -> None:
     assert ticks == ["W4A4", "W4A8", "W8A8"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["float", *sorted(fake.LOSSES)]
-    assert "1 seed" in figure.axes[0].get_title()
+    assert "400 images, 1 seed" in figure.axes[0].get_title()
+    assert {axis.get_xlabel() for axis in figure.axes} == {"bits of weights (W) and activations (A)"}
+    assert {axis.get_ylabel() for axis in figure.axes} == {"top-1 accuracy (%)"}
 
 
 def test_gallery_shows_equal_images_once_and_bits_only_where_they_matter() -> None:

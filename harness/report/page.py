@@ -1,0 +1,210 @@
+"""The report as one page that needs nothing else: no server, no network, no other file. Frames in, text out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from harness.published import Published
+from harness.report import ablation, cross, grids, html, published, tables
+from harness.report.gallery import galleries
+from harness.report.origins import provenance_table
+from harness.report.pictures import KINDS, Snapshots, pictures
+from harness.report.results import Results
+
+ASSETS = Path(__file__).parent / "assets"
+OPEN = 6  # tables or figures of a section up to which all are unfolded
+STRIPS = 60  # rows of a model's gallery
+WITH_TABLES = "cross"  # the kind of pictures that stands below tables of its own
+_METRIC_COLUMN = {"": "result"}  # what the tables leave unnamed
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: `anchor` is its id; `body` is HTML."""
+
+    anchor: str
+    title: str
+    body: Markup
+
+
+@dataclass(frozen=True)
+class Images:
+    """What was kept beside the records, by cell key: calibration images and their states over the steps."""
+
+    kept: Callable[[str], NDArray[np.uint8] | None]
+    snapshots: Snapshots
+
+
+def page(results: Results, images: Images, numbers: Published | None, stale: int | None) -> str:
+    """The page. The same records give the same bytes, in whatever order they come.
+
+    Args:
+        results: The records and their frames.
+        images: What was kept beside them.
+        numbers: Published numbers; None leaves the section out.
+        stale: How many records other code or versions have made than are here now; None if that is not known.
+    """
+    environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    shown = [grids.results_grid(results.summary), grids.cells_grid(results.cells)]
+    compared = _Published.of(results, numbers) if numbers else None
+    if compared:
+        shown.append(compared.grid)
+    by_name = {grid.name: grid for grid in shown}
+    payload = json.dumps({name: grid.payload() for name, grid in by_name.items()}, separators=(",", ":"))
+    return environment.get_template("page.html.j2").render(
+        style=_asset("page.css"),
+        script=_asset("page.js"),
+        payload=Markup(payload.replace("<", "\\u003c")),
+        facts=_facts(results),
+        grids=by_name,
+        sections=list(_sections(results, images)),
+        published=compared,
+        unmeasured=html.lines(tables.unmeasured(results.cells)),
+        provenance=_provenance(results, stale),
+        notes={"results": html.notes(tables.NOTES), "published": html.notes(published.NOTES)},
+    )
+
+
+def _asset(name: str) -> Markup:
+    return Markup((ASSETS / name).read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What the page shows of published numbers."""
+
+    sentence: str
+    grid: grids.Grid
+    sources: Mapping[str, int]
+
+    @classmethod
+    def of(cls, results: Results, numbers: Published) -> _Published:
+        means = published.measured(results.records, results.cells)
+        frame = published.beside(numbers, means)
+        sentence = published.verdict(frame, numbers, means)
+        return cls(sentence, grids.published_grid(frame), published.sources(frame))
+
+
+def _facts(results: Results) -> dict[str, str]:
+    """What the head of the page says in numbers."""
+    cells = results.cells
+    status = cells["status"].value_counts()
+    quantized = cells[cells["role"] != "float"]
+    images = cells["images"].dropna()
+    amount = sorted({int(number) for number in images})
+    return {
+        "suites": ", ".join(sorted(cells["suite"].unique())) or "nothing",
+        "records": f"{len(cells):,}",
+        "measured": f"{status.get('ok', 0):,}",
+        "failed": f"{status.get('failed', 0):,}",
+        "skipped": f"{status.get('skipped', 0):,}",
+        "methods": f"{quantized['method'].nunique():,}",
+        "models": f"{cells['model'].nunique():,}",
+        "seeds": f"{quantized['seed'].nunique():,}",
+        "images": " or ".join(f"{number:,}" for number in amount[:4]) + (" or more" if len(amount) > 4 else ""),
+        "first": min((record.started for record in results.records), default="")[:10],
+        "last": max((record.finished for record in results.records), default="")[:10],
+    }
+
+
+def _sections(results: Results, images: Images) -> Iterator[Section]:
+    """The parts between the table of results and the published numbers; those without content are left out."""
+    summary = results.summary
+    named = [
+        (title + tables.metric(group), tables.comparison_table(group), tables.sensitivity(group))
+        for title, group in tables.groups(summary)
+    ]
+    if named:
+        yield Section("comparison", "Comparison, a table a precision and scheme", _tables(named, tables.NOTES))
+    if len(results.switches):
+        switched = [(t, frame, tables.sensitivity(rows)) for t, rows, frame in ablation.split(results.switches)]
+        yield Section("ablation", "Ablation", _tables(switched, ablation.NOTES))
+    drawn = _drawn(results, images)
+    crossed = [(title, cross.table(rows), tables.sensitivity(rows)) for title, rows in cross.split(results.crossed)]
+    for kind, title in KINDS.items():
+        body = drawn.get(kind, Markup(""))
+        if kind == WITH_TABLES and crossed:
+            body = _tables(crossed, cross.NOTES) + body
+        if body:
+            yield Section(kind, title, body)
+    kept = [(found[0], _gallery(*found)) for found in galleries(results.cells, images.kept)]
+    if kept:
+        yield Section("images", "Calibration images", _foldable(kept))
+
+
+def _tables(found: list[tuple[str, Any, str]], notes: str) -> Markup:
+    """Tables that can be folded, with what the paired test could see below each."""
+    parts = [
+        Markup("<details{}><summary>{}</summary>{}<p>{}</p></details>").format(
+            Markup(" open") if len(found) <= OPEN or place == 0 else "",
+            title,
+            html.table(frame.rename(columns=_METRIC_COLUMN), title),
+            seen.strip(),
+        )
+        for place, (title, frame, seen) in enumerate(found)
+    ]
+    return Markup("\n").join([*parts, html.notes(notes)])
+
+
+def _drawn(results: Results, images: Images) -> dict[str, Markup]:
+    """Figures of every kind; folded, apart from the first, where there are many."""
+    found: dict[str, list[tuple[str, Markup]]] = {}
+    for place, picture in enumerate(pictures(results, images.snapshots)):
+        figure = picture.draw()
+        if figure is not None:
+            label = KINDS[picture.kind] + (f", {picture.model}" if picture.model else "")
+            shown = Markup('<figure><div class=scroll tabindex=0 role=region aria-label="{}">{}</div></figure>')
+            found.setdefault(picture.kind, []).append(
+                (label, shown.format(label, html.figure(figure, f"f{place}", label)))
+            )
+    return {kind: _foldable(figures) for kind, figures in found.items()}
+
+
+def _foldable(parts: Sequence[tuple[str, Markup]]) -> Markup:
+    """Titled parts, which can be folded if there are more than a few; the first is open."""
+    if len(parts) <= OPEN:
+        return Markup("\n").join(body for _, body in parts)
+    return Markup("\n").join(
+        Markup("<details{}><summary>{}</summary>{}</details>").format(Markup(" open" * (not place)), title, body)
+        for place, (title, body) in enumerate(parts)
+    )
+
+
+def _gallery(model: str, seed: int, rows: list[tuple[str, NDArray[np.uint8]]]) -> Markup:
+    """Rows of images under their methods' names."""
+    shown = Markup("\n").join(
+        Markup("<tr><th scope=row>{}</th><td class=strip>{}</td></tr>").format(
+            Markup("<br>").join(label.splitlines()), html.strip(pictures)
+        )
+        for label, pictures in rows[:STRIPS]
+    )
+    rest = f"; {len(rows) - STRIPS} more methods are left out" if len(rows) > STRIPS else ""
+    first = max(len(html.shown(pictures)) for _, pictures in rows)
+    caption = f"{model}, seed {seed}: the first {first} images of every method{rest}"
+    return Markup(
+        '<div class=scroll tabindex=0 role=region aria-label="{0}"><table class=gallery><caption>{0}</caption>'
+        "<tbody>{1}</tbody></table></div>"
+    ).format(caption, shown)
+
+
+def _provenance(results: Results, stale: int | None) -> Markup:
+    frame, more = provenance_table(results.records)
+    parts = [Markup("<div class=wrapping>{}</div>").format(html.table(frame, "Distinct origins of the records"))]
+    if more:
+        parts.append(Markup("<p>{} more are left out.</p>").format(more))
+    if stale is not None:
+        text = (
+            f"{stale:,} of these records are stale: other code of the methods, or another torch or timm, made them than"
+            " was there when this page was made."
+        )
+        parts.append(Markup("<p>{}</p>").format(text if stale else "None of these records is stale."))
+    return Markup("\n").join(parts)

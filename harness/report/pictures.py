@@ -1,0 +1,83 @@
+"""Every figure of a report, by kind and model, drawn when asked for: for the files of a report and for its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from harness.report.cross_figures import cross_figure
+from harness.report.figures import accuracy_figure
+from harness.report.gallery import MOSAIC_IMAGES, iterations_figure, one_precision
+from harness.report.pareto_figures import pareto_figure
+from harness.report.range_figures import range_figure, range_frame
+from harness.report.results import Results
+from harness.report.search_figures import search_figure, search_frame
+from harness.report.stage_figures import stage_figure
+from harness.report.width_figures import bits_figure, bits_frame, sensitivity_figure, sensitivity_frame
+
+Snapshots = Callable[[str], Mapping[int, NDArray[np.uint8]]]  # images over the steps of a cell, by its key
+Draw = Callable[[pd.DataFrame], Figure | None]
+# Kind -> what it shows; the order is that of the page.
+KINDS = {
+    "accuracy": "Accuracy against bits",
+    "pareto": "Accuracy against size and bit operations",
+    "cross": "Image sources × calibrators",
+    "bits": "Weight bits of each layer in mixed precision",
+    "sensitivity": "Sensitivity of each layer",
+    "ranges": "Activation ranges against those of real images, site by site",
+    "search": "Fitness and diversity over the search",
+    "stages": "Time of each stage",
+    "iterations": "Images over the iterations of their synthesis",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure: `draw` makes it anew each time, or gives None if there is nothing to show. `model` is empty if it
+    shows all of them.
+    """
+
+    kind: str
+    model: str
+    draw: Callable[[], Figure | None]
+
+
+def pictures(results: Results, snapshots: Snapshots) -> Iterator[Picture]:
+    """Figures of `results`, in the order of KINDS and of the models' names."""
+    records, cells, summary = results.records, results.cells, results.summary
+    frames: Mapping[str, tuple[pd.DataFrame, Draw]] = {
+        "pareto": (summary, pareto_figure),
+        "cross": (results.crossed, cross_figure),
+        "bits": (bits_frame(records, cells), bits_figure),
+        "sensitivity": (sensitivity_frame(records, cells), sensitivity_figure),
+        "ranges": (range_frame(records, cells), range_figure),
+        "search": (search_frame(records, cells), search_figure),
+        "stages": (summary, stage_figure),
+    }
+    for kind in KINDS:
+        if kind == "accuracy":
+            yield Picture(kind, "", partial(accuracy_figure, summary))
+        elif kind == "iterations":
+            yield from _iterations(cells, snapshots)
+        else:
+            frame, draw = frames[kind]
+            for model, of_model in frame.groupby("model", sort=True):
+                yield Picture(kind, str(model), partial(draw, of_model))
+
+
+def _iterations(cells: pd.DataFrame, snapshots: Snapshots) -> Iterator[Picture]:
+    found = {key: steps for key in cells.loc[cells["status"] == "ok", "key"] if (steps := snapshots(key))}
+    for model, of_model in cells[cells["key"].isin(found)].groupby("model", sort=True):
+        shown = one_precision(of_model)
+        first = shown.iloc[0]
+        rows = [(str(method), found[key]) for method, key in zip(shown["method"], shown["key"], strict=True)]
+        number = max(len(images[:MOSAIC_IMAGES]) for _, steps in rows for images in steps.values())
+        where = f"{first['bits']}, scheme {first['scheme']}, seed {first['seed']}, the first {number}"
+        title = f"Images over the iterations, {model} ({where})"
+        yield Picture("iterations", str(model), partial(iterations_figure, title, rows))

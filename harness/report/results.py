@@ -1,0 +1,85 @@
+"""What a report is made of: the records of a folder, as frames. Reads files in `load` only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from harness import stats
+from harness.catalog import Catalog
+from harness.errors import UsageError
+from harness.plugins import import_target
+from harness.record import Record
+from harness.report import ablation, cross
+from harness.report.frame import Outcome, Outcomes, cells_frame
+from harness.report.summary import summarise
+from harness.store import Store
+
+
+@dataclass(frozen=True)
+class Results:
+    """Records with the frames that every table and figure comes from.
+
+    `names` are the methods' names in the cells, by key, since a frame may add a suffix; `switches` and `crossed` are
+    the frames of the ablation and of the cross table, empty where there is none.
+    """
+
+    records: tuple[Record, ...]
+    outcomes: Outcomes
+    cells: pd.DataFrame
+    summary: pd.DataFrame
+    names: dict[str, str]
+    switches: pd.DataFrame
+    crossed: pd.DataFrame
+
+
+def assemble(records: Iterable[Record], outcomes: Outcomes, catalog: Catalog) -> Results:
+    """The frames of `records`; in whatever order these come, the result is the same."""
+    ordered = tuple(sorted(records, key=lambda record: record.key))
+    cells = cells_frame(ordered, outcomes)
+    summary = summarise(cells, outcomes)
+    names = {record.key: record.cell.method for record in ordered}
+    switches = ablation.ablations(cells, summary, outcomes, names, _ablation_labels(names, catalog))
+    crossed = cross.crosses(cells, summary, outcomes, names)
+    return Results(ordered, outcomes, cells, summary, names, switches, crossed)
+
+
+def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Results:
+    """The results of a folder.
+
+    Args:
+        store: Where they are.
+        catalog: Plugins: they say how a task's metric is resampled and what ablations are called.
+        keys: Cells to take; all if None.
+
+    Raises:
+        UsageError: a record or its outcomes cannot be read.
+    """
+    records = [record for record in store.records() if keys is None or record.key in keys]
+    outcomes: dict[str, Outcome] = {}
+    for record in records:
+        if record.status == "ok":
+            frame = store.outcomes(record.key)
+            if "correct" in frame:
+                outcomes[record.key] = frame["correct"].to_numpy(dtype=bool)
+            elif resampling := _resampling(catalog, record.cell.task):
+                outcomes[record.key] = stats.resample(import_target(resampling)(frame), len(frame))
+    return assemble(records, outcomes, catalog)
+
+
+def _resampling(catalog: Catalog, task: str) -> str:
+    """The task's `resampling`; none if its plugin is not here."""
+    with contextlib.suppress(UsageError):
+        return catalog.tasks.get(task).resampling
+    return ""
+
+
+def _ablation_labels(names: dict[str, str], catalog: Catalog) -> dict[str, dict[str, str]]:
+    labels = {}
+    for name in sorted(set(names.values())):
+        with contextlib.suppress(UsageError):  # a variant, or its plugin is not here
+            labels[name] = catalog.ablations(name)
+    return labels
