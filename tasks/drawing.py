@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 256  # pixels: longest side of a drawn image, about
-SHOWN_SCORE = 0.3  # detections below are not drawn
+SHOWN_SCORE = 0.5  # detections below are not drawn
 _COVER = 0.45  # of a mask's colour
 _NAMED_SHARE = 0.015  # of an image
 _GOLDEN = 0.61803398875  # steps of hue that keep any number of classes apart
