@@ -64,7 +64,9 @@ def write_page(store: Store, catalog: Catalog, console: Console, html: Path | No
     results = write_report(store, store.folder, None, console, catalog)
     if numbers:
         _write_published(results, numbers, store.folder / "report")
-    text = page(results, Images(store.images, store.snapshots), numbers, stale(results.records, catalog))
+    text = page(
+        results, Images(store.images, store.snapshots, store.pictures), numbers, stale(results.records, catalog)
+    )
     write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
     return target
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.published import Published
@@ -18,6 +19,7 @@ from harness.report import ablation, cross, grids, html, published, tables
 from harness.report.gallery import galleries
 from harness.report.origins import provenance_table
 from harness.report.pictures import KINDS, Snapshots, pictures
+from harness.report.prediction_figures import Pictures, prediction_figures
 from harness.report.results import Results
 
 ASSETS = Path(__file__).parent / "assets"
@@ -38,10 +40,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Images:
-    """What was kept beside the records, by cell key: calibration images and their states over the steps."""
+    """What was kept beside the records, by cell key: calibration images, their states over the steps, and what models
+    said of evaluation images.
+    """
 
     kept: Callable[[str], NDArray[np.uint8] | None]
     snapshots: Snapshots
+    predictions: Callable[[str], Pictures]
 
 
 def page(results: Results, images: Images, numbers: Published | None, stale: int | None) -> str:
@@ -128,6 +133,13 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
     if len(results.switches):
         switched = [(t, frame, tables.sensitivity(rows)) for t, rows, frame in ablation.split(results.switches)]
         yield Section("ablation", "Ablation", _tables(switched, ablation.NOTES))
+    predicted = prediction_figures(results.cells, images.predictions)
+    bodies = [
+        (label := f"Predictions, {', '.join(names)}", _figure(figure, f"p{place}", label))
+        for place, (names, figure) in enumerate(predicted)
+    ]
+    if bodies:
+        yield Section("predictions", "What models say of the first evaluation images", _foldable(bodies))
     drawn = _drawn(results, images)
     crossed = [(title, cross.table(rows), tables.sensitivity(rows)) for title, rows in cross.split(results.crossed)]
     for kind, title in KINDS.items():
@@ -162,10 +174,7 @@ def _drawn(results: Results, images: Images) -> dict[str, Markup]:
         figure = picture.draw()
         if figure is not None:
             label = KINDS[picture.kind] + (f", {picture.model}" if picture.model else "")
-            shown = Markup('<figure><div class=scroll tabindex=0 role=region aria-label="{}">{}</div></figure>')
-            found.setdefault(picture.kind, []).append(
-                (label, shown.format(label, html.figure(figure, f"f{place}", label)))
-            )
+            found.setdefault(picture.kind, []).append((label, _figure(figure, f"f{place}", label)))
     return {kind: _foldable(figures) for kind, figures in found.items()}
 
 
@@ -176,6 +185,13 @@ def _foldable(parts: Sequence[tuple[str, Markup]]) -> Markup:
     return Markup("\n").join(
         Markup("<details{}><summary>{}</summary>{}</details>").format(Markup(" open" * (not place)), title, body)
         for place, (title, body) in enumerate(parts)
+    )
+
+
+def _figure(drawn: Figure, name: str, label: str) -> Markup:
+    """A figure that is scrolled where the page is too narrow for it; see `html.figure`."""
+    return Markup('<figure><div class=scroll tabindex=0 role=region aria-label="{}">{}</div></figure>').format(
+        label, html.figure(drawn, name, label)
     )
 
 

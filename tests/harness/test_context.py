@@ -123,3 +123,9 @@ def test_a_snapshot_is_a_copy_and_the_first_of_a_step_counts(context):
     ctx.snapshot(3, pixels)
     (images,) = ctx.kept_snapshots(SimpleNamespace(mean=(0.0,), std=(1.0,))).values()
     assert images.max() == 0
+
+
+def test_a_part_of_the_model_is_another_scope_but_the_same_seed(context):
+    whole, part = context(), context(scheme="full:backbone")
+    assert part.scope == {**whole.scope, "part": "backbone"}
+    assert part.seed("images") == whole.seed("images")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.spec import BitSpec
+from harness.spec import BitSpec, split_scheme
 
 WIDTHS = st.integers(2, 8)
 MEANS = st.integers(20, 80).map(lambda tenths: tenths / 10)
@@ -41,3 +41,8 @@ def test_other_forms_are_refused(text):
 def test_widths_out_of_range_are_refused(text):
     with pytest.raises(UsageError, match="outside 2 to 8"):
         BitSpec.parse(text)
+
+
+def test_a_scheme_may_name_a_part():
+    assert split_scheme("full") == ("full", None)
+    assert split_scheme("matmul:backbone") == ("matmul", "backbone")

@@ -55,7 +55,7 @@ def results_of(store: Store, *, shuffle: int = 0):
 
 
 def page_of(store: Store, *, shuffle: int = 0) -> str:
-    return page(results_of(store, shuffle=shuffle), Images(store.images, store.snapshots), read(), 3)
+    return page(results_of(store, shuffle=shuffle), Images(store.images, store.snapshots, store.pictures), read(), 3)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_it_has_a_section_for_all_that_the_records_hold(elements: Elements) -> N
 
 def test_sections_without_content_are_left_out(store: Store) -> None:
     store.save(fake.failed("broken", 0))
-    found = Elements(page(results_of(store), Images(store.images, store.snapshots), None, None))
+    found = Elements(page(results_of(store), Images(store.images, store.snapshots, store.pictures), None, None))
     assert [attributes["id"] for attributes in found.of("section")] == ["results", "comparison", "cells", "provenance"]
     assert found.open == []
 
@@ -158,7 +158,7 @@ def test_sections_without_content_are_left_out(store: Store) -> None:
 def test_many_figures_are_folded_but_the_first(store: Store) -> None:
     for place in range(OPEN + 1):
         fake.save(store, fake.record("clamp", model=f"vit_{place}"), fake.outcome(80, place))
-    found = Elements(page(results_of(store), Images(store.images, store.snapshots), None, None))
+    found = Elements(page(results_of(store), Images(store.images, store.snapshots, store.pictures), None, None))
     titles = [text for text in found.texts["summary"] if text.startswith("Time of each stage")]
     assert titles == [f"Time of each stage, vit_{place}" for place in range(OPEN + 1)]
     # One table for all models, then two kinds of figures.
