@@ -64,7 +64,7 @@ def similarity_figure(title: str, results: Sequence[Similarity]) -> Figure:
         centres = (result.edges[:-1] + result.edges[1:]) / 2
         label = f"{result.label} (n = {len(result.images)}, entropy {result.entropies.mean():.2f} nats)"
         line = {**style, "markersize": 4, "linewidth": 1.4}
-        left.plot(centres, result.densities.mean(0), label=label, **{**line, "markevery": 8})
+        left.plot(centres, result.densities.mean(0), label=label, **{**line, "markevery": 4})
         right.plot(range(1, len(result.blocks) + 1), result.neighbours, **line)
     left.set(xlabel="cosine similarity of two patches", ylabel="density (mean over blocks)", yscale="log")
     left.set(xlim=(-1, 1), ylim=(LEAST_DENSITY, None))
@@ -107,7 +107,8 @@ def maps_figure(title: str, results: Sequence[Similarity]) -> Figure:
         for axis in row:
             axis.set(xticks=[], yticks=[], frame_on=False)
         row[0].set_ylabel("\n".join(result.methods), rotation=0, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    number = max(len(result.images[:SHOWN]) for result in results)
+    figure.suptitle(f"{title}, the first {number}", fontsize=10)
     if drawn is not None:
         figure.colorbar(
             drawn, ax=axes, label="cosine similarity to the framed patch", shrink=min(1.0, 3 / len(results))

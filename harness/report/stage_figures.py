@@ -15,7 +15,10 @@ from harness.report.tables import bit_order, method_labels
 # Stage -> how its part of a bar is drawn: hatches tell them apart without colour.
 PARTS = dict(zip((*STAGES, "other"), zip(COLOURS, ("", "//", "..", "\\\\", "xx", "--"), strict=False), strict=True))
 VISIBLE = 0.002  # of the longest bar; what is less is not named in the legend
-CAPTION = "Mean over precisions and seeds. A stage that was reused counts the seconds that it took when it ran."
+CAPTION = (
+    "Mean over the precisions and seeds that each method was measured with. A stage that was reused counts the seconds"
+    " that it took when it ran."
+)
 
 
 def stage_frame(summary: pd.DataFrame) -> pd.DataFrame:
