@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +25,13 @@ _TOOLS = frozenset(
         _ROOT.parent / "methods" / "diagnostics.py",
     ]
 )
-_PACKAGES = ("dfqbench", "torch", "torchvision", "timm", "numpy", "safetensors")
+_PACKAGES = (
+    "dfqbench torch torchvision timm numpy scipy safetensors pyarrow mmengine mmcv mmcv-lite mmdet mmsegmentation"
+    " faster-coco-eval pycocotools"
+).split()
+# Variables of the environment that choose code paths of BLAS, oneDNN, OpenMP or torch, and so the order of rounding.
+_VARIABLES = ("ATEN_", "BLIS_", "CUBLAS_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_")
+_VARIABLES_ALSO = ("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _DECISIVE = ("torch", "timm")  # a change of these can change a number
 
 
@@ -85,6 +92,10 @@ def versions() -> dict[str, str]:
 def collect(code: str, device: str, threads: int) -> Provenance:
     """Provenance of a number made now, in this process."""
     hardware = dict(_hardware())
+    if "torch" in sys.modules:  # a failure may be recorded by a process that does not need it
+        import torch
+
+        hardware["instructions"] = torch.backends.cpu.get_cpu_capability()
     if device.startswith("cuda"):
         import torch
 
@@ -92,8 +103,18 @@ def collect(code: str, device: str, threads: int) -> Provenance:
         with contextlib.suppress(Exception):
             hardware["gpu"] = torch.cuda.get_device_name(device)
     return Provenance(
-        code=code, versions=versions(), hardware=hardware, device=device, threads=threads, git=_git_state()
+        code=code,
+        versions=versions(),
+        hardware=hardware,
+        device=device,
+        threads=threads,
+        git=_git_state(),
+        variables={name: value for name, value in sorted(os.environ.items()) if _chooses_arithmetic(name)},
     )
+
+
+def _chooses_arithmetic(name: str) -> bool:
+    return name.startswith(_VARIABLES) or name in _VARIABLES_ALSO
 
 
 @cache

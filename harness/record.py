@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from harness.cell import Cell
 from harness.plugins import Origin, Trains
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # harness/upgrade.py reads the older ones
 Status = Literal["ok", "skipped", "failed"]
 
 
@@ -75,8 +75,20 @@ class Quantization(_Part):
         return sum(widths) / len(widths) if widths else None
 
 
+class Notice(_Part):
+    """A Python warning: category, text, file and line that it points to, and how often it was raised."""
+
+    category: str
+    message: str
+    where: str
+    count: int
+
+
 class Provenance(_Part):
-    """Where a number was made. `code` and two of the versions decide whether it is stale; see harness.provenance."""
+    """Where a number was made. `code` and two of the versions decide whether it is stale; see harness.provenance.
+
+    `variables` are those of the environment that can change arithmetic (None in records older than schema 2).
+    """
 
     code: str
     versions: dict[str, str]
@@ -84,6 +96,7 @@ class Provenance(_Part):
     device: str
     threads: int
     git: dict[str, str | bool] | None
+    variables: dict[str, str] | None = None
 
 
 class Record(_Part):
@@ -93,6 +106,7 @@ class Record(_Part):
     counted (images, steps). `seconds` is the wall time of the whole cell, `stages` its parts plus stages whose result
     came from the cache. `peak_memory_mib` is the process's (on CUDA: the allocator's) peak while quantizing,
     `added_memory_mib` the same less what was in use before; for the float reference both are those of the evaluation.
+    `warnings` are those that Python raised while the cell ran (None in records older than schema 2).
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -113,6 +127,7 @@ class Record(_Part):
     data: Literal["none", "images"] = "none"
     origin: Origin = "baseline"
     trains: Trains = ""
+    warnings: list[Notice] | None = None
     provenance: Provenance
     started: str
     finished: str

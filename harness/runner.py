@@ -17,6 +17,7 @@ from harness.catalog import Catalog, ResolvedMethod
 from harness.cell import Cell
 from harness.context import Context, seed_everything
 from harness.contracts import QuantSummary, Suite, VisionModel, sealed_data
+from harness.notices import noticed
 from harness.provenance import code_fingerprint, collect, packages_of
 from harness.record import Failure, Layer, Quantization, Record
 from harness.spec import BitSpec, split_scheme
@@ -107,12 +108,15 @@ class CellRunner:
     def measure(self, cell: Cell, progress: Progress) -> Measured:
         """Measure `cell`; whatever goes wrong becomes a failed record."""
         started, clock = now(), time.perf_counter()
-        try:
-            return self._measure(cell, progress, started, clock)
-        except Exception as error:  # a method or model may raise anything; the sweep goes on
-            self._loaded = None  # what raised may have left the float model changed
-            failure = Failure(type=type(error).__name__, message=str(error), traceback=traceback.format_exc())
-            return Measured(failed_record(self._settings, cell, failure, started, time.perf_counter() - clock))
+        with noticed() as log:
+            try:
+                measured = self._measure(cell, progress, started, clock)
+            except Exception as error:  # a method or model may raise anything; the sweep goes on
+                self._loaded = None  # what raised may have left the float model changed
+                failure = Failure(type=type(error).__name__, message=str(error), traceback=traceback.format_exc())
+                seconds = time.perf_counter() - clock
+                measured = Measured(failed_record(self._settings, cell, failure, started, seconds))
+        return replace(measured, record=measured.record.model_copy(update={"warnings": log.notices}))
 
     def _measure(self, cell: Cell, progress: Progress, started: str, clock: float) -> Measured:
         catalog = self._settings.catalog

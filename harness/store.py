@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from harness.errors import UsageError
 from harness.record import SCHEMA_VERSION, Record
+from harness.upgrade import UnknownVersion, upgrade
 
 if TYPE_CHECKING:
     import numpy as np
@@ -190,7 +192,16 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _read(path: Path) -> Record:
     advice = "nothing was deleted; remove or repair the file, a removed cell is measured again"
     try:
-        record = Record.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # Only a document that pydantic would take for a present one goes to it as it is; upgrading needs a parsed one.
+        document = json.loads(text)
+        if isinstance(document, dict) and document.get("schema_version") != SCHEMA_VERSION:
+            text = json.dumps(upgrade(document))
+        record = Record.model_validate_json(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"record {path} cannot be read (Invalid JSON: {error}); {advice}") from None
+    except UnknownVersion as error:
+        raise UsageError(f"record {path} cannot be read ({error}); {advice}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -198,8 +209,6 @@ def _read(path: Path) -> Record:
         raise UsageError(f"record {path} cannot be read ({problem}); {advice}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"record {path} cannot be read ({error}); {advice}") from None
-    if record.schema_version != SCHEMA_VERSION:
-        raise UsageError(f"record {path} has schema version {record.schema_version}, not {SCHEMA_VERSION}; {advice}")
     if not path.stem == record.key == record.cell.key:
         raise UsageError(f"record {path} does not hold the cell that its name says; {advice}")
     return record

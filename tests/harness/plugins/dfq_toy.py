@@ -41,8 +41,9 @@ def _bad(mode: str) -> PluginInfo:
     )
 
 
-RAISE, DIE, HANG, TOUCH, NAN, NOTHING, MUTATE, SKIP, TRAIN, GRAD, HOOK = map(
-    _bad, ("raise", "die", "hang", "touch", "nan", "nothing", "mutate", "skip", "train", "grad", "hook")
+RAISE, DIE, HANG, TOUCH, NAN, NOTHING, MUTATE, SKIP, TRAIN, GRAD, HOOK, WARN, WARNRAISE = map(
+    _bad,
+    "raise die hang touch nan nothing mutate skip train grad hook warn warnraise".split(),
 )
 NOISE = PluginInfo(
     name="toynoise",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -66,7 +67,10 @@ class Misbehaves:
 
     def quantize(self, model, *, spec, scheme, calib, ctx):
         weight = model.net[1].weight
-        if self._mode == "raise":
+        if self._mode.startswith("warn"):
+            for _ in range(2):
+                warnings.warn("a toy warning", stacklevel=1)
+        if self._mode.endswith("raise"):
             raise ValueError("a toy error\nin two lines")
         if self._mode == "die":
             os.kill(os.getpid(), signal.SIGKILL)
