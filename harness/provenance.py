@@ -25,10 +25,23 @@ _TOOLS = frozenset(
         _ROOT.parent / "methods" / "diagnostics.py",
     ]
 )
-_PACKAGES = (
-    "dfqbench torch torchvision timm numpy scipy safetensors pyarrow mmengine mmcv mmcv-lite mmdet mmsegmentation"
-    " faster-coco-eval pycocotools"
-).split()
+_PACKAGES = [
+    "dfqbench",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "pyarrow",
+    "mmengine",
+    "mmcv",
+    "mmcv-lite",
+    "mmdet",
+    "mmsegmentation",
+    "faster-coco-eval",
+    "pycocotools",
+]
 # Variables of the environment that choose code paths of BLAS, oneDNN, OpenMP or torch, and so the order of rounding.
 _VARIABLES = ("ATEN_", "BLIS_", "CUBLAS_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_")
 _VARIABLES_ALSO = ("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")

@@ -43,7 +43,7 @@ def _bad(mode: str) -> PluginInfo:
 
 RAISE, DIE, HANG, TOUCH, NAN, NOTHING, MUTATE, SKIP, TRAIN, GRAD, HOOK, WARN, WARNRAISE = map(
     _bad,
-    "raise die hang touch nan nothing mutate skip train grad hook warn warnraise".split(),
+    ["raise", "die", "hang", "touch", "nan", "nothing", "mutate", "skip", "train", "grad", "hook", "warn", "warnraise"],
 )
 NOISE = PluginInfo(
     name="toynoise",
