@@ -89,8 +89,8 @@ def diagnose(session: nox.Session) -> None:
 
 @nox.session
 def zoo(session: nox.Session) -> None:
-    """Train the embedded models again from the original images (hours); shows its options with -- --help."""
-    session.run(install(session), "-m", "tasks.embedded.zoo_cli", *session.posargs)
+    """Train the models that come with the project again (hours); shows its options with -- --help."""
+    session.run(install(session), "-m", "tasks.zoo_cli", *session.posargs)
 
 
 @nox.session

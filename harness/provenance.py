@@ -21,7 +21,8 @@ _HARNESS_FILES = ("cell.py", "compose.py", "contracts.py", "context.py", "runner
 # Beside the cells' way: what makes weights and data (whose own hashes are in the cell), and what looks at results.
 _TOOLS = frozenset(
     [
-        *(_ROOT.parent / "tasks" / "embedded" / f"{n}.py" for n in ("train", "zoo_cli", "make_subset")),
+        *(_ROOT.parent / "tasks" / n for n in ("zoo_cli.py", "classifier_zoo.py", "cifar/train.py")),
+        *(_ROOT.parent / "tasks" / "embedded" / f"{n}.py" for n in ("train", "train_dense", "make_subset")),
         _ROOT.parent / "methods" / "diagnostics.py",
     ]
 )

@@ -67,8 +67,8 @@ def patch_similarity(model: VisionModel, images: Tensor) -> PatchSimilarity:
         NotATransformerError: the model has no transformer block.
     """
     graph = trace(model.net, model.input_shape)
-    grid = patch_grid(graph)
     blocks = find_blocks(graph)
+    grid = patch_grid(graph)
     _, found = tap(model.net, images, [block.branch for block in blocks])
     paths, densities, entropies, neighbours = [], [], [], []
     features = images

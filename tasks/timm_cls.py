@@ -1,4 +1,4 @@
-"""Adapter of the classification task: suites `embedded` and `imagenet` behind the harness's Suite contract."""
+"""Adapter of the classification task: its suites behind the harness's Suite contract."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ImageData(Protocol):
 
 
 def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite:
-    """Open `embedded` or `imagenet`.
+    """Open `embedded`, `cifar10` or `imagenet`.
 
     Raises:
         UsageError: no such suite, or its data cannot be used; the message says what is missing.
@@ -61,16 +61,21 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
         if data_root is not None:
             raise UsageError("suite 'embedded' brings its own data and takes no data root; did you mean 'imagenet'?")
         from tasks.embedded.subset import EmbeddedData
-        from tasks.embedded.zoo import INPUT, build_trained, names
+        from tasks.embedded.zoo import ZOO
 
-        return ClassificationSuite(suite, EmbeddedData(), names(), build_trained, INPUT)
+        return ClassificationSuite(suite, EmbeddedData(), ZOO.names, ZOO.build_trained, ZOO.input)
+    if suite == "cifar10":
+        from tasks.cifar import zoo
+        from tasks.cifar.data import CifarData
+
+        return ClassificationSuite(suite, CifarData(data_root), zoo.ZOO.names, zoo.ZOO.build_trained, zoo.ZOO.input)
     if suite == "imagenet":
         if data_root is None:
             raise UsageError("suite 'imagenet' needs the images: name a folder that holds train/ and val/ as data root")
         from tasks.image_folder import ImageFolder
 
         return ClassificationSuite(suite, ImageFolder(data_root), IMAGENET_MODELS)
-    raise UsageError(f"classification has no suite '{suite}'; it has embedded, imagenet")
+    raise UsageError(f"classification has no suite '{suite}'; it has embedded, cifar10, imagenet")
 
 
 @dataclass(frozen=True)

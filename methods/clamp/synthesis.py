@@ -47,8 +47,8 @@ class Stage1:
         self._options = options
         self._ctx = ctx
         self._lr = learning_rate(options, graph)
-        self._grid = patch_grid(graph)
         blocks = find_blocks(graph)
+        self._grid = patch_grid(graph)
         self._taps = [b.branch if options.tap == "attention" else (b.output, OUTPUT) for b in blocks]
         self._targets = model.sample_targets(options.images, ctx.generator("pseudo-labels"))
 

@@ -39,8 +39,9 @@ def find_attention(trace: Trace) -> list[Attention]:
         NotATransformerError: the network has no transformer block, or its attention is no product of queries and keys.
     """
     found = []
+    blocks = find_blocks(trace)
     in_windows, whole = windowed(trace), patch_grid(trace)
-    for block in find_blocks(trace):
+    for block in blocks:
         sources = [key for operand in trace.by_key[block.context[0]].operands for key in operand.ops]
         softmax = next(trace.by_key[key] for key in sources if key.kind == "softmax")
         rows, heads, _, tokens = softmax.shape

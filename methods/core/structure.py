@@ -83,8 +83,9 @@ def windowed(graph: Trace) -> bool:
 
 
 def patch_grid(trace: Trace) -> tuple[int, int]:
-    """Rows and columns of the patch embedding's output grid."""
-    conv = trace.of_kind("conv")[0]
+    """Rows and columns of the patch embedding's output grid: of the last convolution before any attention."""
+    first = trace.ops.index(trace.of_kind("softmax")[0])
+    conv = [op for op in trace.ops[:first] if op.key.kind == "conv"][-1]
     return conv.shape[2], conv.shape[3]
 
 

@@ -52,7 +52,12 @@ _MODELS = {
     "vit_start": DenseModel("segmentation", "UperNet on ViT (mmseg)", "upernet_vit", _FIRST, kept=False),
     "upernet_swin": DenseModel("segmentation", "UperNet on Swin (mmseg)", "upernet_swin", _SECOND, "swin_start"),
     "vit_second": DenseModel(
-        "segmentation", "UperNet on ViT (mmseg)", "upernet_vit", replace(_SECOND, iterations=2500), "vit_start", kept=False
+        "segmentation",
+        "UperNet on ViT (mmseg)",
+        "upernet_vit",
+        replace(_SECOND, iterations=2500),
+        "vit_start",
+        kept=False,
     ),
     "upernet_vit": DenseModel(
         "segmentation", "UperNet on ViT (mmseg)", "upernet_vit", replace(_SECOND, iterations=2500, seed=2), "vit_second"

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,12 @@ from torch.nn import functional
 
 from tasks.embedded.architectures import build
 from tasks.embedded.fashion import load_split, normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Examples = tuple[torch.Tensor, torch.Tensor]  # normalised images (n, c, h, w), labels (n,)
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +45,7 @@ class Recipe:
     warmup_steps: int = 300
     shift: int = 2  # pixels, random translation on both axes
     seed: int = 0
+    bfloat16: bool = False  # in layers where torch's autocast has it; weights, their gradients and losses stay float32
 
 
 RECIPES = {
@@ -114,7 +121,7 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
     ]
 
 
-def train(name: str, data_root: Path, work: Path) -> dict[str, object]:
+def train(name: str, data_root: Path, work: Path) -> dict[str, Any]:
     """Train zoo model `name`, resuming from `work/<name>.ckpt` when it is there.
 
     Returns the card's facts (recipe, seconds, learning curve, full-test accuracy) with the weights under `state`.
@@ -123,12 +130,48 @@ def train(name: str, data_root: Path, work: Path) -> dict[str, object]:
         FileNotFoundError: the original data files are not in `data_root`.
     """
     recipe = RECIPES[name]
-    (x_train, y_train), (x_test, y_test) = (
+    training, test = (
         (torch.from_numpy(normalise(x)), torch.from_numpy(y.astype(np.int64)))
         for x, y in (load_split(data_root, s) for s in ("train", "test"))
     )
     torch.manual_seed(recipe.seed)
     model = build(name)
+    facts = fit(model, name, recipe, training=training, test=test, vary=augment, work=work)
+    state = halved(model.state_dict())
+    model.load_state_dict(state)
+    return {"state": state, **facts, "top1_full_test": accuracy(model, *test)}
+
+
+def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state` with its floats in half precision."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def fit(
+    model: Any,
+    name: str,
+    recipe: Recipe,
+    *,
+    training: Examples,
+    test: Examples,
+    vary: Callable[[torch.Tensor, int, torch.Generator], torch.Tensor],
+    work: Path,
+) -> dict[str, Any]:
+    """Train timm's `model` (changed) by `recipe`, resuming from `work/<name>.ckpt` when it is there.
+
+    Args:
+        model: initial weights.
+        name: in the log and for the checkpoint.
+        recipe: how to train.
+        training: what to train on.
+        test: the first 1,000 are for the learning curve; nothing is decided on them.
+        vary: the augmentation, called with a batch of images, `recipe.shift` and a generator.
+        work: folder of the checkpoint.
+
+    Returns:
+        The card's facts: recipe, seconds without evaluation, threads, torch's version, learning curve.
+    """
+    (x_train, y_train), (x_test, y_test) = training, test
     optimizers = _optimizers(model, recipe)
     steps_per_epoch = len(x_train) // recipe.batch
     total = recipe.epochs * steps_per_epoch
@@ -151,7 +194,11 @@ def train(name: str, data_root: Path, work: Path) -> dict[str, object]:
             from timm.layers import PatchDropout
 
             keep_all = epoch >= recipe.epochs - recipe.full_epochs
-            model.patch_drop = nn.Identity() if keep_all else PatchDropout(recipe.patch_drop, num_prefix_tokens=1)
+            model.patch_drop = (
+                nn.Identity()
+                if keep_all
+                else PatchDropout(recipe.patch_drop, num_prefix_tokens=model.num_prefix_tokens)
+            )
         model.train()
         order = torch.randperm(len(x_train), generator=generator)
         loss_sum = 0.0
@@ -161,8 +208,10 @@ def train(name: str, data_root: Path, work: Path) -> dict[str, object]:
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = lr
             index = order[step * recipe.batch : (step + 1) * recipe.batch]
-            batch = augment(x_train[index], recipe.shift, generator)
-            loss = functional.cross_entropy(model(batch), y_train[index], label_smoothing=recipe.label_smoothing)
+            batch = vary(x_train[index], recipe.shift, generator)
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+                logits = model(batch).float()
+            loss = functional.cross_entropy(logits, y_train[index], label_smoothing=recipe.label_smoothing)
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
@@ -190,14 +239,10 @@ def train(name: str, data_root: Path, work: Path) -> dict[str, object]:
         )
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
-    half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in half.items()})
     return {
-        "state": half,
         "recipe": asdict(recipe),
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "curve": curve,
-        "top1_full_test": accuracy(model, x_test, y_test),
     }

@@ -22,9 +22,9 @@ from tasks.embedded.architectures import build
 from tasks.embedded.fashion import default_root
 from tasks.embedded.make_subset import choose, make_subset
 from tasks.embedded.subset import FILE, EmbeddedData
-from tasks.embedded.zoo_cli import main as zoo_main
 from tasks.timm_cls import open_suite
 from tasks.timm_models import kl_divergence
+from tasks.zoo_cli import main as zoo_main
 
 CPU = torch.device("cpu")
 TINY = "timm:vit_tiny_patch16_224"
@@ -135,7 +135,7 @@ def test_sealed_data_raise(suite, swin):
 # --- models
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", zoo.ZOO.names)
 def test_zoo_model_is_ready_to_quantize(suite, name):
     model = suite.load(name, CPU)
     assert name in suite.models()
@@ -238,8 +238,8 @@ def test_checkpoint_of_another_model_gets_a_sentence(suite, tmp_path):
 
 
 def test_unknown_suite_and_stray_data_root(tmp_path):
-    with pytest.raises(UsageError, match="it has embedded, imagenet"):
-        open_suite("cifar")
+    with pytest.raises(UsageError, match="it has embedded, cifar10, imagenet"):
+        open_suite("cifar100")
     with pytest.raises(UsageError, match="takes no data root"):
         open_suite("embedded", data_root=tmp_path)
 
@@ -261,7 +261,7 @@ def exported(tmp_path_factory):
         "top1_full_test": 51.0,
     }
     folder = tmp_path_factory.mktemp("zoo") / "weights"
-    zoo.export(result, "swin", folder)
+    zoo.ZOO.export(result, "swin", folder)
     return state, folder
 
 
@@ -277,16 +277,16 @@ def test_export_writes_weights_card_and_model_card(exported):
 
 def test_exported_weights_load(exported):
     state, folder = exported
-    net = zoo.build_trained("swin", folder)
+    net = zoo.ZOO.build_trained("swin", folder)
     assert all(torch.equal(v, state[k].float()) for k, v in net.state_dict().items())
     with pytest.raises(UsageError, match=r"vit.*missing"):
-        zoo.build_trained("vit", folder)
+        zoo.ZOO.build_trained("vit", folder)
 
 
 def test_zoo_weights_are_those_of_their_cards():
-    for name in zoo.names():
-        weights = zoo.FOLDER / f"{name}.safetensors"
-        card = json.loads((zoo.FOLDER / f"{name}.json").read_text())
+    for name in zoo.ZOO.names:
+        weights = zoo.ZOO.folder / f"{name}.safetensors"
+        card = json.loads((zoo.ZOO.folder / f"{name}.json").read_text())
         assert card["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
         assert weights.stat().st_size < 6_000_000
 

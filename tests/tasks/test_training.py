@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from tasks import zoo_cli
 from tasks.embedded import train as training
-from tasks.embedded import zoo_cli
 from tasks.embedded.train import augment, orthogonalise
 
 

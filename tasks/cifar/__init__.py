@@ -1,0 +1,1 @@
+"""The CIFAR-10 suite: data, architectures, training and trained models."""
