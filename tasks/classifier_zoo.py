@@ -89,7 +89,7 @@ class ClassifierZoo:
 
     def _section(self, card: dict[str, Any]) -> str:
         recipe = ", ".join(f"{key} {value}" for key, value in card["recipe"].items())
-        curve = "\n".join(f"| {p['epoch']} | {p['loss']:.4f} | {p['top1']:.1f} |" for p in card["curve"])
+        curve = "\n".join(f"| {p['epoch']} | {p['loss']:.4f} | {_percent(p['top1'])} |" for p in card["curve"])
         watched = "".join(f"| top-1, {words} | {card[key]:.2f} % |\n" for key, (words, _) in self.watched.items())
         return f"""
 ## {card["name"]}
@@ -107,3 +107,8 @@ class ClassifierZoo:
 |---:|---:|---:|
 {curve}
 """
+
+
+def _percent(value: float | None) -> str:
+    """A point of the curve, or nothing where it was not measured."""
+    return "" if value is None else f"{value:.1f}"

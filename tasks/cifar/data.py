@@ -132,6 +132,14 @@ class _Array:
         return self.data[list(indices)]
 
 
+def in_turn(labels: NDArray[np.int64]) -> list[int]:
+    """Indices of all images, the classes in turn, so that any first part of them is as balanced as can be."""
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in range(CLASSES):
+        rank[labels == label] = np.arange((labels == label).sum())
+    return np.lexsort((labels, rank)).tolist()
+
+
 def normalise(images: NDArray[np.uint8]) -> Tensor:
     """uint8 (n, 32, 32, 3) to normalised float32 (n, 3, 32, 32)."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255.0
@@ -153,12 +161,7 @@ class CifarData:
 
     @cached_property
     def _order(self) -> list[int]:
-        """Test images, class after class in turn, so that any first part is as balanced as can be."""
-        labels = self._test.labels
-        rank = np.empty(len(labels), dtype=np.int64)
-        for label in range(CLASSES):
-            rank[labels == label] = np.arange((labels == label).sum())
-        return np.lexsort((labels, rank)).tolist()
+        return in_turn(self._test.labels)
 
     def __len__(self) -> int:
         """Number of evaluation images."""

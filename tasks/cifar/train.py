@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tasks.attention import unfused
 from tasks.cifar.architectures import build, fold
-from tasks.cifar.data import normalise, open_splits
+from tasks.cifar.data import in_turn, normalise, open_splits
 from tasks.embedded.train import Recipe, accuracy, fit, halved
 
 if TYPE_CHECKING:
@@ -51,9 +51,11 @@ def train(name: str, data_root: Path | None, work: Path) -> dict[str, Any]:
     """
     recipe = RECIPES[name]
     train_split, test_split, _ = open_splits(data_root)
+    # In the packed form the splits lie class by class, and the curve is of the first 1,000 test images.
+    orders = range(len(train_split.labels)), in_turn(test_split.labels)
     training, test = (
-        (normalise(split.images(range(len(split.labels)))), torch.from_numpy(split.labels))
-        for split in (train_split, test_split)
+        (normalise(split.images(order)), torch.from_numpy(split.labels[list(order)]))
+        for split, order in zip((train_split, test_split), orders, strict=True)
     )
     torch.manual_seed(recipe.seed)
     # The fused attention's backward pass takes twice as long as the plain products on a CPU.
