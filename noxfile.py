@@ -88,6 +88,12 @@ def diagnose(session: nox.Session) -> None:
 
 
 @nox.session
+def data(session: nox.Session) -> None:
+    """Download CIFAR-10 (163 MiB), which suite cifar10 runs on, unless it is there."""
+    session.run(install(session), "-m", "tasks.cifar.data", *session.posargs)
+
+
+@nox.session
 def zoo(session: nox.Session) -> None:
     """Train the models that come with the project again (hours); shows its options with -- --help."""
     session.run(install(session), "-m", "tasks.zoo_cli", *session.posargs)

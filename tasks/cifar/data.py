@@ -4,7 +4,7 @@ Two forms are read: the folder `cifar-10-batches-py` of the original, through to
 array of JPEG (or PNG) files with offsets, labels, split and class names. JPEG's losses change accuracies a little, so
 the two have different identities. No image comes with the project.
 
-`python -m tasks.cifar.data` downloads the original once.
+`nox -s data` downloads the original once.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def open_splits(root: Path | None) -> tuple[Split, Split, str]:
         return _original(folder)
     raise UsageError(
         f"suite 'cifar10' finds neither {ORIGINAL}/ nor {PACKED} in {folder}; name their folder with --data-root, or "
-        "download the images once with `python -m tasks.cifar.data`"
+        "download the images once with `nox -s data`"
     )
 
 
@@ -114,7 +114,7 @@ def _original(root: Path) -> tuple[Split, Split, str]:
         )
     except RuntimeError:  # torchvision's word for a file that is missing or has another MD5
         raise UsageError(
-            f"{root / ORIGINAL} is incomplete or damaged; delete it and run `python -m tasks.cifar.data`"
+            f"{root / ORIGINAL} is incomplete or damaged; delete it and download it again, or copy it"
         ) from None
     digest = hashlib.sha256()
     for part in (training, test):
