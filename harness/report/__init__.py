@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 from harness.catalog import Catalog
-from harness.report import ablation, cross, tables
+from harness.report import ablation, cross, ranks, tables
 from harness.report.files import save, save_svg
 from harness.report.gallery import galleries, gallery_figure
 from harness.report.pictures import KINDS, pictures
@@ -33,7 +33,7 @@ def write_report(
         out_dir: Folder that gets the subfolder `report` with comparison.md, comparison.csv, comparison.tex, costs.md,
             costs.csv, costs.tex, cells.csv; ablation.md, ablation.csv and ablation.tex if a method was run with
             variants of it; cross.md, cross.csv and cross.tex if several sources were run with several calibrators;
-            ranges.csv if ranges can be compared; accuracy.png, accuracy.svg and for every model those of the `pictures`
+            ranks.md and ranks.csv if real images were among those; ranges.csv if ranges can be compared; accuracy.png, accuracy.svg and for every model those of the `pictures`
             that have something to show, `<kind>_<model>.png`; gallery_<model>.png if images were kept and
             predictions_<task>_<model>_<scheme>.png where models' answers were drawn.
         keys: Cells to report; all if None.
@@ -67,6 +67,8 @@ def write_report(
     crossed = results.crossed
     own = {"md": cross.markdown(crossed, cells), "csv": cross.csv(crossed), "tex": cross.latex(crossed)}
     _write_or_remove(folder, "cross", crossed, own)
+    ordered = ranks.ranks(crossed)
+    _write_or_remove(folder, "ranks", ordered, {"md": ranks.markdown(ordered), "csv": tables.csv(ordered)})
     ranges = range_frame(results.records, cells)
     _write_or_remove(folder, "ranges", ranges, {"csv": tables.csv(ranges)})
     _write_pictures(results, store, folder)

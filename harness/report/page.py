@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.published import Published
-from harness.report import ablation, cross, grids, html, published, tables
+from harness.report import ablation, cross, grids, html, published, ranks, tables
 from harness.report.gallery import galleries
 from harness.report.origins import provenance_table
 from harness.report.pictures import KINDS, Snapshots, pictures
@@ -146,6 +146,8 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
         body = drawn.get(kind, Markup(""))
         if kind == WITH_TABLES and crossed:
             body = _tables(crossed, cross.NOTES) + body
+            same_order = [(title, frame, "") for title, frame in ranks.split(ranks.ranks(results.crossed))]
+            body += _tables(same_order, ranks.NOTES) if same_order else Markup("")
         if body:
             yield Section(kind, title, body)
     kept = [(found[0], _gallery(*found)) for found in galleries(results.cells, images.kept)]
