@@ -82,6 +82,12 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def merge(session: nox.Session) -> None:
+    """Bring results folders together, conflicts shown: nox -s merge -- FOLDER FOLDER --into FOLDER"""
+    run_harness(session, "merge")
+
+
+@nox.session
 def diagnose(session: nox.Session) -> None:
     """Look at the stored images with the float models: patch similarity figures beside the tables."""
     run_harness(session, "diagnose")

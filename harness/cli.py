@@ -1,7 +1,7 @@
 """The command line. Turns arguments into requests and errors into exit codes; decides nothing else.
 
-Exit codes: 0 ok, 1 accuracy regression, 2 usage or configuration, 3 some cells failed, 4 nothing measured,
-70 an error of the program itself, 130 interrupted.
+Exit codes: 0 ok, 1 accuracy regression (`merge`: records that contradict each other), 2 usage or configuration, 3 some
+cells failed, 4 nothing measured, 70 an error of the program itself, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -184,7 +184,8 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
 
     root = data_root and data_root.absolute()
     settings = Settings(catalog, device, threads or _cores(), cache.absolute(), root, plan.requested)
-    raise typer.Exit(run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process))
+    code = run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process)
+    raise typer.Exit(code)
 
 
 app.command("bench", help="Measure methods and make the comparison table; what is there already is reused.")(_sweep)
@@ -243,6 +244,18 @@ def _measured(out: Path) -> Store:
         typer.echo(f"Error: nothing was measured in {out}.", err=True)
         raise typer.Exit(NOTHING_MEASURED)
     return store
+
+
+@app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Results folders.")],
+    into: Annotated[Path, typer.Option(help="Folder that gets their records; it may have some.")],
+) -> None:
+    """Bring the records of several folders together; those that contradict each other are shown. Exit code 1 then."""
+    from harness.merge import merge as bring
+    from harness.merge import show
+
+    raise typer.Exit(show(bring(folders, into), into, _console()))
 
 
 @app.command()
