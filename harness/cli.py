@@ -138,6 +138,7 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     no_references: Annotated[
         bool, typer.Option("--no-references", help="Leave out the floor and the ceiling (noise, real).")
     ] = False,
+    sink: Annotated[str, typer.Option(help="Also report to a tracker: mlflow, wandb, trackio.")] = "",
 ) -> None:
     check_known("--device", device, DEVICES)
     if timeout is not None and (in_process or timeout <= 0):
@@ -164,8 +165,10 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
         unset = {name: value for name, value in ABLATION.items() if name not in typed}
         request = replace(request, ablation=ablation, **unset)
     from harness.display import show_plan
+    from harness.sinks import open_sink
     from harness.store import Store, prepare_folder
 
+    tracker = open_sink(sink) if sink else None
     store = Store(out or Path("results", "runs", f"{suite}-ablation" if ablation else suite))
     console = _console()
     catalog = Catalog.default()
@@ -184,7 +187,7 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
 
     root = data_root and data_root.absolute()
     settings = Settings(catalog, device, threads or _cores(), cache.absolute(), root, plan.requested)
-    code = run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process)
+    code = run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process, sink=tracker)
     raise typer.Exit(code)
 
 
