@@ -82,6 +82,12 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def history(session: nox.Session) -> None:
+    """Draw the pinned results over the runs of results/history.csv, with changes of level marked."""
+    run_harness(session, "history")
+
+
+@nox.session
 def merge(session: nox.Session) -> None:
     """Bring results folders together, conflicts shown: nox -s merge -- FOLDER FOLDER --into FOLDER"""
     run_harness(session, "merge")

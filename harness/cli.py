@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 DEVICES = ("auto", "cpu", "cuda")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
+HISTORY = Path("results/history.csv")
 WIDTH = 140  # of tables that do not go to a terminal
 
 
@@ -259,6 +260,16 @@ def merge(
     from harness.merge import show
 
     raise typer.Exit(show(bring(folders, into), into, _console()))
+
+
+@app.command()
+def history(
+    figure: Annotated[Path, typer.Option(help="The figure, PNG or SVG.")] = Path("results/runs/history.png"),
+) -> None:
+    """Show where the pinned results changed their level, and draw them over the runs."""
+    from harness.trend import show_history
+
+    raise typer.Exit(show_history(HISTORY, figure, _console()))
 
 
 @app.command()
