@@ -82,6 +82,12 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def regress(session: nox.Session) -> None:
+    """Measure the pinned suite and compare it with the committed baseline, image by image; ends with 1 if it moved."""
+    run_harness(session, "regress")
+
+
+@nox.session
 def history(session: nox.Session) -> None:
     """Draw the pinned results over the runs of results/history.csv, with changes of level marked."""
     run_harness(session, "history")

@@ -263,6 +263,31 @@ def merge(
 
 
 @app.command()
+def regress(  # noqa: PLR0917 - typer passes them by name
+    baseline: Annotated[
+        Path, typer.Option(help="The baseline; the suite is the TOML file of the same name beside it.")
+    ] = Path("results/baselines/embedded.json"),
+    update_baseline: Annotated[
+        str | None, typer.Option(metavar="WHY", help="Renew the baseline with what is measured now, and say why.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,
+    history: Annotated[
+        str | None, typer.Option(metavar="LABEL", help=f"Also add a row a case to {HISTORY}, as renewing does.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the records here; measured anew all the same.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; those of the suite if left out.")] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="No worker process: for debugging.")] = False,
+) -> None:
+    """Measure the pinned suite and compare it, image by image, with the baseline; see docs/regression.md."""
+    import os
+
+    from harness.regress.gate import Options, run_gate
+
+    options = Options(baseline, HISTORY, update_baseline, history, junit, out, threads, in_process)
+    raise typer.Exit(run_gate(options, Catalog.default(), os.environ, _console()))
+
+
+@app.command()
 def history(
     figure: Annotated[Path, typer.Option(help="The figure, PNG or SVG.")] = Path("results/runs/history.png"),
 ) -> None:
