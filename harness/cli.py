@@ -284,7 +284,12 @@ def regress(  # noqa: PLR0917 - typer passes them by name
     from harness.regress.gate import Options, run_gate
 
     options = Options(baseline, HISTORY, update_baseline, history, junit, out, threads, in_process)
-    raise typer.Exit(run_gate(options, Catalog.default(), os.environ, _console()))
+    try:
+        code = run_gate(options, Catalog.default(), os.environ, _console())
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; nothing was compared.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    raise typer.Exit(code)
 
 
 @app.command()
