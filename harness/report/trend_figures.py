@@ -1,4 +1,7 @@
-"""The history of pinned results as a figure: a panel a model and method, a line a precision, changes marked."""
+"""The history of pinned results as a figure: a panel a model and method, a line a precision, changes marked.
+
+Lines show the change since their first run, since precisions differ by tens of points and regressions by tenths.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,12 @@ from harness.report.figures import COLOURS, MARKERS
 from harness.report.tables import METRICS, bit_order
 
 PANELS_A_ROW = 3
-RUNS_NAMED = 12  # runs up to which each is named by its commit
-CAPTION = "Ringed: the first run of a new level (binary segmentation). Dotted: the environment changed."
+RUNS_NAMED = 9  # runs up to which each is named by its commit
+SMALLEST = 0.5  # points that an axis shows at least either way, so that single images do not look like much
+CAPTION = (
+    "In brackets: the value of the first run. Ringed: the first run of a new level (binary segmentation). Dotted: the"
+    " environment changed."
+)
 
 
 def trend_figure(frame: pd.DataFrame) -> Figure | None:
@@ -39,7 +46,9 @@ def trend_figure(frame: pd.DataFrame) -> Figure | None:
     for axis, ((suite, model, method, images), found) in zip(axes.flat, panels.items(), strict=False):
         _draw(axis, found)
         _name_runs(axis, runs)
-        axis.set_title(f"{model} {method}\n{suite}, {images:,} images", fontsize=9)
+        seeds = len({rows[0].seed for rows in found})
+        count = f"{images:,} images, {seeds} seed{'s' * (seeds > 1)}"
+        axis.set_title(f"{model} {method}\n{suite}, {count}", fontsize=9)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     figure.supxlabel(CAPTION, fontsize=8, color="#444444")
@@ -54,15 +63,17 @@ def _draw(axis: Axes, found: Iterable[Sequence[Row]]) -> None:
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         first = rows[0]
         label = first.bits + f" {first.scheme}" * (len(schemes) > 1) + f" seed {first.seed}" * (len(seeds) > 1)
-        x, y = [row.run for row in rows], [row.value for row in rows]
+        label += f" ({first.value:.2f})"
+        x, y = [row.run for row in rows], [row.value - first.value for row in rows]
         axis.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.2, label=label)
         for change in changes(rows):
             after = change.after
-            axis.plot(after.run, after.value, "o", markersize=11, fillstyle="none", color=colour, markeredgewidth=1.4)
+            height = after.value - first.value
+            axis.plot(after.run, height, "o", markersize=11, fillstyle="none", color=colour, markeredgewidth=1.4)
             difference = f"{after.value - change.before.value:+.2f}"
             axis.annotate(
                 difference,
-                (after.run, after.value),
+                (after.run, height),
                 xytext=(0, 8),
                 textcoords="offset points",
                 ha="center",
@@ -71,8 +82,11 @@ def _draw(axis: Axes, found: Iterable[Sequence[Row]]) -> None:
             )
     for last, following in _environments(ordered):
         axis.axvline((last + following) / 2, color="#808080", linewidth=0.8, linestyle=":", zorder=0)
-    axis.set(ylabel=METRICS.get(metric, metric))
-    axis.margins(x=0.1, y=0.2)
+    name = METRICS.get(metric, metric).replace(" (%)", "")
+    axis.set_ylabel(f"change of {name}\nsince the first run (points)", fontsize=8)
+    axis.margins(x=0.1, y=0.25)
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, -SMALLEST), max(high, SMALLEST))
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=7)
@@ -88,8 +102,8 @@ def _environments(found: Iterable[Sequence[Row]]) -> set[tuple[int, int]]:
 
 def _name_runs(axis: Axes, runs: pd.DataFrame) -> None:
     if len(runs) <= RUNS_NAMED:
-        names = [f"{run}\n{commit[:7]}" if commit else str(run) for run, commit in runs["commit"].items()]
-        axis.set_xticks(list(runs.index), names, fontsize=6)
+        names = [f"{run}\n{commit[:6]}" if commit else str(run) for run, commit in runs["commit"].items()]
+        axis.set_xticks(list(runs.index), names, fontsize=5.5)
         axis.set_xlabel("run and commit", fontsize=8)
     else:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -107,7 +107,15 @@ def test_the_command(cli, path, add, tmp_path):
     assert "toy tiny toynoise W4A8 full seed 0: 80.00 → 78.50 in run 3 (nightly, commit 05aaaaaaaaaa)" in output
     assert "2 series over 5 runs, changes of level: 1." in output
     text = (tmp_path / "trend.svg").read_text()
-    for part in ("tiny toynoise", "2,000 images", "top-1", "-1.50", "run and commit", "W4A8"):
+    for part in (
+        "tiny toynoise",
+        "2,000 images, 1 seed",
+        "change of top-1",
+        "(80.00)",
+        "-1.50",
+        "run and commit",
+        "W4A8",
+    ):
         assert part in text
     assert ".png or .svg" in cli("history", "--figure", "trend.jpg", code=2).stderr
     path.write_text(path.read_text().splitlines()[0] + "\n")

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from harness.errors import UsageError
 from harness.plan import Planned
-from harness.record import Provenance
+from harness.record import Provenance, Record
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, renewed, write_baseline
 from harness.regress.environment import Environment, differences, flags_in, sentence
 from harness.regress.judge import judge
-from harness.regress.measure import Measurement
+from harness.regress.measure import Measurement, measurement
 from harness.regress.publish import commands, junit_xml
+from harness.regress.rule import Limits
 from harness.regress.show import Report, explain, markdown, summary
-from harness.regress.suite import Case
+from harness.regress.suite import Case, read_suite
 
+ROOT = Path(__file__).parents[2]
 IMAGES = 2000
 ENVIRONMENT = Environment(versions={"torch": "2"}, hardware={}, variables={}, device="cpu", threads=1)
 UPDATE = Update(reason="a <reason> | why", commit="c" * 40, date="2026-01-02T00:00:00+00:00", modified=False)
@@ -254,3 +260,29 @@ def test_instruction_sets():
     assert flags_in(text) == ("avx", "avx512f", "sse2")
     assert flags_in("Features : fp asimd sve\n") == ("asimd", "sve")
     assert flags_in("") == ()
+
+
+# --- the committed suite, and what can be measured ------------------------------------------------------------------
+
+
+def test_the_committed_suite_says_what_it_tolerates():
+    suite = read_suite(ROOT / "results" / "baselines" / "embedded.toml")
+    assert 15 <= sum(len(g.models) * len(g.methods) * len(g.bits) * g.seeds for g in suite.cases) <= 30
+    for group in suite.cases:
+        assert 0.1 <= group.tolerance <= 0.3 <= group.elsewhere <= 3.0
+        told = re.search(r"(\d+) are tolerated", group.reason)
+        assert int(told[1]) == round(Limits(suite.limit, group.elsewhere, repeatable=False).flips, 0)
+
+
+@pytest.mark.parametrize(
+    ("outcomes_of", "metric"),
+    [({"score": [0.5, 0.6]}, 55.0), ({"correct": [True, False]}, 51.0), ({"correct": []}, 0.0)],
+)
+def test_only_shares_of_right_images_can_be_paired(toy_cell, store, outcomes_of, metric):
+    cell = toy_cell()
+    provenance = Provenance(code="c", versions={}, hardware={}, device="cpu", threads=1, git=None)
+    fields = {"key": cell.key, "cell": cell, "provenance": provenance, "started": "", "finished": ""}
+    record = Record(**fields, status="ok", primary_metric="ap", metrics={"ap": metric})
+    store.save(record, pd.DataFrame(outcomes_of))
+    with pytest.raises(UsageError, match="ap of 'toy tiny toynoise W4A8 full seed 0' is no share of such images"):
+        measurement(record, store)
