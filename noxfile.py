@@ -82,6 +82,24 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def regress(session: nox.Session) -> None:
+    """Measure the pinned suite and compare it with the committed baseline, image by image; ends with 1 if it moved."""
+    run_harness(session, "regress")
+
+
+@nox.session
+def history(session: nox.Session) -> None:
+    """Draw the pinned results over the runs of results/history.csv, with changes of level marked."""
+    run_harness(session, "history")
+
+
+@nox.session
+def merge(session: nox.Session) -> None:
+    """Bring results folders together, conflicts shown: nox -s merge -- FOLDER FOLDER --into FOLDER"""
+    run_harness(session, "merge")
+
+
+@nox.session
 def diagnose(session: nox.Session) -> None:
     """Look at the stored images with the float models: patch similarity figures beside the tables."""
     run_harness(session, "diagnose")

@@ -1,7 +1,7 @@
 """The command line. Turns arguments into requests and errors into exit codes; decides nothing else.
 
-Exit codes: 0 ok, 1 accuracy regression, 2 usage or configuration, 3 some cells failed, 4 nothing measured,
-70 an error of the program itself, 130 interrupted.
+Exit codes: 0 ok, 1 accuracy regression (`merge`: records that contradict each other), 2 usage or configuration, 3 some
+cells failed, 4 nothing measured, 70 an error of the program itself, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 DEVICES = ("auto", "cpu", "cuda")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
+HISTORY = Path("results/history.csv")
 WIDTH = 140  # of tables that do not go to a terminal
 
 
@@ -138,6 +139,7 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     no_references: Annotated[
         bool, typer.Option("--no-references", help="Leave out the floor and the ceiling (noise, real).")
     ] = False,
+    sink: Annotated[str, typer.Option(help="Also report to a tracker: mlflow, wandb, trackio.")] = "",
 ) -> None:
     check_known("--device", device, DEVICES)
     if timeout is not None and (in_process or timeout <= 0):
@@ -164,8 +166,10 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
         unset = {name: value for name, value in ABLATION.items() if name not in typed}
         request = replace(request, ablation=ablation, **unset)
     from harness.display import show_plan
+    from harness.sinks import open_sink
     from harness.store import Store, prepare_folder
 
+    tracker = open_sink(sink) if sink else None
     store = Store(out or Path("results", "runs", f"{suite}-ablation" if ablation else suite))
     console = _console()
     catalog = Catalog.default()
@@ -184,7 +188,8 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
 
     root = data_root and data_root.absolute()
     settings = Settings(catalog, device, threads or _cores(), cache.absolute(), root, plan.requested)
-    raise typer.Exit(run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process))
+    code = run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process, sink=tracker)
+    raise typer.Exit(code)
 
 
 app.command("bench", help="Measure methods and make the comparison table; what is there already is reused.")(_sweep)
@@ -243,6 +248,58 @@ def _measured(out: Path) -> Store:
         typer.echo(f"Error: nothing was measured in {out}.", err=True)
         raise typer.Exit(NOTHING_MEASURED)
     return store
+
+
+@app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Results folders.")],
+    into: Annotated[Path, typer.Option(help="Folder that gets their records; it may have some.")],
+) -> None:
+    """Bring the records of several folders together; those that contradict each other are shown. Exit code 1 then."""
+    from harness.merge import merge as bring
+    from harness.merge import show
+
+    raise typer.Exit(show(bring(folders, into), into, _console()))
+
+
+@app.command()
+def regress(  # noqa: PLR0917 - typer passes them by name
+    baseline: Annotated[
+        Path, typer.Option(help="The baseline; the suite is the TOML file of the same name beside it.")
+    ] = Path("results/baselines/embedded.json"),
+    update_baseline: Annotated[
+        str | None, typer.Option(metavar="WHY", help="Renew the baseline with what is measured now, and say why.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,
+    history: Annotated[
+        str | None, typer.Option(metavar="LABEL", help=f"Also add a row a case to {HISTORY}, as renewing does.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the records here; measured anew all the same.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; those of the suite if left out.")] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="No worker process: for debugging.")] = False,
+) -> None:
+    """Measure the pinned suite and compare it, image by image, with the baseline; see docs/regression.md."""
+    import os
+
+    from harness.regress.gate import Options, run_gate
+
+    options = Options(baseline, HISTORY, update_baseline, history, junit, out, threads, in_process)
+    try:
+        code = run_gate(options, Catalog.default(), os.environ, _console())
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; nothing was compared.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    raise typer.Exit(code)
+
+
+@app.command()
+def history(
+    figure: Annotated[Path, typer.Option(help="The figure, PNG or SVG.")] = Path("results/runs/history.png"),
+) -> None:
+    """Show where the pinned results changed their level, and draw them over the runs."""
+    from harness.trend import show_history
+
+    raise typer.Exit(show_history(HISTORY, figure, _console()))
 
 
 @app.command()

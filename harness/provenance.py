@@ -9,6 +9,8 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -146,8 +148,19 @@ def _hardware() -> dict[str, str | int | float]:
     return found
 
 
+@dataclass(frozen=True)
+class Revision:
+    """The project's own commit: hash, committer's date (ISO 8601, UTC) and whether tracked files differ from it."""
+
+    commit: str
+    date: str
+    modified: bool
+
+
 @cache
-def _git_state() -> dict[str, str | bool] | None:
+def revision() -> Revision | None:
+    """The commit that this code is of; None outside of the project's own repository."""
+
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(_ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -156,6 +169,13 @@ def _git_state() -> dict[str, str | bool] | None:
         # Only this project's own repository counts, not one that happens to hold the installation.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != _ROOT.parent:
             return None
-        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.SubprocessError):
+        commit, seconds = git("show", "--no-patch", "--format=%H %ct", "HEAD").split()
+        date = datetime.fromtimestamp(int(seconds), UTC).isoformat(timespec="seconds")
+        return Revision(commit, date, bool(git("status", "--porcelain", "-uno")))
+    except (OSError, subprocess.SubprocessError, ValueError):
         return None
+
+
+def _git_state() -> dict[str, str | bool] | None:
+    found = revision()
+    return None if found is None else {"commit": found.commit, "modified": found.modified}

@@ -9,6 +9,7 @@ import socket
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,30 @@ class Store:
         if pictures:
             _write_arrays(self._pictures(record.key), pictures)
         text = record.model_dump_json(indent=1) + "\n"
-        write_atomically(self.folder / f"{record.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(self._record(record.key), lambda path: path.write_text(text, encoding="utf-8"))
+
+    def files(self, key: str) -> list[Path]:
+        """The files that there are of a cell: sidecars first and the record last, the order in which to copy them."""
+        sidecars = (self._outcomes(key), self._images(key), self._snapshots(key), self._pictures(key))
+        return [path for path in (*sidecars, self._record(key)) if path.exists()]
+
+    @property
+    def conflict_folder(self) -> Path:
+        """Where `merge` puts records that contradict those of this folder, a folder a side."""
+        return self.folder / "conflicts"
+
+    def conflicts(self) -> list[Conflict]:
+        """Records that were set aside since they contradict those of this folder, in order of their keys.
+
+        Raises:
+            UsageError: a record cannot be read.
+        """
+        if not self.conflict_folder.is_dir():
+            return []
+        here = {record.key: record for record in self._read_all()}
+        sides = [Store(path) for path in sorted(self.conflict_folder.iterdir()) if path.is_dir()]
+        found = [Conflict(here.get(record.key), record, side) for side in sides for record in side.records()]
+        return sorted(found, key=lambda conflict: conflict.other.key)
 
     def complete(self, record: Record) -> bool:
         """Whether the outcomes that belong to the record are there and not cut short."""
@@ -156,6 +180,9 @@ class Store:
         """What was drawn on the first evaluation images, see `Evaluation`; empty if nothing was, or it is damaged."""
         return _read_arrays(self._pictures(key))
 
+    def _record(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
     def _outcomes(self, key: str) -> Path:
         return self.folder / f"{key}.parquet"
 
@@ -167,6 +194,17 @@ class Store:
 
     def _pictures(self, key: str) -> Path:
         return self.folder / f"{key}.pictures.npz"
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two records of one cell that contradict each other: the folder's own (None if it was removed since), and the
+    other one, which is in `store`.
+    """
+
+    kept: Record | None
+    other: Record
+    store: Store
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console
 
@@ -11,16 +11,20 @@ from harness.cell import Cell
 from harness.display import Display
 from harness.errors import UsageError
 from harness.plan import Estimator, Plan
+from harness.provenance import versions
 from harness.record import Record
 from harness.runner import Settings
+from harness.sinks import Reporter, Sink
 from harness.store import Store
 from harness.worker import Executor, InProcess, WorkerProcess
 
 OK, SOME_FAILED, NOTHING_MEASURED = 0, 3, 4
 
 
-def run_plan(plan: Plan, store: Store, executor: Executor, display: Display) -> None:
-    """Measure what is to be measured and keep each record as soon as it is there.
+def run_plan(
+    plan: Plan, store: Store, executor: Executor, display: Display, tell: Callable[[Record], object] = lambda _: None
+) -> None:
+    """Measure what is to be measured, keep each record as soon as it is there, then `tell` it.
 
     Raises:
         UsageError: a record cannot be written, for example because the disk is full.
@@ -33,19 +37,30 @@ def run_plan(plan: Plan, store: Store, executor: Executor, display: Display) -> 
         record = _measure(executor, store, cell, display)
         estimator.learn(record)
         display.finished(record)
+        tell(record)
 
 
 def run_and_report(
-    plan: Plan, store: Store, settings: Settings, console: Console, *, timeout: float | None, in_process: bool
+    plan: Plan,
+    store: Store,
+    settings: Settings,
+    console: Console,
+    *,
+    timeout: float | None,
+    in_process: bool,
+    sink: Sink | None = None,
 ) -> int:
-    """Run the plan, make the report of its cells and return the exit code."""
+    """Run the plan, make the report of its cells and return the exit code; a sink gets what was measured now."""
     if plan.todo:
+        reporter = Reporter(sink, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True))
         executor: Executor = InProcess(settings) if in_process else WorkerProcess(settings, timeout)
         try:
+            reporter.start({"suite": plan.cells[0].cell.suite, "threads": settings.threads, **versions()})
             with Display(console, len(plan.todo)) as display:
-                run_plan(plan, store, executor, display)
+                run_plan(plan, store, executor, display, reporter.cell)
         finally:
             executor.close()
+            reporter.finish()
     code = exit_code(plan, store.records())
     if code == NOTHING_MEASURED:
         console.print("Nothing was measured.", style="red")

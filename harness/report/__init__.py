@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 from harness.catalog import Catalog
-from harness.report import ablation, cross, ranks, tables
+from harness.report import ablation, conflicts, cross, ranks, tables
 from harness.report.files import save, save_svg
 from harness.report.gallery import galleries, gallery_figure
 from harness.report.pictures import KINDS, pictures
@@ -32,9 +32,10 @@ def write_report(
         store: The results.
         out_dir: Folder that gets the subfolder `report` with comparison.md, comparison.csv, comparison.tex, costs.md,
             costs.csv, costs.tex, cells.csv; ablation.md, ablation.csv and ablation.tex if a method was run with
-            variants of it; cross.md, cross.csv and cross.tex if several sources were run with several calibrators;
-            ranks.md and ranks.csv if real images were among those; ranges.csv if ranges can be compared; accuracy.png, accuracy.svg and for every model those of the `pictures`
-            that have something to show, `<kind>_<model>.png`; gallery_<model>.png if images were kept and
+            variants of it; conflicts.md and conflicts.csv if records contradict each other; cross.md, cross.csv and
+            cross.tex if several sources were run with several calibrators; ranks.md and ranks.csv if real images were
+            among those; ranges.csv if ranges can be compared; accuracy.png, accuracy.svg and for every model those of
+            the `pictures` that have something to show, `<kind>_<model>.png`; gallery_<model>.png if images were kept and
             predictions_<task>_<model>_<scheme>.png where models' answers were drawn.
         keys: Cells to report; all if None.
         console: Where the main table is printed.
@@ -69,6 +70,9 @@ def write_report(
     _write_or_remove(folder, "cross", crossed, own)
     ordered = ranks.ranks(crossed)
     _write_or_remove(folder, "ranks", ordered, {"md": ranks.markdown(ordered), "csv": tables.csv(ordered)})
+    contradicting = results.conflicts
+    own = {"md": conflicts.conflict_markdown(contradicting), "csv": tables.csv(contradicting)}
+    _write_or_remove(folder, "conflicts", contradicting, own)
     ranges = range_frame(results.records, cells)
     _write_or_remove(folder, "ranges", ranges, {"csv": tables.csv(ranges)})
     _write_pictures(results, store, folder)
@@ -76,7 +80,10 @@ def write_report(
     _write_predictions(store, cells, folder)
     # The text is Markdown, not rich's markup, and a table must not be wrapped.
     main = switched if len(results.switches) and ablation.is_ablation(cells, results.names) else comparison
-    (console or Console()).print(main, markup=False, highlight=False, soft_wrap=True)
+    shown = console or Console()
+    shown.print(main, markup=False, highlight=False, soft_wrap=True)
+    if not contradicting.empty:
+        shown.print(conflicts.sentence(contradicting), style="yellow", markup=False, soft_wrap=True)
     return results
 
 

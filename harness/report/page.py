@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.published import Published
-from harness.report import ablation, cross, grids, html, published, ranks, tables
+from harness.report import ablation, conflicts, cross, grids, html, published, ranks, tables
 from harness.report.gallery import galleries
 from harness.report.origins import provenance_table
 from harness.report.pictures import KINDS, Snapshots, pictures
@@ -123,6 +123,10 @@ def _facts(results: Results) -> dict[str, str]:
 
 def _sections(results: Results, images: Images) -> Iterator[Section]:
     """The parts between the table of results and the published numbers; those without content are left out."""
+    if not results.conflicts.empty:  # first, since it may decide whether the rest is believed
+        title = "Records that contradict each other"
+        body = html.table(conflicts.conflict_table(results.conflicts), title)
+        yield Section("conflicts", title, Markup("{}{}").format(body, html.notes(conflicts.NOTES)))
     summary = results.summary
     named = [
         (title + tables.metric(group), tables.comparison_table(group), tables.sensitivity(group))

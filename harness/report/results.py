@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from harness.errors import UsageError
 from harness.plugins import import_target
 from harness.record import Record
 from harness.report import ablation, cross
+from harness.report.conflicts import conflict_frame
 from harness.report.frame import Outcome, Outcomes, cells_frame
 from harness.report.summary import summarise
 from harness.store import Store
@@ -24,7 +25,8 @@ class Results:
     """Records with the frames that every table and figure comes from.
 
     `names` are the methods' names in the cells, by key, since a frame may add a suffix; `switches` and `crossed` are
-    the frames of the ablation and of the cross table, empty where there is none.
+    the frames of the ablation and of the cross table, `conflicts` that of records which contradict each other, all
+    empty where there is none.
     """
 
     records: tuple[Record, ...]
@@ -34,6 +36,7 @@ class Results:
     names: dict[str, str]
     switches: pd.DataFrame
     crossed: pd.DataFrame
+    conflicts: pd.DataFrame = field(default_factory=lambda: conflict_frame(()))
 
 
 def assemble(records: Iterable[Record], outcomes: Outcomes, catalog: Catalog) -> Results:
@@ -67,7 +70,8 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
                 outcomes[record.key] = frame["correct"].to_numpy(dtype=bool)
             elif resampling := _resampling(catalog, record.cell.task):
                 outcomes[record.key] = stats.resample(import_target(resampling)(frame), len(frame))
-    return assemble(records, outcomes, catalog)
+    conflicts = [conflict for conflict in store.conflicts() if keys is None or conflict.other.key in keys]
+    return replace(assemble(records, outcomes, catalog), conflicts=conflict_frame(conflicts))
 
 
 def _resampling(catalog: Catalog, task: str) -> str:

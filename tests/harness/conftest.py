@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness.catalog import Catalog
 from harness.cell import Cell
+from harness.cli import app
 from harness.runner import Settings
 from harness.store import Store
 
@@ -29,6 +31,24 @@ def settings(catalog, tmp_path) -> Settings:
 def store(tmp_path) -> Store:
     (tmp_path / "out").mkdir()
     return Store(tmp_path / "out")
+
+
+@pytest.fixture
+def cli(catalog, tmp_path, monkeypatch):
+    """A command in this process and in an empty folder; checks the exit code, and that an error is one sentence."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, code: int = 0):
+        result = CliRunner().invoke(app, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        if code == 2:
+            assert result.stderr.startswith("Error: ")
+            assert len(result.stderr.splitlines()) == 1
+        return result
+
+    return run
 
 
 @pytest.fixture

@@ -11,32 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from harness import cli as cli_module
-from harness.cli import app
 from harness.store import Store
 
 PLUGINS = Path(__file__).parent / "plugins"
 ROOT = Path(__file__).parents[2]
 TOY = ["--suite", "toy", "--tasks", "toy", "--models", "tiny", "--no-references", "--threads", "1"]
-
-
-@pytest.fixture
-def cli(catalog, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, code: int = 0):
-        result = CliRunner().invoke(app, arguments)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == code, result.output
-        if code == 2:
-            assert result.stderr.startswith("Error: ")
-            assert len(result.stderr.splitlines()) == 1
-        return result
-
-    return run
 
 
 @pytest.fixture

@@ -1,0 +1,148 @@
+"""The committed baseline: one JSON file with the outcomes of every case. Reads and writes it, compares nothing."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.cell import Cell
+from harness.errors import UsageError
+from harness.provenance import Revision
+from harness.regress.environment import Environment
+from harness.regress.measure import Fact, Measurement, is_share
+from harness.regress.suite import Case, first_problem, name_of
+from harness.store import write_atomically
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Entry(_Part):
+    """One case. `correct` has a bit an image, packed (the first image is the highest bit) and in base64."""
+
+    cell: Cell
+    metric: str
+    value: float
+    images: int
+    correct: str
+    facts: dict[str, Fact]
+
+    @classmethod
+    def of(cls, measured: Measurement) -> Entry:
+        """The entry of a measurement."""
+        packed = base64.b64encode(np.packbits(measured.correct).tobytes()).decode()
+        return cls(
+            cell=measured.cell,
+            metric=measured.metric,
+            value=measured.value,
+            images=measured.images,
+            correct=packed,
+            facts=dict(measured.facts),
+        )
+
+    def outcomes(self) -> NDArray[np.bool_]:
+        """Outcome of every image, (images,).
+
+        Raises:
+            ValueError: `correct` is not base64 of as many bits as there are images, or disagrees with `value`.
+        """
+        packed = np.frombuffer(base64.b64decode(self.correct, validate=True), dtype=np.uint8)
+        if self.images < 1 or len(packed) != -(-self.images // 8):
+            raise ValueError(f"{len(packed)} bytes of outcomes do not fit {self.images} images")
+        found = np.unpackbits(packed, count=self.images).astype(bool)
+        if not is_share(self.value, found):
+            raise ValueError(f"{100 * found.mean():.4f} % of the outcomes are right, the value is {self.value:.4f}")
+        return found
+
+
+class Update(_Part):
+    """Why the values became what they are, and at which commit."""
+
+    reason: str
+    commit: str
+    date: str
+    modified: bool
+
+    @classmethod
+    def now(cls, reason: str, revision: Revision | None) -> Update:
+        """An update at a revision of the project; without one (no git), commit and date are empty."""
+        if revision is None:
+            return cls(reason=reason, commit="", date="", modified=False)
+        return cls(reason=reason, commit=revision.commit, date=revision.date, modified=revision.modified)
+
+
+class Baseline(_Part):
+    """The file. `updates` has every reason, the last one last."""
+
+    schema_version: Literal[1] = 1
+    environment: Environment
+    updates: Annotated[tuple[Update, ...], Field(min_length=1)]
+    cases: dict[str, Entry]
+
+
+def read_baseline(path: Path) -> Baseline | None:
+    """The baseline, or None if there is no such file.
+
+    Raises:
+        UsageError: the file is malformed or contradicts itself.
+    """
+    advice = 'restore it from git, or measure it anew: remove it and run regress --update-baseline "why"'
+    try:
+        baseline = Baseline.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"baseline {path} cannot be read ({error}); {advice}") from None
+    except ValidationError as error:
+        raise UsageError(f"baseline {path} is not valid ({first_problem(error)}); {advice}") from None
+    for name, entry in baseline.cases.items():
+        try:
+            if name != name_of(entry.cell):
+                raise ValueError(f"it holds the cell '{name_of(entry.cell)}'")
+            entry.outcomes()
+        except (ValueError, binascii.Error) as error:
+            raise UsageError(f"baseline {path} is not valid (case '{name}': {error}); {advice}") from None
+    return baseline
+
+
+def renewed(
+    old: Baseline | None, entries: Sequence[tuple[Case, Entry]], environment: Environment, update: Update
+) -> tuple[Baseline, list[str]]:
+    """The baseline with the values of `entries`, and the names of the cases that keep their old ones.
+
+    A case that is expected to fail keeps the value that it should have: renewed, it would pass, and nobody would be
+    reminded of it.
+    """
+    cases: dict[str, Entry] = {}
+    kept = []
+    for case, entry in entries:
+        if case.xfail and old and case.name in old.cases:
+            cases[case.name] = old.cases[case.name]
+            kept.append(case.name)
+        else:
+            cases[case.name] = entry
+    updates = (*(old.updates if old else ()), update)
+    return Baseline(environment=environment, updates=updates, cases=cases), kept
+
+
+def write_baseline(path: Path, baseline: Baseline) -> None:
+    """Write the file; a case's facts stand a line each, so that git shows what an update changed.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    text = json.dumps(baseline.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    except OSError as error:
+        raise UsageError(f"cannot write baseline {path} ({error.strerror}); choose another with --baseline") from None

@@ -1,0 +1,180 @@
+"""One run of the gate, from the suite's file to the exit code."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from harness import history
+from harness.catalog import Catalog
+from harness.display import Display
+from harness.errors import UsageError
+from harness.provenance import revision
+from harness.record import Record
+from harness.regress.baseline import Baseline, Entry, Update, read_baseline, renewed, write_baseline
+from harness.regress.environment import Environment, differences
+from harness.regress.judge import Verdict, judge
+from harness.regress.measure import Measurement, measurement
+from harness.regress.publish import publish
+from harness.regress.show import Report, print_report
+from harness.regress.suite import Case, Suite, name_of, plan_cases, plan_of, read_suite
+from harness.runner import Settings
+from harness.store import Store, prepare_folder
+from harness.sweep import NOTHING_MEASURED, OK, SOME_FAILED, exit_code, run_plan
+from harness.worker import Executor, InProcess, WorkerProcess
+
+REGRESSION = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asks for.
+
+    `baseline` is the JSON file; the suite is the TOML file of the same name beside it. `update` is the reason for
+    renewing it, `label` that of the rows for `history`; None: neither. `out` keeps the records; None: they go.
+    """
+
+    baseline: Path
+    history: Path
+    update: str | None = None
+    label: str | None = None
+    junit: Path | None = None
+    out: Path | None = None
+    threads: int | None = None
+    in_process: bool = False
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What was measured, and why the rest was not."""
+
+    code: int
+    measured: dict[str, Measurement]
+    unmeasured: dict[str, str]
+    environment: Environment | None
+
+
+def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], console: Console) -> int:
+    """Measure the suite, compare, report; renew the baseline if asked to. Returns the exit code.
+
+    Raises:
+        UsageError: suite, baseline or an option is not usable.
+    """
+    suite_path, path = options.baseline.with_suffix(".toml"), options.baseline.with_suffix(".json")
+    for option, text in (("--update-baseline", options.update), ("--history", options.label)):
+        if text is not None and not text.strip():
+            raise UsageError(f'{option} needs a text that says why, as in {option} "torch 2.15"')
+    suite = read_suite(suite_path)
+    baseline = read_baseline(path)
+    if baseline is None and options.update is None:
+        raise UsageError(f'there is no baseline {path}; measure it with regress --update-baseline "why"')
+    with tempfile.TemporaryDirectory(prefix="dfqbench-regress-") as temporary:
+        store = Store(options.out or Path(temporary, "cells"))
+        cases = plan_cases(suite, suite_path, catalog, store)
+        if options.update is None and baseline is not None:
+            _check_same_cases(cases, baseline, suite_path, path)
+        # The image cache is the run's own too: a gate that reads a cache tests the cache.
+        cache = Path(temporary, "cache")
+        prepare_folder(store.folder, "--out")
+        prepare_folder(cache, "--out")
+        requested = plan_of(cases).requested
+        settings = Settings(catalog, "cpu", options.threads or suite.threads, cache, None, requested)
+        run = _measure(cases, store, settings, console, in_process=options.in_process)
+    report = _report(suite, cases, baseline, run)
+    if report is not None:
+        print_report(report, console)
+        publish(report, environ, console, options.junit)
+    if run.code == NOTHING_MEASURED:
+        console.print("Nothing was measured.", style="red")
+        return NOTHING_MEASURED
+    if options.update is not None:
+        if run.unmeasured:
+            for name, reason in run.unmeasured.items():
+                _say(console, f"MISSING {name}: {reason}")
+            _say(console, f"{path} stays as it is, since not every case gave a number.")
+            return SOME_FAILED
+        kept = _renew(path, baseline, cases, run, options.update.strip())
+        _say(console, f"Wrote {path}: {len(cases)} cases.")
+        for name in kept:
+            _say(console, f"'{name}' keeps its old value, since it is expected to fail; without xfail it is renewed.")
+        _remember(options.history, options.update, run, console)
+        return OK
+    if options.label is not None:
+        _remember(options.history, options.label, run, console)
+    if report is not None and any(verdict.fails for verdict in report.verdicts):
+        return REGRESSION  # also if other cells failed: this much is known
+    return run.code
+
+
+def _check_same_cases(cases: Sequence[Case], baseline: Baseline, suite: Path, path: Path) -> None:
+    wanted, there = [case.name for case in cases], list(baseline.cases)
+    new, gone = [n for n in wanted if n not in there], [n for n in there if n not in wanted]
+    found = [f"{path} lacks {_listed(new)} of {suite}"] * bool(new) + [
+        f"{suite} lacks {_listed(gone)} of {path}"
+    ] * bool(gone)
+    if found:
+        raise UsageError(f'{", and ".join(found)}; renew the baseline with regress --update-baseline "why"')
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def _measure(cases: Sequence[Case], store: Store, settings: Settings, console: Console, *, in_process: bool) -> _Run:
+    """Run all cells anew."""
+    plan = plan_of(cases)
+    executor: Executor = InProcess(settings) if in_process else WorkerProcess(settings)
+    try:
+        with Display(console, len(plan.todo)) as display:
+            run_plan(plan, store, executor, display)
+    finally:
+        executor.close()
+    records = [record for record in store.records() if record.key in plan.keys]
+    ok = [record for record in records if record.status == "ok"]
+    measured = {name_of(record.cell): measurement(record, store) for record in ok}
+    unmeasured = {name_of(record.cell): _why(record) for record in records if record.status != "ok"}
+    environment = Environment.of(ok[0].provenance) if ok else None
+    code = exit_code(plan, records)
+    # A sweep may skip what makes no sense; a suite is pinned, so that all of its cases must give a number.
+    return _Run(SOME_FAILED if code == OK and unmeasured else code, measured, unmeasured, environment)
+
+
+def _why(record: Record) -> str:
+    if record.failure is None:
+        return f"skipped: {record.reason}"
+    return f"{record.failure.type}: {(record.failure.message.splitlines() or [''])[0]}"
+
+
+def _report(suite: Suite, cases: Sequence[Case], baseline: Baseline | None, run: _Run) -> Report | None:
+    """The comparison; None if there is nothing to compare."""
+    if baseline is None or run.environment is None:
+        return None
+    changes = differences(baseline.environment, run.environment)
+    verdicts: list[Verdict] = judge(cases, baseline, run.measured, run.unmeasured, repeatable=not changes)
+    return Report(f"Regression gate, suite {suite.suite}", verdicts, changes, baseline.updates[-1])
+
+
+def _renew(path: Path, old: Baseline | None, cases: Sequence[Case], run: _Run, reason: str) -> list[str]:
+    """Write the baseline; return the names of the cases that keep their old values."""
+    assert run.environment is not None
+    entries = [(case, Entry.of(run.measured[case.name])) for case in cases]
+    baseline, kept = renewed(old, entries, run.environment, Update.now(reason, revision()))
+    write_baseline(path, baseline)
+    return kept
+
+
+def _remember(path: Path, label: str, run: _Run, console: Console) -> None:
+    """Add a row a case to the history."""
+    assert run.environment is not None
+    numbers = [history.Number(m.cell, m.metric, m.value, m.images) for m in run.measured.values()]
+    added = history.append(path, numbers, label.strip(), revision(), run.environment.fingerprint)
+    _say(console, f"Added {added} rows to {path}.")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

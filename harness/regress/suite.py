@@ -1,0 +1,157 @@
+"""The pinned suite: which cells the gate measures and how far each may move. Reads its TOML file, runs nothing."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from harness.catalog import Catalog
+from harness.cell import Cell
+from harness.errors import UsageError
+from harness.plan import Plan, Planned, Request, make_plan
+from harness.store import Store
+
+Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Points = Annotated[float, Field(ge=0, le=100)]
+FLOAT_HERE = 0.0  # the float model computes what it did, unless the environment differs
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Group(_Part):
+    """Cases that share their tolerances, in points: every method at every precision on every model.
+
+    `tolerance` holds in the environment of the baseline, `elsewhere` in any other; `reason` says where they come from.
+    With `xfail`, the reason of a known difference, the cases are expected to fail.
+    """
+
+    models: Names
+    methods: Names
+    bits: Names
+    schemes: Names = ("full",)
+    seeds: int = Field(1, ge=1)
+    tolerance: Points
+    elsewhere: Points
+    reason: Sentence
+    xfail: Sentence | None = None
+
+
+class FloatModels(_Part):
+    """How far the accuracy of float models may move in another environment; in the same one it may not."""
+
+    elsewhere: Points
+    reason: Sentence
+
+
+class Suite(_Part):
+    """The file's content. `threads` are those that the cells are computed with unless the user says otherwise."""
+
+    suite: str
+    task: str = "classification"
+    preset: str = "quick"
+    limit: int | None = Field(None, ge=1)
+    threads: int = Field(2, ge=1)
+    float_models: FloatModels
+    cases: Annotated[tuple[Group, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the suite with its tolerances in points."""
+
+    planned: Planned
+    tolerance: float
+    elsewhere: float
+    reason: str
+    xfail: str | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """What is measured."""
+        return self.planned.cell
+
+    @property
+    def name(self) -> str:
+        """How the case is called everywhere."""
+        return name_of(self.cell)
+
+
+def name_of(cell: Cell) -> str:
+    """`embedded vit psaq W4A8 full seed 0`: the same for all options and revisions of data and weights."""
+    return f"{cell.suite} {cell.label}"
+
+
+def read_suite(path: Path) -> Suite:
+    """The suite in a TOML file.
+
+    Raises:
+        UsageError: the file is missing or malformed.
+    """
+    try:
+        return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UsageError(f"there is no suite {path}; docs/regression.md shows how to write one") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"suite {path} cannot be read ({error}); correct the file") from None
+    except ValidationError as error:
+        raise UsageError(f"suite {path} is not valid ({first_problem(error)}); see docs/regression.md") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where the first problem is and what it is."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
+
+
+def plan_cases(suite: Suite, path: Path, catalog: Catalog, store: Store) -> list[Case]:
+    """The cases in the order in which they run: a model's together, its float reference first.
+
+    Raises:
+        UsageError: something in the suite is unknown, or two groups have the same case; the message names the file.
+    """
+    cases: dict[str, Case] = {}
+    try:
+        for group in suite.cases:
+            for case in _cases(suite, group, catalog, store):
+                known = cases.setdefault(case.cell.key, case)
+                if known is not case and not case.cell.is_float:
+                    raise UsageError(f"'{case.name}' is in two groups of [[cases]]; leave it in one")
+    except UsageError as error:
+        raise UsageError(f"suite {path}: {error}") from None
+    models = list(dict.fromkeys(case.cell.model for case in cases.values()))
+    return sorted(cases.values(), key=lambda case: (models.index(case.cell.model), not case.cell.is_float))
+
+
+def _cases(suite: Suite, group: Group, catalog: Catalog, store: Store) -> Iterator[Case]:
+    request = Request(
+        methods=group.methods,
+        models=group.models,
+        bits=group.bits,
+        schemes=group.schemes,
+        tasks=(suite.task,),
+        suite=suite.suite,
+        seeds=group.seeds,
+        limit=suite.limit,
+        preset=suite.preset,
+        references=False,
+        rerun="all",  # what is stored was measured by who knows what code
+    )
+    for planned in make_plan(request, catalog, store).cells:
+        if planned.cell.is_float:
+            yield Case(planned, FLOAT_HERE, suite.float_models.elsewhere, suite.float_models.reason)
+        else:
+            yield Case(planned, group.tolerance, group.elsewhere, group.reason, group.xfail)
+
+
+def plan_of(cases: Sequence[Case]) -> Plan:
+    """The cases as a plan that can be run."""
+    return Plan(tuple(case.planned for case in cases))

@@ -1,0 +1,81 @@
+"""Records that contradict each other, as a table. Pure: `Store.conflicts` finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from harness.record import Provenance, Record
+from harness.report.tables import NONE, markdown
+from harness.store import Conflict
+
+COLUMNS = ("cell", "record", "result", "finished", "git", "versions", "hardware", "threads", "key")
+NOTES = (
+    "Merged folders had other numbers of these cells. The report is of the records marked *kept*; each other one lies"
+    " in the folder `conflicts/` beside them. Remove a side that is wrong, or measure the cell again (`bench --rerun"
+    " all`) and remove both."
+)
+
+
+def conflict_frame(conflicts: Iterable[Conflict]) -> pd.DataFrame:
+    """Two rows a conflict, as text: the kept record, then the other one."""
+    rows = []
+    shown: set[str] = set()
+    for conflict in conflicts:
+        if conflict.kept is not None and conflict.other.key not in shown:
+            rows.append(_row("kept", conflict.kept))
+        shown.add(conflict.other.key)
+        rows.append(_row(conflict.store.folder.name, conflict.other))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def conflict_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame as it is shown, a row a record."""
+    return frame.assign(key=frame["key"].str[:12]).set_index("cell")
+
+
+def conflict_markdown(frame: pd.DataFrame) -> str:
+    """The table with what to do."""
+    cells = frame["key"].nunique()
+    text = markdown(conflict_table(frame).reset_index())
+    return f"# {cells} cell{'s' * (cells != 1)} with contradicting records\n\n{text}\n{NOTES}\n"
+
+
+def sentence(frame: pd.DataFrame) -> str:
+    """One line for those who do not open the file."""
+    cells = frame["key"].nunique()
+    return (
+        f"{cells} cell{'s have records' if cells > 1 else ' has records'} that contradict each other; see conflicts.md."
+    )
+
+
+def result(record: Record) -> str:
+    """Metrics, or what stands instead of them."""
+    if record.status != "ok":
+        return record.status
+    return ", ".join(f"{name} {value:.4f}" for name, value in sorted(record.metrics.items()))
+
+
+def origin(provenance: Provenance) -> dict[str, str]:
+    """What may explain that two numbers differ."""
+    git = provenance.git
+    versions = {name: provenance.versions.get(name) for name in ("torch", "timm", "numpy")}
+    hardware = {name: provenance.hardware.get(name) for name in ("processor", "instructions", "gpu")}
+    return {
+        "git": f"{str(git['commit'])[:12]}{', with changes' if git.get('modified') else ''}" if git else NONE,
+        "versions": ", ".join(f"{name} {value}" for name, value in versions.items() if value) or NONE,
+        "hardware": ", ".join(str(value) for value in hardware.values() if value) or NONE,
+        "threads": str(provenance.threads),
+    }
+
+
+def _row(side: str, record: Record) -> dict[str, str]:
+    return {
+        "cell": f"{record.cell.suite} {record.cell.label}",
+        "record": side,
+        "result": result(record),
+        "finished": record.finished[:10],
+        **origin(record.provenance),
+        "key": record.key,
+    }
