@@ -35,8 +35,8 @@ def write_report(
             variants of it; conflicts.md and conflicts.csv if records contradict each other; cross.md, cross.csv and
             cross.tex if several sources were run with several calibrators; ranks.md and ranks.csv if real images were
             among those; ranges.csv if ranges can be compared; accuracy.png, accuracy.svg and for every model those of
-            the `pictures` that have something to show, `<kind>_<model>.png`; gallery_<model>.png if images were kept and
-            predictions_<task>_<model>_<scheme>.png where models' answers were drawn.
+            the `pictures` that have something to show, `<kind>_<model>.png`; gallery_<model>.png if images were kept
+            and predictions_<task>_<model>_<scheme>.png where models' answers were drawn.
         keys: Cells to report; all if None.
         console: Where the main table is printed.
         catalog: Plugins, for the labels of ablations; the default ones if None.
