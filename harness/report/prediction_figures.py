@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 
 from harness.report.frame import CONTEXT
 from harness.report.gallery import one_precision
+from harness.report.tables import METRICS
 
 TRUTH, PREDICTION = "truth", "prediction"
 COLUMNS = 4
 Pictures = Mapping[str, NDArray[np.uint8]]  # kind -> drawn images (n, height, width, 3)
 _INCH = 100  # pixels
 _LABEL, _TITLE, _GAP = 1.8, 0.4, 0.06  # inches
+_LETTERS = 20  # that fit beside the images
 
 
 def prediction_figures(
@@ -37,14 +40,15 @@ def prediction_figures(
             shown = one_precision(of_scheme)
             same = floats[(floats[CONTEXT] == shown[CONTEXT].iloc[0]).all(axis=1)]
             rows = pd.concat([same, shown])[["method", "accuracy", "key"]].itertuples(index=False)
-            found = [(f"{method}\n{value:.2f}", pictures(str(key))) for method, value, key in rows]
+            found = [(f"{_wrapped(method)}\n{value:.2f}", pictures(str(key))) for method, value, key in rows]
             found = [(label, own) for label, own in found if PREDICTION in own]
             if len(found) > 1:
                 truth = [("ground truth", own[TRUTH]) for _, own in found[:1] if TRUTH in own]
                 drawn = [*truth, *((label, own[PREDICTION]) for label, own in found)]
                 first = shown.iloc[0]
+                metric = METRICS.get(first["metric"], first["metric"]).partition(" (")[0]
                 title = (
-                    f"{model}, {first['bits']}, scheme {scheme}, seed {first['seed']}; {first['metric']} of "
+                    f"{model}, {first['bits']}, scheme {scheme}, seed {first['seed']}; {metric} of "
                     f"{int(first['images']):,} images, of which the first {min(COLUMNS, len(drawn[0][1]))} are shown"
                 )
                 yield (str(task), str(model), str(scheme)), prediction_figure(title, drawn)
@@ -67,3 +71,10 @@ def prediction_figure(title: str, rows: Sequence[tuple[str, NDArray[np.uint8]]])
         figure.text(0.1 / size[0], (top - height / 2) / size[1], label, va="center", fontsize=10)
         top -= height + _GAP
     return figure
+
+
+def _wrapped(method: str) -> str:
+    """A method's name in lines that fit beside the images, broken where its options begin or end if it can be."""
+    spaced = method.replace("[", " [").replace(",", ", ").replace("+", " +")
+    lines = textwrap.wrap(spaced, _LETTERS)
+    return "\n".join(line.replace(" [", "[").replace(" +", "+") for line in lines)
