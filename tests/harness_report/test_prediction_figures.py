@@ -41,7 +41,7 @@ def test_one_figure_a_scheme_with_truth_float_and_methods():
     figures = dict(prediction_figures(cells, lambda key: drawn(shade[key])))
     assert list(figures) == [("classification", "vit_a", scheme) for scheme in ("full", "full:backbone")]
     title, *rows = labels(figures["classification", "vit_a", "full"])
-    assert title == "vit_a, W4A4, scheme full, seed 0; top1 of 400 images, of which the first 4 are shown"
+    assert title == "vit_a, W4A4, scheme full, seed 0; top-1 accuracy of 400 images, of which the first 4 are shown"
     assert rows == ["ground truth", "float\n90.00", "psaq\n80.00", "noise+minmax\n80.00"]
     shown = [axis.images[0].get_array() for axis in figures["classification", "vit_a", "full"].axes]
     assert [int(image.max()) for image in shown[:2]] == [250, 0]
