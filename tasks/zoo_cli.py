@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CIFAR = ("cifar10_vit", "cifar10_swin")
+CIFAR = ("cifar10_swin",)
 # A task's or a suite's name stands for all of its models.
 GROUPS = {
     "classification": zoo.ZOO.names,

@@ -1,8 +1,8 @@
 """Train the CIFAR-10 zoo: `nox -s zoo -- cifar10`.
 
-The embedded zoo's loop (`tasks.embedded.train`: Muon, patch dropout for the ViT, linear decay to zero, the last step's
-weights) in bfloat16 where torch's autocast has it, with mirrored and shifted images: what a few CPU hours allow. The
-stem's batch norms are folded into its convolutions at the end.
+The embedded zoo's loop (`tasks.embedded.train`: Muon, linear decay to zero, the last step's weights) in bfloat16 where
+torch's autocast has it, with mirrored and shifted images: what a few CPU hours allow. The stem's batch norms are folded
+into its convolutions at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RECIPES = {
-    "vit": Recipe(epochs=15, full_epochs=1, patch_drop=0.5, lr=3e-3, bfloat16=True),
     "swin": Recipe(epochs=12, full_epochs=12, patch_drop=0.0, lr=3e-3, bfloat16=True),
 }
 

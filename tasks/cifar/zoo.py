@@ -10,7 +10,7 @@ from tasks.classifier_zoo import ClassifierZoo
 
 HEAD = """# CIFAR-10 zoo
 
-A ViT and a Swin of timm behind a convolutional stem, trained from scratch on the 50,000 training images of CIFAR-10 by
+Transformers of timm behind a convolutional stem, trained from scratch on the 50,000 training images of CIFAR-10 by
 `nox -s zoo -- cifar10` (`tasks/cifar/train.py`), kept as fp16 safetensors. They exist to be quantized in a benchmark;
 they are good for nothing else. Nothing was selected on test images: the weights are those of the last training step.
 The test accuracy in the learning curves was only watched. This file is made from the JSON cards beside it.
@@ -18,7 +18,7 @@ The test accuracy in the learning curves was only watched. This file is made fro
 
 ZOO = ClassifierZoo(
     folder=Path(__file__).parent / "weights",
-    names=("vit", "swin"),
+    names=("swin",),
     build=build,
     input=INPUT,
     classes=CLASSES,

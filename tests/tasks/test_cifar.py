@@ -196,13 +196,13 @@ def test_augment_mirrors_and_shifts_as_padding_and_cropping_do():
 def test_the_command_trains_resumes_and_exports(packed, tmp_path, monkeypatch):
     short = {k: dataclasses.replace(r, epochs=2, batch=20, warmup_steps=1) for k, r in training.RECIPES.items()}
     monkeypatch.setattr(training, "RECIPES", short)
-    arguments = ["cifar10_vit", "--data-root", str(packed), "--work", str(tmp_path / "work")]
+    arguments = ["cifar10_swin", "--data-root", str(packed), "--work", str(tmp_path / "work")]
     zoo_cli.main([*arguments, "--output", str(tmp_path / "out")])
-    card = json.loads((tmp_path / "out" / "vit.json").read_text())
+    card = json.loads((tmp_path / "out" / "swin.json").read_text())
     assert len(card["curve"]) == 2
     assert 0 <= card["top1_full_test"] <= 100
     zoo_cli.main([*arguments, "--output", str(tmp_path / "again")])  # nothing left to train
-    assert json.loads((tmp_path / "again" / "vit.json").read_text()) == card
+    assert json.loads((tmp_path / "again" / "swin.json").read_text()) == card
 
 
 def test_other_data_need_another_command(tmp_path, capsys):
