@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from harness.errors import UsageError
-from tasks.embedded import dense_zoo, train_dense, zoo_cli
+from tasks import zoo_cli
+from tasks.embedded import dense_zoo, train_dense
 from tasks.embedded.scene_splits import calibration_scenes
 from tasks.embedded.train_dense import Recipe, Training
 
