@@ -107,9 +107,12 @@ def test_both_forms_hold_the_same_images(packed, original, pixels):
 
 
 def test_any_first_part_is_as_balanced_as_can_be(packed):
-    counts = torch.cat([y for _, y in CifarData(packed).evaluation(None, 20)]).bincount(minlength=10)
-    available = np.bincount([int(y) for _, batch in CifarData(packed).evaluation(None, TEST) for y in batch])
-    assert all(count == min(2, have) for count, have in zip(counts.tolist(), available, strict=True))
+    labels = torch.cat([y for _, y in CifarData(packed).evaluation(None, TEST)])
+    available = labels.bincount(minlength=10)
+    for count in range(1, TEST):
+        taken = labels[:count].bincount(minlength=10)
+        # Only a class with no more images may be behind.
+        assert taken.max() - taken[taken < available].min() <= 1
 
 
 def test_normalised_images_have_the_usual_statistics():
