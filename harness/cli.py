@@ -277,13 +277,16 @@ def regress(  # noqa: PLR0917 - typer passes them by name
     out: Annotated[Path | None, typer.Option(help="Keep the records here; measured anew all the same.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; those of the suite if left out.")] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="No worker process: for debugging.")] = False,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the suite's data, if it needs one.")] = None,
 ) -> None:
     """Measure the pinned suite and compare it, image by image, with the baseline; see docs/regression.md."""
     import os
 
     from harness.regress.gate import Options, run_gate
 
-    options = Options(baseline, HISTORY, update_baseline, history, junit, out, threads, in_process)
+    options = Options(
+        baseline, HISTORY, update_baseline, history, junit, out, threads, in_process, data_root and data_root.absolute()
+    )
     try:
         code = run_gate(options, Catalog.default(), os.environ, _console())
     except KeyboardInterrupt:

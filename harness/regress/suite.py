@@ -112,7 +112,7 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
-def plan_cases(suite: Suite, path: Path, catalog: Catalog, store: Store) -> list[Case]:
+def plan_cases(suite: Suite, path: Path, catalog: Catalog, store: Store, data_root: Path | None = None) -> list[Case]:
     """The cases in the order in which they run: a model's together, its float reference first.
 
     Raises:
@@ -121,7 +121,7 @@ def plan_cases(suite: Suite, path: Path, catalog: Catalog, store: Store) -> list
     cases: dict[str, Case] = {}
     try:
         for group in suite.cases:
-            for case in _cases(suite, group, catalog, store):
+            for case in _cases(suite, group, catalog, store, data_root):
                 known = cases.setdefault(case.cell.key, case)
                 if known is not case and not case.cell.is_float:
                     raise UsageError(f"'{case.name}' is in two groups of [[cases]]; leave it in one")
@@ -131,7 +131,7 @@ def plan_cases(suite: Suite, path: Path, catalog: Catalog, store: Store) -> list
     return sorted(cases.values(), key=lambda case: (models.index(case.cell.model), not case.cell.is_float))
 
 
-def _cases(suite: Suite, group: Group, catalog: Catalog, store: Store) -> Iterator[Case]:
+def _cases(suite: Suite, group: Group, catalog: Catalog, store: Store, data_root: Path | None) -> Iterator[Case]:
     request = Request(
         methods=group.methods,
         models=group.models,
@@ -143,6 +143,7 @@ def _cases(suite: Suite, group: Group, catalog: Catalog, store: Store) -> Iterat
         limit=suite.limit,
         preset=suite.preset,
         references=False,
+        data_root=data_root,
         rerun="all",  # what is stored was measured by who knows what code
     )
     for planned in make_plan(request, catalog, store).cells:

@@ -320,3 +320,8 @@ def test_in_a_process_of_its_own(regress, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 cases: 5 ok." in done.stdout
+
+
+def test_the_data_root_reaches_the_suite(regress, suite, tmp_path):
+    suite(suite='"embedded"', task='"classification"')
+    assert "takes no data root" in regress("--update-baseline", "why", "--data-root", str(tmp_path), code=2).stderr
