@@ -12,8 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -136,21 +135,6 @@ def _optimizers(net: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     return found
 
 
-def _batches(scenes: Scenes, recipe: Recipe, first: int) -> Iterator[list[Scene]]:
-    """Training scenes of iterations `first` and on, the next ones being made while these are trained on."""
-
-    def make(step: int) -> list[Scene]:
-        return list(scenes.take(step * recipe.batch, recipe.batch))
-
-    with ThreadPoolExecutor(max_workers=1) as maker:
-        coming = maker.submit(make, first)
-        for step in range(first + 1, recipe.iterations + 1):
-            batch = coming.result()
-            if step < recipe.iterations:
-                coming = maker.submit(make, step)
-            yield batch
-
-
 def train(
     name: str, *, task: DenseTask, net: nn.Module, recipe: Recipe, scenes: Scenes, watched: Sequence[Scene], work: Path
 ) -> dict[str, Any]:
@@ -177,12 +161,12 @@ def train(
     every = max(1, recipe.iterations // POINTS)
     clock = saved = time.perf_counter()
     losses: list[float] = []
-    for batch in _batches(scenes, recipe, run.step):
+    while run.step < recipe.iterations:
         # Sampling of anchors and RoIs draws from the global generator: seeded so that a resumed run sees the same.
         torch.manual_seed(recipe.seed * 1_000_000 + run.step)
         net.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
-            loss = task.loss(net, batch)
+            loss = task.loss(net, list(scenes.take(run.step * recipe.batch, recipe.batch)))
         run.update(loss)
         losses.append(loss.item())
         if watch := run.step % every == 0 or run.step == recipe.iterations:
