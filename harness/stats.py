@@ -24,9 +24,13 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
         b: The other's outcomes of the same images in the same order.
     """
     first, second = _pair(a, b, dimensions=1)
-    only_a = int((first & ~second).sum())
-    discordant = int((first ^ second).sum())
-    return float(stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+    return float(mcnemar_of_counts((first & ~second).sum(), (second & ~first).sum()))
+
+
+def mcnemar_of_counts(only_a: ArrayLike, only_b: ArrayLike) -> NDArray[np.float64]:
+    """The same from numbers of images that one of the two alone gets right, of any shape; 1 where there are none."""
+    first, second = np.asarray(only_a), np.asarray(only_b)
+    return np.asarray(np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(first, second), first + second, 0.5)))
 
 
 def paired_test(a: ArrayLike, b: ArrayLike) -> float:

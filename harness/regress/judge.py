@@ -12,7 +12,7 @@ from harness import stats
 from harness.cell import Cell
 from harness.regress.baseline import Baseline, Entry
 from harness.regress.measure import Fact, Measurement
-from harness.regress.rule import ALPHA, Limits, detectable, mcnemar, seen
+from harness.regress.rule import ALPHA, Limits, detectable, seen
 from harness.regress.suite import Case
 
 # `xfail`: it fails as expected; `xpass`: it should have failed and did not; `missing`: it gave no number.
@@ -109,7 +109,7 @@ def _draft(
     if new.cell.data == old.cell.data and new.images == old.images:
         before = old.outcomes()
         up, down = int((new.correct & ~before).sum()), int((before & ~new.correct).sum())
-        p = float(mcnemar(up, down))
+        p = float(stats.mcnemar_of_counts(up, down))
         paired = Pairing(up, down, p, p)
     return Verdict(case, old, new, limits, "ok", tuple(_changed_facts(old, new)), tuple(_options(old, new)), paired)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
+
+from harness.stats import mcnemar_of_counts
 
 ALPHA = 0.05
 SIGMAS = 3.0  # flips that cancel are a random walk: its net change stays within 3 times the root of their number
@@ -63,12 +64,6 @@ class Limits:
         return (self.beyond(up, down) & (significant | self.repeatable)) | self.restless(up, down)
 
 
-def mcnemar(up: ArrayLike, down: ArrayLike) -> NDArray[np.float64]:
-    """Two-sided p-values of the exact McNemar test from counts of any shape; 1 without flips."""
-    first, second = np.asarray(up), np.asarray(down)
-    return np.asarray(np.minimum(1.0, 2 * binom.cdf(np.minimum(first, second), first + second, 0.5)))
-
-
 def detectable(limits: Limits, flips: int, cases: int) -> float | None:
     """Smallest net drop that fails, in points, in a case where `flips` images flip anyway; None if none does.
 
@@ -79,7 +74,7 @@ def detectable(limits: Limits, flips: int, cases: int) -> float | None:
     total += (total - drop) % 2  # flips and net change are both even or both odd
     down = (total + drop) // 2
     up = total - down
-    failing = np.flatnonzero(limits.fails(up, down, np.minimum(1.0, cases * mcnemar(up, down))))
+    failing = np.flatnonzero(limits.fails(up, down, np.minimum(1.0, cases * mcnemar_of_counts(up, down))))
     return 100 * float(drop[failing[0]]) / limits.images if len(failing) else None
 
 
@@ -92,7 +87,7 @@ def power(limits: Limits, flips: int, cases: int, drop: float, *, draws: int = D
     n = limits.images
     up, down = rng.binomial(n, min(1.0, flips / 2 / n), (2, draws))
     down = np.minimum(n - up, down + rng.binomial(n, drop / 100, draws))
-    return float(limits.fails(up, down, np.minimum(1.0, cases * mcnemar(up, down))).mean())
+    return float(limits.fails(up, down, np.minimum(1.0, cases * mcnemar_of_counts(up, down))).mean())
 
 
 def seen(limits: Limits, flips: int, cases: int, wanted: float) -> float | None:

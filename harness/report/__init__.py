@@ -68,8 +68,8 @@ def write_report(
     crossed = results.crossed
     own = {"md": cross.markdown(crossed, cells), "csv": cross.csv(crossed), "tex": cross.latex(crossed)}
     _write_or_remove(folder, "cross", crossed, own)
-    ordered = ranks.ranks(crossed)
-    _write_or_remove(folder, "ranks", ordered, {"md": ranks.markdown(ordered), "csv": tables.csv(ordered)})
+    own = {"md": ranks.markdown(results.ranks), "csv": tables.csv(results.ranks)}
+    _write_or_remove(folder, "ranks", results.ranks, own)
     contradicting = results.conflicts
     own = {"md": conflicts.conflict_markdown(contradicting), "csv": tables.csv(contradicting)}
     _write_or_remove(folder, "conflicts", contradicting, own)

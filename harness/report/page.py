@@ -150,7 +150,7 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
         body = drawn.get(kind, Markup(""))
         if kind == WITH_TABLES and crossed:
             body = _tables(crossed, cross.NOTES) + body
-            same_order = [(title, frame, "") for title, frame in ranks.split(ranks.ranks(results.crossed))]
+            same_order = [(title, frame, "") for title, frame in ranks.split(results.ranks)]
             body += _tables(same_order, ranks.NOTES) if same_order else Markup("")
         if body:
             yield Section(kind, title, body)

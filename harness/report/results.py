@@ -13,7 +13,7 @@ from harness.catalog import Catalog
 from harness.errors import UsageError
 from harness.plugins import import_target
 from harness.record import Record
-from harness.report import ablation, cross
+from harness.report import ablation, cross, ranks
 from harness.report.conflicts import conflict_frame
 from harness.report.frame import Outcome, Outcomes, cells_frame
 from harness.report.summary import summarise
@@ -25,8 +25,8 @@ class Results:
     """Records with the frames that every table and figure comes from.
 
     `names` are the methods' names in the cells, by key, since a frame may add a suffix; `switches` and `crossed` are
-    the frames of the ablation and of the cross table, `conflicts` that of records which contradict each other, all
-    empty where there is none.
+    the frames of the ablation and of the cross table, `ranks` that of the calibrators' order, `conflicts` that of
+    records which contradict each other, all empty where there is none.
     """
 
     records: tuple[Record, ...]
@@ -36,6 +36,7 @@ class Results:
     names: dict[str, str]
     switches: pd.DataFrame
     crossed: pd.DataFrame
+    ranks: pd.DataFrame
     conflicts: pd.DataFrame = field(default_factory=lambda: conflict_frame(()))
 
 
@@ -47,7 +48,7 @@ def assemble(records: Iterable[Record], outcomes: Outcomes, catalog: Catalog) ->
     names = {record.key: record.cell.method for record in ordered}
     switches = ablation.ablations(cells, summary, outcomes, names, _ablation_labels(names, catalog))
     crossed = cross.crosses(cells, summary, outcomes, names)
-    return Results(ordered, outcomes, cells, summary, names, switches, crossed)
+    return Results(ordered, outcomes, cells, summary, names, switches, crossed, ranks.ranks(crossed))
 
 
 def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Results:

@@ -69,6 +69,11 @@ NOTES = f"""\
 {REBUILT}"""
 
 
+def metric_name(metric: str) -> str:
+    """A metric written out, without its unit."""
+    return METRICS.get(metric, metric).partition(" (")[0]
+
+
 def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
     """The main table as Markdown: accuracy, difference to float and significance, a table a scheme and precision."""
     parts = ["# Comparison\n"]

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from harness.history import Row, changes, series
 from harness.report.figures import COLOURS, MARKERS
-from harness.report.tables import METRICS, bit_order
+from harness.report.tables import bit_order, metric_name
 
 PANELS_A_ROW = 3
 RUNS_NAMED = 9  # runs up to which each is named by its commit
@@ -82,8 +82,7 @@ def _draw(axis: Axes, found: Iterable[Sequence[Row]]) -> None:
             )
     for last, following in _environments(ordered):
         axis.axvline((last + following) / 2, color="#808080", linewidth=0.8, linestyle=":", zorder=0)
-    name = METRICS.get(metric, metric).replace(" (%)", "")
-    axis.set_ylabel(f"change of {name}\nsince the first run (points)", fontsize=8)
+    axis.set_ylabel(f"change of {metric_name(metric)}\nsince the first run (points)", fontsize=8)
     axis.margins(x=0.1, y=0.25)
     low, high = axis.get_ylim()
     axis.set_ylim(min(low, -SMALLEST), max(high, SMALLEST))
