@@ -6,13 +6,14 @@ import hashlib
 import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, Dataset
 
 from harness.contracts import check_not_sealed
 from harness.errors import UsageError
+from tasks.class_order import in_turn
 from tasks.timm_models import Preprocessing
 
 if TYPE_CHECKING:
@@ -90,10 +91,8 @@ class ImageFolder:
     @cached_property
     def _evaluation(self) -> list[LabelledFile]:
         """Class-interleaved, so that any first part is as balanced as can be."""
-        by_class: list[list[LabelledFile]] = [[] for _ in self._names]
-        for file in self._files_in(EVALUATION):
-            by_class[file.label].append(file)
-        return [file for file in chain.from_iterable(zip_longest(*by_class)) if file is not None]
+        files = list(self._files_in(EVALUATION))
+        return [files[i] for i in in_turn([file.label for file in files])]
 
     @cached_property
     def _calibration(self) -> list[LabelledFile]:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
+from tasks.cifar import zoo as cifar
 from tasks.embedded import dense_zoo, zoo
 from tasks.embedded.fashion import CACHE_ROOT, default_root, download
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tasks.classifier_zoo import ClassifierZoo
+
 log = logging.getLogger(__name__)
 
-CIFAR = ("cifar10_swin",)
+CIFAR = {f"cifar10_{name}": name for name in cifar.ZOO.names}
 # A task's or a suite's name stands for all of its models.
 GROUPS = {
     "classification": zoo.ZOO.names,
     "segmentation": dense_zoo.names("segmentation"),
     "detection": dense_zoo.names("detection"),
-    "cifar10": CIFAR,
+    "cifar10": tuple(CIFAR),
 }
 EMBEDDED = tuple(name for group, names in GROUPS.items() if group != "cifar10" for name in names)
 MODELS = (*EMBEDDED, *CIFAR)
@@ -73,19 +76,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _train_classifier(name: str, root: Path, work: Path, output: Path | None) -> None:
     from tasks.embedded.train import train
 
-    result = train(name, root, work)
-    weights = zoo.ZOO.export(result, name, output)
-    log.info("%s: %.2f %% on the full test set, %s", name, result["top1_full_test"], weights)
+    _export_classifier(zoo.ZOO, train(name, root, work), name, output)
 
 
 def _train_cifar(name: str, args: argparse.Namespace) -> None:
     from tasks.cifar.data import download as download_cifar
     from tasks.cifar.train import train
-    from tasks.cifar.zoo import ZOO
 
-    own = name.removeprefix("cifar10_")
-    result = train(own, download_cifar() if args.download else args.data_root, args.work)
-    weights = ZOO.export(result, own, args.output)
+    root = download_cifar() if args.download else args.data_root
+    _export_classifier(cifar.ZOO, train(CIFAR[name], root, args.work), CIFAR[name], args.output)
+
+
+def _export_classifier(of: ClassifierZoo, result: dict[str, Any], name: str, output: Path | None) -> None:
+    weights = of.export(result, name, output)
     log.info("%s: %.2f %% on the full test set, %s", name, result["top1_full_test"], weights)
 
 

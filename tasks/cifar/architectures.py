@@ -7,6 +7,7 @@ and most of the epochs. Everything behind them is timm's.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from timm.layers import PatchEmbed
@@ -72,22 +73,15 @@ def build(name: str, *, folded: bool = True) -> nn.Module:
     Raises:
         KeyError: no such architecture.
     """
-    shared: dict[str, Any] = {"img_size": IMAGE_SIZE, "num_classes": CLASSES}
-
-    def stem(channels: Sequence[int], strides: Sequence[int]) -> Any:
-        def layer(*args: Any, **kwargs: Any) -> ConvStem:
-            return ConvStem(*args, channels=channels, strides=strides, folded=folded, **kwargs)
-
-        return layer
-
     if name == "swin":
         return SwinTransformer(
+            img_size=IMAGE_SIZE,
+            num_classes=CLASSES,
             patch_size=2,
             embed_dim=64,
             depths=(2, 4, 2),
             num_heads=(2, 4, 8),
             window_size=4,
-            embed_layer=stem((32, 64), (1, 2)),
-            **shared,
+            embed_layer=partial(ConvStem, channels=(32, 64), strides=(1, 2), folded=folded),
         )
     raise KeyError(name)

@@ -23,6 +23,7 @@ import torch
 from harness.contracts import check_not_sealed
 from harness.errors import UsageError
 from tasks.cifar.architectures import CLASSES, IMAGE_SIZE
+from tasks.class_order import in_turn
 from tasks.timm_models import Preprocessing
 
 if TYPE_CHECKING:
@@ -130,14 +131,6 @@ class _Array:
 
     def images(self, indices: Iterable[int]) -> NDArray[np.uint8]:
         return self.data[list(indices)]
-
-
-def in_turn(labels: NDArray[np.int64]) -> list[int]:
-    """Indices of all images, the classes in turn, so that any first part of them is as balanced as can be."""
-    rank = np.empty(len(labels), dtype=np.int64)
-    for label in range(CLASSES):
-        rank[labels == label] = np.arange((labels == label).sum())
-    return np.lexsort((labels, rank)).tolist()
 
 
 def normalise(images: NDArray[np.uint8]) -> Tensor:

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from tasks.attention import unfused
 from tasks.cifar.architectures import build, fold
-from tasks.cifar.data import in_turn, normalise, open_splits
+from tasks.cifar.data import normalise, open_splits
+from tasks.class_order import in_turn
 from tasks.embedded.train import Recipe, accuracy, fit, halved
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.embedded.train import Muon
+from tasks.embedded.train import Muon, halved
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -182,7 +182,7 @@ def train(
             run.save(checkpoint)
             saved = now
     return {
-        "state": {k: v.half() if v.is_floating_point() else v for k, v in run.average.items()},
+        "state": halved(run.average),
         "recipe": asdict(recipe),
         "seconds": round(run.seconds),
         "threads": torch.get_num_threads(),
