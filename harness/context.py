@@ -136,9 +136,10 @@ class Context:
         images = self._read_cache(path)
         if images is None:
             known: set[str | int] = {*self.kept_diagnostics, *self._snapshots}
-            before = dict(self._seconds), Counter(self.counters), known
             seed_everything(derive_seed(key=key))
             with self.stage("synthesize"):
+                # Within the stage: the outer one's time until now is its own and none of the images'.
+                before = dict(self._seconds), Counter(self.counters), known
                 images = make().detach().contiguous()
             self._write_cache(path, images, *before)
         seed_everything(derive_seed(key=key, after=True))

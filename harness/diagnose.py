@@ -62,6 +62,7 @@ def diagnose(
     """
     records = {record.key: record for record in store.records()}
     cells = cells_frame(records.values(), {})
+    cells["canonical"] = [records[key].cell.model for key in cells["key"]]  # without what tells labels apart
     cells = cells[(cells["status"] == "ok") & (cells["role"] != "float")]
     if bits:
         check_known("precision with records", bits, sorted(cells["bits"].unique()))
@@ -129,7 +130,7 @@ def _models(
 
     for (task, suite_name, label), of_model in cells.groupby(["task", "suite", "model"], sort=True):
         suite: Suite = catalog.tasks.get(str(task)).load()(suite_name, data_root=data_root)
-        canonical = str(label).removesuffix(f"@{of_model['weights'].iloc[0][:8]}")  # a label tells weights apart
+        canonical = str(of_model["canonical"].iloc[0])
         requested = {suite.canonical_name(name): name for name in named} or {canonical: canonical}
         if canonical in requested:
             name = requested[canonical]

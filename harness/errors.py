@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
+
+# What np.load, and reading its arrays, raise on an .npz file that is cut short, altered or another's.
+DAMAGED_ARRAYS = (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error)
+
 
 class UsageError(Exception):
     """Bad input or configuration. The message is one sentence: what is wrong, where, what to do. Exit code 2."""

@@ -87,7 +87,8 @@ def append(path: Path, numbers: Iterable[Number], label: str, revision: Revision
         )
         for number in numbers
     ]
-    before = path.read_text(encoding="utf-8") if path.exists() else ",".join(COLUMNS) + "\n"
+    before = path.read_text(encoding="utf-8") if path.exists() else ",".join(COLUMNS)
+    before = before.rstrip("\n") + "\n"
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -113,16 +114,15 @@ def read(path: Path) -> pd.DataFrame:
     text = ("date", "commit", "label", "environment", "suite", "task", "model", "method", "bits", "scheme", "metric")
     try:
         frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False)
-        missing = [name for name in COLUMNS if name not in frame]
-        if missing:
-            raise ValueError(f"column {missing[0]} is missing")
+        if list(frame.columns) != list(COLUMNS):
+            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
         frame = frame.astype({"run": "int64", "seed": "int64", "images": "int64", "value": "float64"})
     except FileNotFoundError:
         raise UsageError(f'there is no history {path}; regress --history "label" begins one') from None
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"history {path} cannot be read ({reason}); restore it from git") from None
-    return frame[list(COLUMNS)]
+    return frame
 
 
 def change_points(values: ArrayLike, resolution: float) -> list[int]:

@@ -113,10 +113,7 @@ def _counts(record: Record, store: Store) -> bool:
 
 
 def _agree(record: Record, store: Store, old: Record, into: Store) -> bool:
-    """Whether two records say the same of their cell; durations, machines and dates may differ."""
-    if not _counts(old, into) or (record.status, record.metrics) != (old.status, old.metrics):
-        return False
-    return record.status != "ok" or store.outcomes(record.key).equals(into.outcomes(record.key))
+    return _counts(old, into) and into.agrees(old, record, store)
 
 
 def _set_aside(record: Record, store: Store, into: Store) -> Store:

@@ -177,6 +177,8 @@ def _check_parts(request: Request, suite: Suite) -> None:
     known = getattr(suite, "parts", ())
     for scheme in request.schemes:
         tensors, part = split_scheme(scheme)
+        if part is None and scheme != tensors:
+            raise UsageError(f"scheme '{scheme}' names no part; write --schemes {tensors}, or {tensors}:backbone")
         if part is not None and not known:
             raise UsageError(f"scheme '{scheme}': {suite.task} models are quantized whole; write --schemes {tensors}")
         if part is not None:

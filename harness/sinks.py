@@ -6,6 +6,7 @@ A tracker gets numbers that are in the results folder anyway, so that whatever g
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
@@ -87,7 +88,8 @@ def open_sink(name: str) -> Sink:
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        text = f"--sink {name} needs a package that is not here ({error}); pip install 'dfqbench[{name}]'"
+        # The environment is nox's more often than the one whose pip a user has at hand.
+        text = f"--sink {name} needs a package that is not here ({error}); {sys.executable} -m pip install {name}"
         raise UsageError(text) from None
     return _SINKS[name](module)
 

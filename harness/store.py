@@ -6,8 +6,6 @@ import json
 import os
 import re
 import socket
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from harness.errors import UsageError
+from harness.errors import DAMAGED_ARRAYS, UsageError
 from harness.record import SCHEMA_VERSION, Record
 from harness.upgrade import UnknownVersion, upgrade
 
@@ -124,7 +122,8 @@ class Store:
         return self.folder / "conflicts"
 
     def conflicts(self) -> list[Conflict]:
-        """Records that were set aside since they contradict those of this folder, in order of their keys.
+        """Records that were set aside since they contradict those of this folder, in order of their keys. One that
+        says what this folder's says by now is none.
 
         Raises:
             UsageError: a record cannot be read.
@@ -133,8 +132,26 @@ class Store:
             return []
         here = {record.key: record for record in self._read_all()}
         sides = [Store(path) for path in sorted(self.conflict_folder.iterdir()) if path.is_dir()]
-        found = [Conflict(here.get(record.key), record, side) for side in sides for record in side.records()]
+        found = [
+            Conflict(kept, record, side)
+            for side in sides
+            for record in side.records()
+            if (kept := here.get(record.key)) is None or not self.agrees(kept, record, side)
+        ]
         return sorted(found, key=lambda conflict: conflict.other.key)
+
+    def agrees(self, own: Record, other: Record, store: Store) -> bool:
+        """Whether the record `other` of `store` says the same of its cell as `own` does; durations, machines and dates
+        may differ. One whose outcomes are missing says nothing.
+
+        Raises:
+            UsageError: outcomes cannot be read.
+        """
+        if (own.status, own.metrics) != (other.status, other.metrics):
+            return False
+        if not (self.complete(own) and store.complete(other)):
+            return False
+        return own.status != "ok" or self.outcomes(own.key).equals(store.outcomes(other.key))
 
     def complete(self, record: Record) -> bool:
         """Whether the outcomes that belong to the record are there and not cut short."""
@@ -223,7 +240,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
             return {name: np.asarray(file[name]) for name in file.files}
-    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error):
+    except DAMAGED_ARRAYS:
         return {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from rich.console import Console
 
@@ -23,21 +23,29 @@ OK, SOME_FAILED, NOTHING_MEASURED = 0, 3, 4
 
 def run_plan(
     plan: Plan, store: Store, executor: Executor, display: Display, tell: Callable[[Record], object] = lambda _: None
-) -> None:
+) -> list[Record]:
     """Measure what is to be measured, keep each record as soon as it is there, then `tell` it.
+
+    Returns:
+        Records of what failed, also of those that were not kept because the store has an earlier result of the cell.
 
     Raises:
         UsageError: a record cannot be written, for example because the disk is full.
     """
     todo = [planned.cell for planned in plan.todo]
-    estimator = Estimator(store.records())
+    earlier = store.records()
+    estimator = Estimator(earlier)
+    results = {record.key for record in earlier if record.status == "ok" and store.complete(record)}
+    failures: list[Record] = []
     for index, cell in enumerate(todo):
         expected = [estimator.seconds(later) for later in todo[index:]]
         display.start(cell, expected, time.monotonic())
-        record = _measure(executor, store, cell, display)
+        record = _measure(executor, store, cell, display, results)
+        failures += [record] * (record.status == "failed")
         estimator.learn(record)
         display.finished(record)
         tell(record)
+    return failures
 
 
 def run_and_report(
@@ -51,17 +59,24 @@ def run_and_report(
     sink: Sink | None = None,
 ) -> int:
     """Run the plan, make the report of its cells and return the exit code; a sink gets what was measured now."""
+    failures: list[Record] = []
     if plan.todo:
         reporter = Reporter(sink, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True))
         executor: Executor = InProcess(settings) if in_process else WorkerProcess(settings, timeout)
         try:
             reporter.start({"suite": plan.cells[0].cell.suite, "threads": settings.threads, **versions()})
             with Display(console, len(plan.todo)) as display:
-                run_plan(plan, store, executor, display, reporter.cell)
+                failures = run_plan(plan, store, executor, display, reporter.cell)
         finally:
             executor.close()
             reporter.finish()
-    code = exit_code(plan, store.records())
+    records = store.records()
+    code = exit_code(plan, records)
+    kept = {record.key for record in records if record.status == "ok"} & {record.key for record in failures}
+    if kept:
+        text = f"{len(kept)} of these cells failed when measured again; the tables have their earlier results."
+        console.print(text, style="yellow")
+        code = SOME_FAILED if code == OK else code
     if code == NOTHING_MEASURED:
         console.print("Nothing was measured.", style="red")
     else:
@@ -78,8 +93,11 @@ def report(store: Store, keys: set[str] | None, console: Console) -> None:
     write_report(store, store.folder, keys, console)
 
 
-def _measure(executor: Executor, store: Store, cell: Cell, display: Display) -> Record:
+def _measure(executor: Executor, store: Store, cell: Cell, display: Display, results: Container[str]) -> Record:
+    """Measure a cell and keep its record; a failure does not take the place of one of `results`, keys of cells."""
     measured = executor.run(cell, display.progress)
+    if measured.record.status == "failed" and measured.record.key in results:
+        return measured.record
     try:
         store.save(measured.record, measured.outcomes, measured.images, measured.snapshots, measured.pictures)
     except OSError as error:

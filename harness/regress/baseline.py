@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.cell import Cell
 from harness.errors import UsageError
 from harness.provenance import Revision
-from harness.regress.environment import Environment
+from harness.regress.environment import Environment, differences
 from harness.regress.measure import Fact, Measurement, is_share
 from harness.regress.suite import Case, first_problem, name_of
 from harness.store import write_atomically
@@ -27,7 +27,9 @@ class _Part(BaseModel):
 
 
 class Entry(_Part):
-    """One case. `correct` has a bit an image, packed (the first image is the highest bit) and in base64."""
+    """One case. `correct` has a bit an image, packed (the first image is the highest bit) and in base64.
+    `environment` is that of its outcomes if it is not the baseline's.
+    """
 
     cell: Cell
     metric: str
@@ -35,6 +37,7 @@ class Entry(_Part):
     images: int
     correct: str
     facts: dict[str, Fact]
+    environment: Environment | None = None
 
     @classmethod
     def of(cls, measured: Measurement) -> Entry:
@@ -120,13 +123,17 @@ def renewed(
     """The baseline with the values of `entries`, and the names of the cases that keep their old ones.
 
     A case that is expected to fail keeps the value that it should have: renewed, it would pass, and nobody would be
-    reminded of it.
+    reminded of it. It also keeps the environment of that value if it is another one.
     """
     cases: dict[str, Entry] = {}
     kept = []
     for case, entry in entries:
         if case.xfail and old and case.name in old.cases:
-            cases[case.name] = old.cases[case.name]
+            before = old.cases[case.name]
+            origin = before.environment or old.environment
+            cases[case.name] = before.model_copy(
+                update={"environment": origin if differences(origin, environment) else None}
+            )
             kept.append(case.name)
         else:
             cases[case.name] = entry
@@ -140,7 +147,11 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    text = json.dumps(baseline.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    content = baseline.model_dump(mode="json")
+    for case in content["cases"].values():
+        if case["environment"] is None:
+            del case["environment"]
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))

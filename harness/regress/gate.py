@@ -66,10 +66,8 @@ def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], con
     Raises:
         UsageError: suite, baseline or an option is not usable.
     """
+    _check(options)
     suite_path, path = options.baseline.with_suffix(".toml"), options.baseline.with_suffix(".json")
-    for option, text in (("--update-baseline", options.update), ("--history", options.label)):
-        if text is not None and not text.strip():
-            raise UsageError(f'{option} needs a text that says why, as in {option} "torch 2.15"')
     suite = read_suite(suite_path)
     baseline = read_baseline(path)
     if baseline is None and options.update is None:
@@ -112,6 +110,17 @@ def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], con
     return run.code
 
 
+def _check(options: Options) -> None:
+    for option, file in (("--baseline", options.baseline), ("--junit", options.junit)):
+        if file is not None and (not file.name or file.is_dir()):
+            raise UsageError(f"{option} {file} is a folder; give a file")
+    if options.update is not None and options.label is not None:
+        raise UsageError("--update-baseline adds to the history with its own reason; leave --history out")
+    for option, text in (("--update-baseline", options.update), ("--history", options.label)):
+        if text is not None and not text.strip():
+            raise UsageError(f'{option} needs a text that says why, as in {option} "torch 2.15"')
+
+
 def _check_same_cases(cases: Sequence[Case], baseline: Baseline, suite: Path, path: Path) -> None:
     wanted, there = [case.name for case in cases], list(baseline.cases)
     new, gone = [n for n in wanted if n not in there], [n for n in there if n not in wanted]
@@ -133,10 +142,11 @@ def _measure(cases: Sequence[Case], store: Store, settings: Settings, console: C
     executor: Executor = InProcess(settings) if in_process else WorkerProcess(settings)
     try:
         with Display(console, len(plan.todo)) as display:
-            run_plan(plan, store, executor, display)
+            failures = {record.key: record for record in run_plan(plan, store, executor, display)}
     finally:
         executor.close()
-    records = [record for record in store.records() if record.key in plan.keys]
+    # A folder of an earlier run keeps its result of a cell that fails now, which is not this run's.
+    records = [failures.get(record.key, record) for record in store.records() if record.key in plan.keys]
     ok = [record for record in records if record.status == "ok"]
     measured = {name_of(record.cell): measurement(record, store) for record in ok}
     unmeasured = {name_of(record.cell): _why(record) for record in records if record.status != "ok"}

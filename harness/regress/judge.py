@@ -101,6 +101,7 @@ def _draft(
     case: Case, old: Entry, measured: Mapping[str, Measurement], unmeasured: Mapping[str, str], repeatable: bool
 ) -> Verdict:
     """A verdict before p-values can be adjusted."""
+    repeatable = repeatable and old.environment is None
     limits = Limits(old.images, case.tolerance if repeatable else case.elsewhere, repeatable)
     new = measured.get(case.name)
     if new is None:

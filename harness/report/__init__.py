@@ -75,6 +75,8 @@ def write_report(
     _write_or_remove(folder, "conflicts", contradicting, own)
     ranges = range_frame(results.records, cells)
     _write_or_remove(folder, "ranges", ranges, {"csv": tables.csv(ranges)})
+    for suffix in ("md", "csv", "tex"):  # made of other records; who asks for published numbers writes them after
+        (folder / f"published.{suffix}").unlink(missing_ok=True)
     _write_pictures(results, store, folder)
     _write_galleries(store, cells, folder)
     _write_predictions(store, cells, folder)
@@ -119,5 +121,10 @@ def _write_predictions(store: Store, cells: pd.DataFrame, folder: Path) -> None:
 
 
 def _write_galleries(store: Store, cells: pd.DataFrame, folder: Path) -> None:
-    for model, seed, rows in galleries(cells, store.images):
+    """The figures of calibration images; none is left from earlier."""
+    drawn = {
         save(gallery_figure(f"Calibration images, {model}, seed {seed}", rows), folder, "gallery", model, dpi=None)
+        for model, seed, rows in galleries(cells, store.images)
+    }
+    for path in set(folder.glob("gallery_*.png")) - drawn:
+        path.unlink()

@@ -12,9 +12,9 @@ from harness.store import Conflict
 
 COLUMNS = ("cell", "record", "result", "finished", "git", "versions", "hardware", "threads", "key")
 NOTES = (
-    "Merged folders had other numbers of these cells. The report is of the records marked *kept*; each other one lies"
-    " in the folder `conflicts/` beside them. Remove a side that is wrong, or measure the cell again (`bench --rerun"
-    " all`) and remove both."
+    "- Merged folders had other numbers of these cells. The report is of the records marked *kept*; each other one lies"
+    " in the folder `conflicts/` beside them. Remove it if it is wrong; if the kept one is, move the other's files to"
+    " its place. Or measure the cell again (`bench --rerun all`) and remove the other."
 )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from harness.report.cross_figures import cross_figure
 from harness.report.figures import accuracy_figure
+from harness.report.frame import CONTEXT
 from harness.report.gallery import MOSAIC_IMAGES, iterations_figure, one_precision
 from harness.report.pareto_figures import pareto_figure
 from harness.report.range_figures import range_figure, range_frame
@@ -67,8 +68,30 @@ def pictures(results: Results, snapshots: Snapshots) -> Iterator[Picture]:
             yield from _iterations(cells, snapshots)
         else:
             frame, draw = frames[kind]
-            for model, of_model in frame.groupby("model", sort=True):
-                yield Picture(kind, str(model), partial(draw, of_model))
+            own_contexts = kind in ("bits", "sensitivity", "search")
+            split = _one_context if own_contexts else _one_model
+            for model, rows in split(frame):
+                yield Picture(kind, model, partial(draw, rows))
+
+
+def _one_model(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for model, rows in frame.groupby("model", sort=True):
+        yield str(model), rows
+
+
+def _one_context(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """As `_one_model`, for figures that have a place for one record a method, scheme, precision and seed: what was
+    measured on other data or images is a model of its own, whose name says on which.
+    """
+    for model, of_model in frame.groupby("model", sort=True):
+        several = [name for name in CONTEXT if len(of_model[name].unique()) > 1]
+        if not several:
+            yield str(model), of_model
+            continue
+        for values, rows in of_model.groupby(several, sort=True):
+            where = ", ".join(f"{name} {value}" for name, value in zip(several, values, strict=True))
+            name = f"{model} ({where})"
+            yield name, rows.assign(model=name)
 
 
 def _iterations(cells: pd.DataFrame, snapshots: Snapshots) -> Iterator[Picture]:

@@ -15,7 +15,7 @@ from harness.report.frame import CONTEXT
 PLACE = [*CONTEXT, "scheme", "preset", "model"]  # what a row of a table may mix precisions of
 COLUMNS = [*PLACE, "source", "precisions", "pairs", "within", "points", "overall"]
 NOTES = (
-    "Kendall's τ_b between mean accuracies on a source's images and on real training images (1: the same order, 0: "
+    "- Kendall's τ_b between mean accuracies on a source's images and on real training images (1: the same order, 0: "
     "none, -1: reversed). *Within a precision* compares calibrators at one precision and is averaged over precisions, "
     "with the number of calibrator pairs behind it; *overall* is over all calibrators and precisions, whose order is "
     "mostly that of the precisions. A source with a high τ can choose a calibrator without real images."

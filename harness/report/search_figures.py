@@ -13,9 +13,10 @@ from matplotlib.ticker import LogFormatter
 
 from harness.record import Record
 from harness.report.figures import COLOURS, DASHES, MARKERS, calibration
+from harness.report.frame import CONTEXT
 from harness.report.tables import bit_order
 
-KEY = ["model", "method", "scheme", "bits", "seed"]
+KEY = [*CONTEXT, "model", "method", "scheme", "bits", "seed"]
 COMMON = [*KEY, "calibration_images"]  # what the frames of diagnostics say of every record
 # Diagnostic lists a value a cycle -> axis label.
 CURVES = {

@@ -78,7 +78,7 @@ def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
     """The main table as Markdown: accuracy, difference to float and significance, a table a scheme and precision."""
     parts = ["# Comparison\n"]
     if summary.empty:
-        parts.append("Nothing was measured.\n")
+        parts.append(_floats(cells) or "Nothing was measured.\n")
     for title, group in groups(summary):
         parts.append(f"## {title}{metric(group)}\n")
         parts += [markdown(part) for part in fitting(comparison_table(group))]
@@ -86,6 +86,16 @@ def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
     if not summary.empty:
         parts.append(NOTES)
     return "\n".join([*parts, *unmeasured(cells)])
+
+
+def _floats(cells: pd.DataFrame) -> str:
+    """The float models, a line each, for a table without quantized ones; empty if none was measured."""
+    floats = cells[(cells["role"] == "float") & (cells["status"] == "ok")]
+    return "".join(
+        f"- float {row.model}: {row.accuracy:.2f}, {row.task} on {row.suite}, {row.images:,} images, "
+        f"{METRICS.get(str(row.metric), row.metric)}\n"
+        for row in floats.itertuples()
+    )
 
 
 def costs(summary: pd.DataFrame) -> str:

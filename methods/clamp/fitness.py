@@ -67,11 +67,12 @@ class Fitness:
 
     def local(self, segment: Segment, output: Any) -> Tensor:
         """L^C2 of k candidates' segment outputs, batch k * n: (k,), the mean over the output's tensors."""
-        is_block = segment.is_block
+        tail = not segment.is_block and segment.index == len(self.blocks)
+        shaped = _channels_last if tail else _as_is
         values = [
             output_contrast(
-                _channels_last(a, is_block),
-                _channels_last(b, is_block),
+                shaped(a),
+                shaped(b),
                 self._o.search_temperature,
                 pooling=self._o.pooling,
                 form=self._o.local_loss,
@@ -133,6 +134,12 @@ class Fitness:
             self.runner.reload()
 
 
-def _channels_last(x: Tensor, is_block: bool) -> Tensor:
-    """Feature maps of convolutional heads (n, c, h, w) as (n, h, w, c); blocks give that or (n, tokens, c) already."""
-    return x.movedim(1, -1) if x.dim() == 4 and not is_block else x
+def _channels_last(x: Tensor) -> Tensor:
+    """Maps of convolutional heads, (n, c, h, w) or of k boxes an image (n, k, c, h, w), with their channels last.
+    What blocks take and give has them there.
+    """
+    return x.movedim(x.dim() - 3, -1) if x.dim() >= 4 else x
+
+
+def _as_is(x: Tensor) -> Tensor:
+    return x

@@ -219,6 +219,8 @@ class Search:
         genes = {n: self._best_known(n, b) for n, b in widths.items() if n != name and b != old[n].bits}
         genes[name] = best
         moved = [s for s in self._f.segments if any(self._segment_of[n] is s for n in genes)]
+        if self._o.order == "last-to-first":  # segments behind this one were cached before it changed
+            self._f.runner.restart()
         before = self._f.locals(moved)
         self._w.set(genes)
         self._f.runner.restart()

@@ -130,7 +130,7 @@ class Omse:
 # What methods offer as a choice of activation ranges; the percentile and its momentum are FQ-ViT's.
 OBSERVERS: Mapping[str, Callable[[], Observer]] = {
     "minmax": MinMax,
-    "percentile": lambda: Ema(0.1, 0.99999),
+    "percentile": lambda: Ema(0.01, 0.99999),
     "omse": Omse,
 }
 

@@ -42,8 +42,9 @@ def optimise_images(
     kept of `synthesize` only, which alone starts from noise.
 
     Adam with betas (0.5, 0.9), its state kept over rounds; per round linear warm-up, then cosine to zero; each step
-    rolls the batch by one offset on both axes (up to `jitter`, doubling each round) and mirrors it with probability
-    `mirror`; after each step pixels are clamped to the normalised [0, 1] box. PSAQ-ViT (ECCV 2022), section 3 and code.
+    rolls the batch by one offset on both axes (up to `jitter`, growing by as much each round) and mirrors it with
+    probability `mirror`; after each step pixels are clamped to the normalised [0, 1] box. PSAQ-ViT (ECCV 2022),
+    section 3 and code.
     """
     low, high = model.pixel_bounds()
     pixels = images.detach().clone().requires_grad_(True)

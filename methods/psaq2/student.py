@@ -20,7 +20,6 @@ from methods.core.outputs import tensor_pairs
 from methods.core.quantized import Quantized
 from methods.core.quantizers import weight_quantizer
 from methods.core.sites import Sites, WeightSite
-from methods.core.straight_through import straight_through
 from methods.core.trace import Trace
 from methods.psaq2.info import Psaq2Options
 
@@ -96,8 +95,10 @@ class Student:
         function, symmetric = LAYERS[key.kind], self._options.weights == "symmetric"
 
         def rounded(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            # The grid follows the weight, so that none leaves it and loses its gradient.
-            weight = straight_through(weight, weight_quantizer(weight, site.bits, symmetric=symmetric, axis=site.axis))
+            # The grid follows the weight, so that none leaves it, and all keep their gradient: also the largest of a
+            # channel, which the symmetric quantizer rounds one code beyond the last and clips.
+            quantizer = weight_quantizer(weight.detach(), site.bits, symmetric=symmetric, axis=site.axis)
+            weight = weight + (quantizer(weight.detach()) - weight).detach()
             return function(x, weight, *args, **kwargs)
 
         return rounded

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from harness.contracts import check_not_sealed
-from harness.errors import UsageError
+from harness.errors import DAMAGED_ARRAYS, UsageError
 from tasks.cifar.architectures import CLASSES, IMAGE_SIZE
 from tasks.class_order import in_turn
 from tasks.timm_models import Preprocessing
@@ -77,7 +76,7 @@ def _packed(file: Path) -> tuple[Split, Split, str]:
             content, offsets, labels, train = (stored[key] for key in ("jpeg", "offsets", "label", "train"))
         if not len(offsets) == len(labels) + 1 == len(train) + 1 or offsets[-1] != len(content):
             raise ValueError("its arrays do not fit together")
-    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAYS as error:
         raise UsageError(f"CIFAR-10 file {file} is damaged ({error}); copy it again") from None
     files = [memoryview(content)[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
     digest = hashlib.sha256(content)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.errors import DAMAGED_ARRAYS
 from tasks.embedded.fashion import load_split
 from tasks.embedded.scenes import Scenes
-from tasks.embedded.subset import FILE
+from tasks.embedded.subset import FILE, damaged
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,5 +39,9 @@ def calibration_scenes(file: Path = FILE) -> Scenes:
 
 
 def _embedded(file: Path, part: str) -> Scenes:
-    with np.load(file, allow_pickle=False) as stored:
-        return Scenes(stored[f"{part}_images"], stored[f"{part}_labels"], _SEEDS[part])
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            images, labels = stored[f"{part}_images"], stored[f"{part}_labels"]
+    except DAMAGED_ARRAYS as error:
+        raise damaged(file, error) from None
+    return Scenes(images, labels, _SEEDS[part])

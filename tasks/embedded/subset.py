@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 
 from harness.contracts import check_not_sealed
-from harness.errors import UsageError
+from harness.errors import DAMAGED_ARRAYS, UsageError
 from tasks.embedded.architectures import CLASSES, IMAGE_SIZE, MEAN, STD
 from tasks.embedded.fashion import normalise
 
@@ -26,6 +24,13 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).parent / "data" / "fashion_mnist_subset.npz"
 BATCH = 100
+
+
+def damaged(file: Path, error: Exception) -> UsageError:
+    """What to raise when the embedded data cannot be read."""
+    return UsageError(
+        f"embedded data {file} are damaged ({error}); `python -m tasks.embedded.make_subset` makes them anew"
+    )
 
 
 class EmbeddedData:
@@ -50,11 +55,8 @@ class EmbeddedData:
                         ("labels", stored[f"{part}_labels"].astype(np.int64)),
                     )
                 }
-        except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error) as error:
-            raise UsageError(
-                f"embedded data {self._file} are damaged ({error}); `python -m tasks.embedded.make_subset` makes them "
-                "anew"
-            ) from None
+        except DAMAGED_ARRAYS as error:
+            raise damaged(self._file, error) from None
 
     def __len__(self) -> int:
         """Number of evaluation images."""

@@ -75,6 +75,23 @@ def test_a_method_that_raises_leaves_the_rest(bench):
     assert "3 of 7 cells to run" in again.output
 
 
+def test_a_failure_does_not_cost_an_earlier_result(bench, monkeypatch):
+    import dfq_toy_impl
+
+    bench("toyreal", "--no-references")
+    first = metrics(RUNS)
+
+    def fail(*_, **__):
+        raise ValueError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dfq_toy_impl.Real, "images", fail)
+        output = bench("toyreal", "--no-references", "--rerun", "all", code=3).output
+    assert "3 of these cells failed when measured again; the tables have their earlier results." in output
+    assert metrics(RUNS) == first
+    bench("toyreal", "--no-references", "--rerun", "all")
+
+
 def test_touching_data_fails_the_cell(bench):
     bench("toytouch", "--bits", "W4A8", code=3)
     (failed,) = [record for record in Store(RUNS).records() if record.status == "failed"]
@@ -93,6 +110,7 @@ def test_skipping_everything_measures_nothing(bench):
         (["--suite", "tyo"], "did you mean 'toy'"),
         (["--bits", "W44"], "try W4A8"),
         (["--bits", "W1A8"], "outside 2 to 8"),
+        (["--schemes", "full:"], "names no part; write --schemes full"),
         (["--models", "tinny"], "unknown model 'tinny'"),
         (["--methods", "toynose"], "did you mean 'toynoise'?"),
         (["--methods", "toybroken"], "cannot be imported"),

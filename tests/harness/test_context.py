@@ -9,6 +9,7 @@ import torch
 from harness.context import Context
 from harness.memory import MemoryMeter
 from harness.provenance import _sources, code_fingerprint, packages_of
+from harness.record import Stage
 
 
 @pytest.fixture
@@ -129,3 +130,15 @@ def test_a_part_of_the_model_is_another_scope_but_the_same_seed(context):
     whole, part = context(), context(scheme="full:backbone")
     assert part.scope == {**whole.scope, "part": "backbone"}
     assert part.seed("images") == whole.seed("images")
+
+
+def test_cached_images_cost_what_making_them_took(context, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("harness.context.time.perf_counter", lambda: float(next(clock)))
+    miss, hit = context(), context("toyreal")
+    for ctx in (miss, hit):
+        with ctx.stage("other"):
+            next(clock)
+            ctx.cached_images({"source": "x"}, lambda: torch.zeros(1, 1, 4, 4))
+    assert hit.stages["synthesize"] == Stage(seconds=miss.stages["synthesize"].seconds, cached=True)
+    assert not hit.stages["other"].cached  # what the outer stage took before is none of the images' cost

@@ -134,3 +134,10 @@ def test_many_runs_are_numbered(path, add):
         add(90.0)
     figure = trend_figure(history.read(path))
     assert figure.axes[0].get_xlabel() == "run"
+
+
+def test_an_added_row_begins_a_line(path, add):
+    add(90.0)
+    path.write_text(path.read_text().rstrip("\n"))
+    add(90.0)
+    assert len(history.read(path)["run"].unique()) == 2

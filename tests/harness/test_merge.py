@@ -144,6 +144,7 @@ def test_the_report_shows_conflicts(fill, catalog, tmp_path, capsys):
     html = page(results, Images(into.images, into.snapshots, into.pictures), None, None)
     assert "Records that contradict each other" in html
     assert "top1 30.0000" in html
+    assert "<li>Merged folders had other numbers" in html
     for path in sorted((into.folder / "conflicts").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     results = write_report(into, into.folder, catalog=catalog)
@@ -164,3 +165,17 @@ def test_the_command(cli, fill, tmp_path):
     cli("merge", "empty", "--into", "d", code=4)
     assert a.records()
     assert b.records()
+
+
+def test_a_conflict_ends_when_its_other_side_takes_the_place(fill, tmp_path):
+    a, b = fill("a", {0: [1]}), fill("b", {0: [1, 2]}, processor="b")
+    into = Store(tmp_path / "into")
+    merge([a.folder, b.folder], into.folder)
+    (found,) = into.conflicts()
+    key = found.other.key
+    for path in into.files(key):
+        path.unlink()
+    assert [conflict.kept for conflict in into.conflicts()] == [None]
+    merge([b.folder], into.folder)  # the other side is its own record now
+    assert into.records() == b.records()
+    assert into.conflicts() == []

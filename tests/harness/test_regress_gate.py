@@ -325,3 +325,29 @@ def test_in_a_process_of_its_own(regress, tmp_path):
 def test_the_data_root_reaches_the_suite(regress, suite, tmp_path):
     suite(suite='"embedded"', task='"classification"')
     assert "takes no data root" in regress("--update-baseline", "why", "--data-root", str(tmp_path), code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--baseline", "."), "--baseline . is a folder; give a file"),
+        (("--junit", "."), "--junit . is a folder; give a file"),
+        (("--update-baseline", "why", "--history", "label"), "leave --history out"),
+    ],
+)
+def test_options_that_cannot_be_meant(pinned, arguments, message):
+    assert message in pinned(*arguments, code=2).stderr
+
+
+def test_a_kept_folder_stands_for_nothing_that_fails_now(pinned, monkeypatch):
+    import dfq_toy_impl
+
+    pinned("--out", "kept")
+
+    def fail(*_, **__):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(dfq_toy_impl.Real, "images", fail)
+    output = pinned("--out", "kept", code=3).output
+    assert output.count("MISSING") >= 2
+    assert "ValueError: broken" in output

@@ -226,6 +226,14 @@ def test_renewing_keeps_what_is_expected_to_fail(toy_cell):
     assert kept == [known.name]
     assert [new.cases[case.name].value for case in (known, plain)] == [90.0, 85.0]
     assert [each.reason for each in new.updates] == [UPDATE.reason, "second"]
+    assert new.cases[known.name].environment is None
+    other = ENVIRONMENT.model_copy(update={"threads": 7})
+    moved, _ = renewed(new, now, other, update)  # the old value is of the old environment
+    assert [moved.cases[case.name].environment for case in (known, plain)] == [ENVIRONMENT, None]
+    (verdict,) = judge([known], moved, {known.name: measured(known.cell, outcomes(*LOST))}, {}, repeatable=True)
+    assert verdict.limits.tolerance == 1.5
+    again, _ = renewed(moved, now, ENVIRONMENT, update)
+    assert again.cases[known.name].environment is None
     first, kept = renewed(None, now, ENVIRONMENT, update)
     assert (first.cases[known.name].value, kept) == (85.0, [])
 

@@ -101,7 +101,7 @@ def test_a_tracker_that_fails_costs_no_result(bench, tracker, name, fail):
 def test_a_missing_package_is_one_sentence(bench, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     message = bench("--sink", name, code=2).stderr
-    assert f"pip install 'dfqbench[{name}]'" in message
+    assert f"{sys.executable} -m pip install {name}" in message
     assert not bench_folder().exists()
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from harness.catalog import Catalog
+from harness.cell import Cell
 from harness.diagnose import diagnose
 from harness.errors import UsageError
 from harness.record import Layer, Quantization, Record
@@ -188,6 +190,29 @@ def test_bits_are_those_of_mixed_precision_only(filled: Store) -> None:
     assert any(f"seed 1\nmean {mean:.2f}" in label.get_text() for label in figure.axes[0].get_xticklabels())
 
 
+def test_what_was_measured_on_other_images_has_figures_of_its_own(store: Store) -> None:
+    for limit in (100, 400):
+        for record in (mixed(0, "MP4.5"), searched(0)):
+            cell = Cell(**{**record.cell.model_dump(), "limit": limit})
+            changed = record.model_copy(update={"cell": cell, "key": cell.key})
+            store.save(changed, pd.DataFrame({"correct": fake.outcome(80, 0, limit)}))
+    write_report(store, store.folder, console=Console(file=io.StringIO()), catalog=Catalog.default())
+    names = sorted(path.name for path in (store.folder / "report").glob("bits_*.png"))
+    assert names == ["bits_vit_a__limit_100_.png", "bits_vit_a__limit_400_.png"]
+    assert len(list((store.folder / "report").glob("search_*.png"))) == 2
+
+
+def test_nothing_is_left_from_earlier(galleries: Store) -> None:
+    folder = galleries.folder / "report"
+    folder.mkdir()
+    for name in ("gallery_swin.png", "published.md"):
+        (folder / name).touch()
+    write_report(galleries, galleries.folder, console=Console(file=io.StringIO()), catalog=Catalog.default())
+    names = {path.name for path in folder.iterdir()}
+    assert "gallery_vit.png" in names
+    assert not names & {"gallery_swin.png", "published.md"}
+
+
 def test_sensitivity_is_told_from_the_widest(filled: Store) -> None:
     frame = sensitivity_frame(*loaded(filled))
     assert len(frame) == 3 * 7 * len(LAYERS)
@@ -219,6 +244,21 @@ def galleries(store: Store) -> Store:
             images = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
         store.save(record, pd.DataFrame({"correct": fake.outcome(80, 0)}), images)
     return store
+
+
+def test_diagnose_finds_a_model_by_its_checkpoint(galleries: Store, tmp_path: Path) -> None:
+    suite = open_suite("embedded")
+    reference = f"timm:vit_tiny_patch16_224@{tmp_path / 'own.pth'}"
+    torch.save(
+        suite.load(reference.partition("@")[0] + "@random", torch.device("cpu")).net.state_dict(), tmp_path / "own.pth"
+    )
+    model, weights = suite.canonical_name(reference), suite.model_identity(reference)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), dtype=np.uint8)
+    galleries.save(
+        fake.record("noise", model=model, weights=weights), pd.DataFrame({"correct": fake.outcome(80, 0)}), images
+    )
+    written = diagnose(galleries, Catalog.default(), data_root=None, models=[reference])
+    assert any(path.name.startswith("similarity_timm") for path in written)
 
 
 def test_diagnose_looks_at_the_stored_images(galleries: Store) -> None:

@@ -226,3 +226,11 @@ def test_gallery_shows_equal_images_once_and_bits_only_where_they_matter() -> No
     assert label.splitlines() == ["m0", "m1", "m2", "m3", "m4", "and 4 more"]
     colour = np.zeros((3, 224, 224, 3), dtype=np.uint8)
     assert isinstance(gallery_figure("m", [*rows, ("z", colour)]), Figure)
+
+
+def test_float_models_alone_are_shown(store: Store) -> None:
+    fake.save(store, fake.record("float"), fake.outcome(80, 0))
+    out = io.StringIO()
+    write_report(store, store.folder, console=Console(file=out))
+    assert "- float vit_a: 79.50" in out.getvalue()
+    assert "Nothing was measured" not in out.getvalue()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_networks import NETWORKS, SHAPE, FakeContext, images, tiny_model
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from harness.contracts import VisionModel
 from harness.errors import UsageError
@@ -191,6 +192,28 @@ def test_a_network_with_a_pyramid_is_evaluated_exactly(bits):
                         assert torch.equal(a, b)
                 working.set({site.parameter: old})
                 fitness.renew_activations(segment, site.parameter)
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_model("vit"), lambda: tiny_model("swin"), pyramid_model])
+def test_the_layer_loss_averages_over_tokens_and_not_over_channels(make):
+    model = make()
+    graph = trace(model.net, SHAPE)
+    spec, x = BitSpec.parse("W4A8"), images()
+    working = Working(model, find_sites(graph, "full", spec), spec, SearchStage(), x)
+    fitness = Fitness(model, graph, working, SearchStage(), x)
+    g = torch.Generator().manual_seed(0)
+    for segment in fitness.segments:
+        tail = not segment.is_block and segment.index == len(fitness.blocks)
+
+        def flipped(value: torch.Tensor, channels: bool, tail: bool = tail) -> torch.Tensor:
+            own = value.dim() - 3 if tail and value.dim() >= 4 else value.dim() - 1
+            return value.flip([axis for axis in range(1, value.dim()) if (axis == own) == channels])
+
+        output = tree_map(lambda v: v + 0.1 * torch.randn(v.shape, generator=g), fitness.reference(segment))
+        loss = fitness.local(segment, output)
+        places, channels = (tree_map(lambda v, c=c: flipped(v, c), output) for c in (False, True))
+        assert torch.allclose(fitness.local(segment, places), loss, atol=1e-5)
+        assert not torch.allclose(fitness.local(segment, channels), loss, atol=1e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"order": "last-to-first"}, {"output_loss": "candidate"}], ids=str)
