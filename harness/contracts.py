@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +23,35 @@ if TYPE_CHECKING:
     from harness.spec import BitSpec
 
 
+_numbers: ContextVar[Tensor | None] = ContextVar("numbers of the images in a batch", default=None)
+
+
+@contextmanager
+def image_numbers(numbers: Tensor) -> Iterator[None]:
+    """While open, the i-th image of every batch that a network gets is number `numbers[i]` of its set."""
+    token = _numbers.set(numbers)
+    try:
+        yield
+    finally:
+        _numbers.reset(token)
+
+
+def numbers_of(images: Tensor) -> Tensor:
+    """The numbers of a batch of images in their set, (n,): what `image_numbers` says, else 0 to n - 1.
+
+    Raises:
+        ValueError: it speaks of a batch of another size.
+    """
+    import torch
+
+    numbers = _numbers.get()
+    if numbers is None:
+        return torch.arange(len(images), device=images.device)
+    if len(numbers) != len(images):
+        raise ValueError(f"{len(numbers)} image numbers for a batch of {len(images)}")
+    return numbers
+
+
 # --- tasks to methods -------------------------------------------------------------------------------------------
 
 
@@ -32,6 +62,9 @@ class VisionModel:
     `net` is in eval mode, float32, on the run's device, no parameter requires a gradient and attention is not fused,
     so that both matrix products of attention are visible operations. Images are (n, *input_shape), normalised by
     `mean` and `std` per channel.
+
+    A network may answer for more than the image: a detector's RoI heads look at boxes that go with its number in the
+    set (`numbers_of`). So whoever runs a part of a batch, an order of its own or copies says so with `image_numbers`.
 
     `parts` names modules of `net` that may be quantized alone, such as a detector's backbone. Where the user asks for
     one, the harness sets `net.quantized_part` to that module's name and the rest stays in float. It lies with the

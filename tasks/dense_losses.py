@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness.contracts import numbers_of
 from tasks.timm_models import kl_divergence
 
 CELLS = (2, 5)  # fewest and most cells a side of a random label map
@@ -113,8 +114,8 @@ class FixedBoxes(nn.Module):
         self.register_buffer("boxes", boxes, persistent=False)
 
     def forward(self, images: Tensor) -> DetectionOutput:
-        """Image i is seen at boxes i modulo their count, so candidates can be stacked (K * count images)."""
-        index = torch.arange(len(images), device=images.device) % len(self.boxes)
+        """Image number i is seen at boxes i modulo their count, whatever batch it is in (`numbers_of`)."""
+        index = numbers_of(images) % len(self.boxes)
         return self.detector.dense_forward(images, self.boxes[index])  # type: ignore[no-any-return]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.contracts import image_numbers
 from methods.core.intercept import OpKey
 from methods.core.layers import LAYERS
 from methods.core.quantized import Quantized
@@ -95,7 +96,8 @@ class SegmentRunner:
     def _whole(self, known: int, copies: int) -> Any:
         """Run the network with the outputs of its first `known` blocks given."""
         outputs = [_copied(output, copies) for output in self._outputs[:known]]
-        with replaced(self._modules[:known], outputs):
+        numbers = torch.arange(len(self._images), device=self._images.device).repeat(copies)
+        with replaced(self._modules[:known], outputs), image_numbers(numbers):
             return self._quantized.net(_copied(self._images, copies))
 
     def record(self, segment: Segment) -> Any:

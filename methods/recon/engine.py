@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.contracts import RunContext, VisionModel
+from harness.contracts import RunContext, VisionModel, image_numbers
 from methods.core.intercept import Transform
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Quantizer, Uniform
@@ -198,7 +198,9 @@ class Engine:
             loss.renew(step)
             scales.dropping = True
             index = torch.randperm(len(self._images), generator=self._generator)[: phase.batch].to(self._images.device)
-            value = loss(unit.outputs(self._batch(unit, phase, index)), [x[index] for x in unit.targets], index)
+            with image_numbers(index):
+                outputs = unit.outputs(self._batch(unit, phase, index))
+            value = loss(outputs, [x[index] for x in unit.targets], index)
             beta = phase.annealing.beta(step) if phase.annealing else None
             if beta is not None and phase.regularization:
                 value = value + phase.regularization * sum(regularizer(x.v, beta) for x in values.values())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from harness.contracts import image_numbers
 from methods.core.outputs import tensors
 from methods.core.segments import Segment, finish, first_arguments, replaced
 from methods.core.structure import Block
@@ -68,9 +69,13 @@ class Walk:
 
     def batched(self, function: Callable[..., list[Tensor]], inputs: Inputs) -> list[Tensor]:
         """`function` of batches of `inputs`, its results joined."""
-        batches = zip(*(x.split(self._batch) for x in inputs), strict=True)
-        # Copies, since the network may add to its input in place.
-        parts = [function(*(x.clone() for x in batch)) for batch in batches]
+        numbers = torch.arange(len(inputs[0]), device=inputs[0].device)
+        batches = zip(*(x.split(self._batch) for x in (numbers, *inputs)), strict=True)
+        parts = []
+        for own, *batch in batches:
+            with image_numbers(own):
+                # Copies, since the network may add to its input in place.
+                parts.append(function(*(x.clone() for x in batch)))
         return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
     def run(self, segment: Segment, inputs: Inputs) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 from torch.nn import functional
 
 from harness.catalog import Catalog
-from harness.contracts import VisionModel
+from harness.contracts import VisionModel, numbers_of
 from harness.spec import BitSpec
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.observers import MinMax
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Uniform, weight_quantizer
-from methods.core.segments import cut
+from methods.core.segments import Segment, cut
 from methods.core.sites import find_sites
 from methods.core.structure import find_blocks
 from methods.core.trace import trace
@@ -449,3 +450,35 @@ def test_what_the_plugins_say(name):
     paper = info.resolve("paper", {})
     assert paper.steps == (10000 if name == "adaround" else 20000)
     assert (paper.rounding_lr, paper.regularization, paper.warmup) == (1e-3, 0.01, 0.2)
+
+
+class Numbered(torch.nn.Module):
+    """A network that answers for an image and its number, as a detector does."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + numbers_of(x)[:, None]
+
+
+def test_images_keep_their_numbers_in_batches():
+    net, x = Numbered(tiny_model("vit").net), images()
+    blocks = find_blocks(trace(net, x.shape[1:]))
+    walk = Walk(net, blocks, x, 2)
+    tail = Segment(len(blocks), False, ())
+    assert torch.allclose(walk.every(tail, walk.enter(tail))[0], net(x), atol=1e-4)
+
+
+def test_learning_compares_an_image_with_its_own_output():
+    """A constant of every image's own cancels in the error, unless another image's is compared with it."""
+    errors = []
+    for wrap in (lambda net: net, Numbered):
+        model = tiny_model("vit")
+        model = replace(model, net=wrap(model.net))
+        graph, made = quantized(model, images(8), bits="W3A8")
+        engine = Engine(model, graph, made, images(8), FakeContext())
+        engine.run(phase(batch=3, activations=False))
+        errors.append([after for _, after in engine.errors.values()])
+    np.testing.assert_allclose(errors[0], errors[1], rtol=0.05)

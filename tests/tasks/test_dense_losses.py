@@ -17,7 +17,7 @@ from torchvision.ops import roi_align
 from harness.catalog import Catalog
 from harness.cell import Cell
 from harness.context import Context
-from harness.contracts import VisionModel, sealed_data
+from harness.contracts import VisionModel, image_numbers, sealed_data
 from harness.spec import SCHEMES, BitSpec
 from methods.psaq.info import PsaqOptions
 from methods.psaq.source import Psaq
@@ -133,6 +133,20 @@ def images(n: int, seed: int = 1) -> Tensor:
 
 def equal(a: Any, b: Any) -> bool:
     return all(torch.equal(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))
+
+
+def test_an_image_has_its_boxes_in_every_batch():
+    net, x = dense_model("detection").net, images(FIXED + 2)
+    whole = net(x)
+    order = torch.tensor([FIXED + 1, 0, 3])
+    with image_numbers(order):
+        part = net(x[order])
+        with pytest.raises(ValueError, match="3 image numbers for a batch of 2"):
+            net(x[:2])
+    assert all(
+        torch.allclose(a[order], b, atol=1e-5) for a, b in zip(tree_leaves(whole), tree_leaves(part), strict=True)
+    )
+    assert not equal(net(x[order]), part)
 
 
 # --- targets ----------------------------------------------------------------------------------------------------
