@@ -9,12 +9,13 @@ INFO = TaskInfo(
     summary="image classification with timm's ViT, DeiT and Swin; top-1 accuracy in points",
     suites={
         "embedded": "2,000 Fashion-MNIST test images and two trained models that come with the project; no download",
-        "cifar10": "CIFAR-10's 10,000 test images and a trained model; downloaded once, or --data-root DIR",
+        "cifar10": "CIFAR-10's 10,000 test images and two trained models; downloaded once, or --data-root DIR",
         "imagenet": "ImageNet-1k or any data in its folder layout (DIR/train, DIR/val); needs --data-root DIR",
     },
     target="tasks.timm_cls:open_suite",
     models={
-        "vit": "embedded: VisionTransformer, 6 blocks of width 128, patch 4, 1x32x32 input",
+        "vit": "embedded: VisionTransformer, 6 blocks of width 128, patch 4, 1x32x32 input; cifar10: 12 blocks, "
+        "convolutional stem, no class token, 3x32x32 input",
         "swin": "embedded: SwinTransformer, 2+4 blocks of width 48 and 96, patch 2, window 4, 1x32x32 input; cifar10: "
         "2+4+2 blocks of width 64 to 256, convolutional stem, 3x32x32 input",
         "timm:NAME": "imagenet: pretrained ViT, DeiT or Swin of timm by name; downloads the weights once",

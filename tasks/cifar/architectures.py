@@ -1,4 +1,4 @@
-"""Architectures of the CIFAR-10 zoo: timm's Swin at 32x32 behind a convolutional stem.
+"""Architectures of the CIFAR-10 zoo: timm's ViT and Swin at 32x32 behind a convolutional stem.
 
 Patches of 4x4 pixels cut straight from 32x32 images leave a transformer to learn from 50,000 examples what edges are;
 a few 3x3 convolutions (Xiao et al., "Early Convolutions Help Transformers See Better", arXiv 2106.14881) spare it that
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from timm.layers import PatchEmbed
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 if TYPE_CHECKING:
@@ -68,11 +69,23 @@ def fold(net: nn.Module) -> dict[str, Any]:
 
 
 def build(name: str, *, folded: bool = True) -> nn.Module:
-    """The untrained architecture `name` (`swin`) for 3x32x32 inputs, `folded` or as it is trained.
+    """The untrained architecture `name` (`vit` or `swin`) for 3x32x32 inputs, `folded` or as it is trained.
 
     Raises:
         KeyError: no such architecture.
     """
+    if name == "vit":
+        return VisionTransformer(
+            img_size=IMAGE_SIZE,
+            num_classes=CLASSES,
+            patch_size=4,
+            embed_dim=128,
+            depth=12,
+            num_heads=4,
+            class_token=False,
+            global_pool="avg",
+            embed_layer=partial(ConvStem, channels=(64, 64, 128), strides=(2, 1, 2), folded=folded),
+        )
     if name == "swin":
         return SwinTransformer(
             img_size=IMAGE_SIZE,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RECIPES = {
+    "vit": Recipe(epochs=17, full_epochs=2, patch_drop=0.5, lr=3e-3, bfloat16=True),
     "swin": Recipe(epochs=12, full_epochs=12, patch_drop=0.0, lr=3e-3, bfloat16=True),
 }
 

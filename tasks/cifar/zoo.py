@@ -18,7 +18,7 @@ The test accuracy in the learning curves was only watched. This file is made fro
 
 ZOO = ClassifierZoo(
     folder=Path(__file__).parent / "weights",
-    names=("swin",),
+    names=("vit", "swin"),
     build=build,
     input=INPUT,
     classes=CLASSES,

@@ -196,16 +196,18 @@ def test_augment_mirrors_and_shifts_as_padding_and_cropping_do():
         assert any(torch.equal(after, c) or torch.equal(after, c.flip(-1)) for c in crops)
 
 
-def test_the_command_trains_resumes_and_exports(packed, tmp_path, monkeypatch):
-    short = {k: dataclasses.replace(r, epochs=2, batch=20, warmup_steps=1) for k, r in training.RECIPES.items()}
+@pytest.mark.parametrize("name", ZOO.names)
+def test_the_command_trains_resumes_and_exports(name, packed, tmp_path, monkeypatch):
+    changes = {"epochs": 2, "full_epochs": 1, "batch": 20, "warmup_steps": 1}
+    short = {k: dataclasses.replace(recipe, **changes) for k, recipe in training.RECIPES.items()}
     monkeypatch.setattr(training, "RECIPES", short)
-    arguments = ["cifar10_swin", "--data-root", str(packed), "--work", str(tmp_path / "work")]
+    arguments = [f"cifar10_{name}", "--data-root", str(packed), "--work", str(tmp_path / "work")]
     zoo_cli.main([*arguments, "--output", str(tmp_path / "out")])
-    card = json.loads((tmp_path / "out" / "swin.json").read_text())
+    card = json.loads((tmp_path / "out" / f"{name}.json").read_text())
     assert len(card["curve"]) == 2
     assert 0 <= card["top1_full_test"] <= 100
     zoo_cli.main([*arguments, "--output", str(tmp_path / "again")])  # nothing left to train
-    assert json.loads((tmp_path / "again" / "swin.json").read_text()) == card
+    assert json.loads((tmp_path / "again" / f"{name}.json").read_text()) == card
 
 
 def test_other_data_need_another_command(tmp_path, capsys):
