@@ -87,7 +87,8 @@ class Gradients:
     def of(self, images: Tensor, points: Sequence[Point]) -> dict[Point, list[Tensor]]:
         """Gradients at `points`, after their quantizers, in the order in which the network passes them.
 
-        The loss is a sum over images, so that it does not matter how they are split.
+        The loss of a classifier or segmentor is a sum over images, so that it does not matter how they are split. A
+        detector's is relative to the spread of its batch, and its boxes go with the place in it (`numbers_of`).
         """
         with torch.no_grad():
             reference = self._model.net(images)
