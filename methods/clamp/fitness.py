@@ -16,7 +16,7 @@ from methods.clamp.segments import SegmentRunner, float_outputs
 from methods.clamp.working import Working
 from methods.core.chunks import at_once
 from methods.core.outputs import split, tensor_pairs
-from methods.core.segments import Segment, cut, reaching_back
+from methods.core.segments import Segment, channel_axis, cut, reaching_back
 from methods.core.sites import WeightSite
 from methods.core.structure import find_blocks
 from methods.core.trace import Trace
@@ -67,12 +67,11 @@ class Fitness:
 
     def local(self, segment: Segment, output: Any) -> Tensor:
         """L^C2 of k candidates' segment outputs, batch k * n: (k,), the mean over the output's tensors."""
-        tail = not segment.is_block and segment.index == len(self.blocks)
-        shaped = _channels_last if tail else _as_is
+        tail = segment.is_tail(len(self.blocks))
         values = [
             output_contrast(
-                shaped(a),
-                shaped(b),
+                a.movedim(channel_axis(a, tail=tail), -1),
+                b.movedim(channel_axis(b, tail=tail), -1),
                 self._o.search_temperature,
                 pooling=self._o.pooling,
                 form=self._o.local_loss,
@@ -132,14 +131,3 @@ class Fitness:
             self.runner.enter(segment)
         else:
             self.runner.reload()
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Maps of convolutional heads, (n, c, h, w) or of k boxes an image (n, k, c, h, w), with their channels last.
-    What blocks take and give has them there.
-    """
-    return x.movedim(x.dim() - 3, -1) if x.dim() >= 4 else x
-
-
-def _as_is(x: Tensor) -> Tensor:
-    return x

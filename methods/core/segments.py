@@ -26,6 +26,17 @@ class Segment:
     is_block: bool
     layers: tuple[WeightSite, ...]
 
+    def is_tail(self, blocks: int) -> bool:
+        """Whether its output is that of the network, which has so many `blocks`."""
+        return not self.is_block and self.index == blocks
+
+
+def channel_axis(output: Tensor, *, tail: bool) -> int:
+    """Where a tensor of a segment's output has its channels. Maps of convolutional heads in the tail, also those of
+    several boxes an image, are channels-first; what blocks take and give is channels-last.
+    """
+    return output.dim() - 3 if tail and output.dim() >= 4 else -1
+
 
 def cut(graph: Trace, blocks: list[Block], weights: tuple[WeightSite, ...]) -> list[Segment]:
     """Segments that hold weights, in execution order."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from methods.core.intercept import Interceptor, OpKey, Transform
 from methods.core.layers import LAYERS
 from methods.core.outputs import tensors
-from methods.core.segments import Segment
+from methods.core.segments import Segment, channel_axis
 from methods.core.sites import Point, WeightSite
 from methods.core.trace import Trace
 from methods.recon.walk import Inputs, Walk
@@ -68,10 +68,8 @@ class SegmentUnit:
         self._ops = {op.key: op.weight for op in graph.ops if op.weight in self.names}
 
     def axis(self, output: Tensor) -> int:
-        """Maps of convolutional heads, also those of several boxes an image, are channels-first; what blocks take and
-        give is channels-last.
-        """
-        return output.dim() - 3 if self._tail and output.dim() >= 4 else -1
+        """See `channel_axis`."""
+        return channel_axis(output, tail=self._tail)
 
     @contextmanager
     def session(self, transforms: Mapping[Point, Transform], weights: Weights) -> Iterator[None]:

@@ -43,7 +43,7 @@ class Walk:
 
     def is_tail(self, segment: Segment) -> bool:
         """Whether the segment's output is the network's."""
-        return not segment.is_block and segment.index == len(self._modules)
+        return segment.is_tail(len(self._modules))
 
     def name(self, segment: Segment) -> str:
         """The block's path, or where the gap is."""
