@@ -326,6 +326,29 @@ def test_mixed_precision_stays_within_its_budget_and_uses_it(name, options):
         assert all(len(channel.unique()) <= 2**layer.bits for channel in parameters[layer.name].flatten(1))
 
 
+@pytest.mark.parametrize("order", ["first-to-last", "last-to-first"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_change_of_widths_is_judged_by_losses_of_the_model_as_it_is(name, order, monkeypatch):
+    """Caches of segments that were run before another layer changed must not count."""
+    model, graph, working, x = working_tiny(name, "MP4", **SMALL)
+    stage = SearchStage(**SMALL | {"population": 9}, order=order)
+    search = Search(model, graph, working, BitSpec.parse("MP4"), stage, FakeContext(), x)
+    fitness, judged = search._f, []
+    original = fitness.locals
+
+    def afresh(segments):
+        found = original(segments)
+        fitness.runner.restart()
+        judged.append((found, original(segments)))
+        return found
+
+    monkeypatch.setattr(fitness, "locals", afresh)
+    search.run_pass(0)
+    assert len(judged) >= 2
+    for found, expected in judged:
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_budget_that_no_width_meets_is_an_error():
     with pytest.raises(BudgetError, match="cannot be met"):
         searched("vit", "MP3", widths=(4, 8))

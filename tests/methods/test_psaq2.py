@@ -15,6 +15,7 @@ from harness.contracts import VisionModel, sealed_data
 from harness.spec import BitSpec
 from methods.core.calibrate import weight_quantizers
 from methods.core.intercept import tap
+from methods.core.layers import LAYERS
 from methods.core.sites import find_sites
 from methods.core.structure import find_blocks
 from methods.core.trace import trace
@@ -127,6 +128,24 @@ def test_student_steps_lower_the_discrepancy(network, scheme, trained):
     weights = {site.parameter for site in own._sites.weights}
     assert changed <= weights if trained == "weights" else changed - weights
     assert not any(p.requires_grad or p.grad is not None for p in own._net.parameters())
+
+
+@pytest.mark.parametrize("weights", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_rounding_is_straight_through_for_every_weight(network, weights):
+    """Also for the largest of a channel, which the symmetric quantizer rounds one code beyond the last and clips."""
+    own = student(tiny_model(network), weights=weights)
+    quantizers = weight_quantizers(tiny_model(network), own._sites, symmetric=weights == "symmetric")
+    for key, site in own._layers.items():  # with a layer that hands on its weight
+        weight = own._net.get_parameter(site.parameter).detach().clone().requires_grad_()
+        seen: list[torch.Tensor] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(LAYERS, key.kind, lambda _x, w, seen=seen: seen.append(w) or w)
+            rounded = own._rounding(key, site)
+        cotangent = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        (rounded(torch.empty(0), weight) * cotangent).sum().backward()
+        assert torch.allclose(seen[0], quantizers[site.parameter](weight.detach()), atol=1e-6)
+        assert torch.equal(weight.grad, cotangent)
 
 
 def test_optimiser_state_is_kept_between_rounds():

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.core.observers import Ema, MinMax, Omse, quantiles
+from methods.baselines_info import PercentileOptions
+from methods.core.observers import OBSERVERS, Ema, MinMax, Omse, quantiles
 from methods.core.quantizers import Uniform, weight_quantizer
 
 FLOATS = st.floats(-100, 100, width=32)
@@ -83,6 +84,19 @@ def test_constant_tensors_survive():
     for value in (0.0, 3.0, -2.0):
         x = torch.full((4,), value)
         assert torch.allclose(Uniform.asymmetric(x.min(), x.max(), 4)(x), x)
+
+
+def test_the_percentile_that_methods_offer_is_fq_vits():
+    """A hundredth of the way to each further batch; `FQ-ViT, models/ptq/observer/percentile.py`."""
+    observer, low, high = OBSERVERS["percentile"](), 0.0, 0.0
+    for number in range(3):
+        x = torch.randn(1000, generator=torch.Generator().manual_seed(number)) * (number + 1)
+        observer.update(x)
+        a, b = np.quantile(x.double().numpy(), [1e-5, 1 - 1e-5])
+        low, high = (a, b) if number == 0 else (low + 0.01 * (a - low), high + 0.01 * (b - high))
+    assert [float(end) for end in observer.range(8)] == pytest.approx([low, high], rel=1e-4)
+    defaults = PercentileOptions()
+    assert (defaults.momentum, defaults.quantile) == (0.01, 0.99999)
 
 
 def test_minmax_and_ema_follow_their_recursions():

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.errors import UsageError
 from tasks.embedded import scenes as module
 from tasks.embedded.scene_splits import calibration_scenes, evaluation_scenes
 from tasks.embedded.scenes import SIZE, VISIBLE_PIXELS, VISIBLE_SHARE, Scene, Scenes, compose, resize, silhouette
+from tasks.embedded.subset import FILE
 
 TEST = evaluation_scenes()
 
@@ -90,6 +93,18 @@ def test_splits_share_no_item():
     assert not any(item.tobytes() in seen for item in calibration_scenes().items)
     assert len(TEST.items) == 2000
     assert len(calibration_scenes().items) == 512
+
+
+@pytest.mark.parametrize("keep", [None, 0, 40, 0.5, -1])
+@pytest.mark.parametrize("scenes_of", [evaluation_scenes, calibration_scenes])
+def test_damaged_items_get_a_sentence(tmp_path: Path, scenes_of, keep):
+    """A file that is not there (None), or of which some bytes, half, or all but the last are."""
+    file = tmp_path / "items.npz"
+    if keep is not None:
+        whole = FILE.read_bytes()
+        file.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(UsageError, match=r"items\.npz are damaged.*makes them anew"):
+        scenes_of(file)
 
 
 def test_scenes_have_no_negative_number():
