@@ -30,6 +30,7 @@ USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 DEVICES = ("auto", "cpu", "cuda")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 HISTORY = Path("results/history.csv")
+LONGEST = 1_000_000  # seconds of a timeout; the operating system's own limit is not much higher
 WIDTH = 140  # of tables that do not go to a terminal
 
 
@@ -142,8 +143,11 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     sink: Annotated[str, typer.Option(help="Also report to a tracker: mlflow, wandb, trackio.")] = "",
 ) -> None:
     check_known("--device", device, DEVICES)
-    if timeout is not None and (in_process or timeout <= 0):
-        raise UsageError("--timeout needs a positive number of seconds and a worker process; leave out --in-process")
+    if timeout is not None and (in_process or not 0 < timeout <= LONGEST):
+        raise UsageError(
+            f"--timeout needs a number of seconds, above 0 and at most {LONGEST:,}, and a worker process; "
+            "leave out --in-process"
+        )
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, not {threads}")
     request = Request(
@@ -317,12 +321,14 @@ def diagnose(
 ) -> None:
     """Look at the stored images of a results folder with the float models: how similar are their patches?"""
     from harness.diagnose import diagnose as look
-    from harness.store import Store
 
-    if not out.is_dir():
-        raise UsageError(f"there is no results folder {out}; run bench first or give another --out")
     for path in look(
-        Store(out), Catalog.default(), data_root=data_root, models=_split(models), bits=bits, site_images=site_images
+        _measured(out),
+        Catalog.default(),
+        data_root=data_root,
+        models=_split(models),
+        bits=bits,
+        site_images=site_images,
     ):
         typer.echo(str(path))
 

@@ -117,6 +117,8 @@ def read(path: Path) -> pd.DataFrame:
         if list(frame.columns) != list(COLUMNS):
             raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
         frame = frame.astype({"run": "int64", "seed": "int64", "images": "int64", "value": "float64"})
+        if (frame["images"] < 1).any():
+            raise ValueError("a row is of no images")
     except FileNotFoundError:
         raise UsageError(f'there is no history {path}; regress --history "label" begins one') from None
     except (OSError, ValueError) as error:

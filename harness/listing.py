@@ -86,7 +86,7 @@ def show_description(text: str, catalog: Catalog, console: Console) -> None:
     """Print all that the plugins called `text` say, or those of a cross.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or options that do not fit.
     """
     text = text.strip()
     if text == FLOAT:
@@ -94,7 +94,7 @@ def show_description(text: str, catalog: Catalog, console: Console) -> None:
         return
     named = [catalog.of(kind).get(text) for kind in _PLUGIN_KINDS if text in catalog.of(kind)]
     if not named:
-        named = [info for info, _ in catalog.find(text)]
+        named = [info for info, _ in catalog.resolve(text).parts]  # which checks the options in brackets
     for info in named:
         _describe(info, console)
 

@@ -68,8 +68,8 @@ class DenseSuite:
     _identities: dict[str, str] = field(default_factory=dict)
 
     def models(self) -> Sequence[str]:
-        """Names of the suite's own models."""
-        return tuple(self.known.known)
+        """Names of the suite's own models, but for those that nobody publishes weights of."""
+        return tuple(name for name, known in self.known.known.items() if known.has_weights)
 
     def model_identity(self, model: str) -> str:
         """Hash of config, weights and what is done to images."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
+from harness.store import prepare_folder
 from tasks.cifar import zoo as cifar
 from tasks.embedded import dense_zoo, zoo
 from tasks.embedded.fashion import CACHE_ROOT, default_root, download
@@ -57,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    args.work.mkdir(parents=True, exist_ok=True)
     try:
+        prepare_folder(args.work, "--work")
+        if args.output is not None:
+            prepare_folder(args.output, "--output")
         if of_cifar:
             for name in of_cifar:
                 _train_cifar(name, args)

@@ -22,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 DASHES = ("-", "--", ":", "-.")
 PANELS_A_ROW = 3
 BITS_LABEL = "bits of weights (W) and activations (A)"
-CAPTION = "Error bars: ± 1 standard deviation over seeds; 95 % Wilson interval where one seed ran."
+CAPTION = "Error bars: ± 1 standard deviation over seeds; 95 % Wilson interval of an accuracy where one seed ran."
 
 Style = dict[str, Any]
 

@@ -9,6 +9,7 @@ the two have different identities. No image comes with the project.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from harness.contracts import check_not_sealed
 from harness.errors import DAMAGED_ARRAYS, UsageError
 from tasks.cifar.architectures import CLASSES, IMAGE_SIZE
 from tasks.class_order import in_turn
+from tasks.downloads import downloading
 from tasks.timm_models import Preprocessing
 
 if TYPE_CHECKING:
@@ -182,12 +184,30 @@ class CifarData:
 
 
 def download(root: Path = CACHE_ROOT) -> Path:
-    """Fetch the original (163 MiB) with torchvision unless it is in `root`; return `root`."""
+    """Fetch the original (163 MiB) with torchvision unless it is in `root`; return `root`.
+
+    Raises:
+        UsageError: it cannot be had, or what came is damaged.
+    """
     from torchvision.datasets import CIFAR10
 
-    CIFAR10(str(root), download=True)
+    with downloading("CIFAR-10", f"put its folder cifar-10-batches-py into {root}"):
+        CIFAR10(str(root), download=True)
     return root
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Download the data set."""
+    parser = argparse.ArgumentParser(
+        prog="data",
+        description=f"Download CIFAR-10 to {CACHE_ROOT} unless it is there; for data elsewhere, bench has --data-root.",
+    )
+    parser.parse_args(argv)
+    try:
+        print(download())  # noqa: T201
+    except UsageError as error:
+        parser.error(str(error))
+
+
 if __name__ == "__main__":
-    download()
+    main()

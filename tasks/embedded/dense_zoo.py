@@ -49,18 +49,12 @@ _SECOND = replace(_FIRST, iterations=4000, lr=1.5e-3, muon=True, seed=1)
 # What takes time is to tell ten kinds of items apart, so all training starts with it, and on Swin once for two models.
 _MODELS = {
     "swin_start": DenseModel("segmentation", "UperNet on Swin (mmseg)", "upernet_swin", _FIRST, kept=False),
-    "vit_start": DenseModel("segmentation", "UperNet on ViT (mmseg)", "upernet_vit", _FIRST, kept=False),
     "upernet_swin": DenseModel("segmentation", "UperNet on Swin (mmseg)", "upernet_swin", _SECOND, "swin_start"),
-    "vit_second": DenseModel(
+    "upernet_vit": DenseModel(
         "segmentation",
         "UperNet on ViT (mmseg)",
         "upernet_vit",
-        replace(_SECOND, iterations=2500),
-        "vit_start",
-        kept=False,
-    ),
-    "upernet_vit": DenseModel(
-        "segmentation", "UperNet on ViT (mmseg)", "upernet_vit", replace(_SECOND, iterations=2500, seed=2), "vit_second"
+        Recipe(iterations=6500, lr=2e-3, muon=True, bfloat16=True),
     ),
     "mask_rcnn_swin": DenseModel(
         "detection", "Mask R-CNN on Swin (mmdet)", "mask_rcnn_swin", Recipe(iterations=1200, muon=True), "swin_start"

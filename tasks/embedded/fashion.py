@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.downloads import downloading
 from tasks.embedded.architectures import IMAGE_SIZE, MEAN, STD
 
 # Where Debian's package `dataset-fashion-mnist` puts the four files.
@@ -31,10 +32,15 @@ def default_root() -> Path:
 
 
 def download() -> Path:
-    """Fetch the original files with torchvision unless they are there; return their folder."""
+    """Fetch the original files with torchvision unless they are there; return their folder.
+
+    Raises:
+        UsageError: they cannot be had, or what came is damaged.
+    """
     from torchvision.datasets import FashionMNIST
 
-    return Path(FashionMNIST(str(CACHE_ROOT), download=True).raw_folder)
+    with downloading("Fashion-MNIST", "name the folder of its four .gz files with --data-root"):
+        return Path(FashionMNIST(str(CACHE_ROOT), download=True).raw_folder)
 
 
 def load_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

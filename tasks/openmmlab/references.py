@@ -42,6 +42,11 @@ class Known:
             config.merge_from_dict(read_config(self.changes).to_dict())
         return config
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights come with the project, or the config is one that OpenMMLab publishes weights for."""
+        return self.weights is not None or (not isinstance(self.config, Path) and self.changes is None)
+
     def published(self, library: Library) -> str | None:
         """Address of OpenMMLab's weights, from the index beside its config."""
         if isinstance(self.config, Path) or self.changes is not None:

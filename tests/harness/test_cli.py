@@ -262,6 +262,15 @@ def test_describe(cli):
     for name in ("clamp[steps=1]", "clamp", "psaq", "noise", "omse", "psaq+omse", "float"):
         cli("describe", name)
     assert "did you mean 'toynoise'" in cli("describe", "toynose", code=2).stderr
+    assert "option toynoise.count" in cli("describe", "toynoise[count=some]", code=2).stderr
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "3e6"])
+def test_timeouts_that_cannot_be_waited_for_are_refused(cli, seconds):
+    stderr = cli(
+        "bench", "--methods", "toynoise", "--tasks", "toy", "--suite", "toy", "--timeout", seconds, code=2
+    ).stderr
+    assert "at most 1,000,000" in stderr
 
 
 def process_environment(**variables: str) -> dict[str, str]:

@@ -62,6 +62,13 @@ def test_a_malformed_history_is_one_sentence(path, text):
         history.read(path)
 
 
+def test_a_history_of_no_images_is_one_sentence(path, add):
+    add(90.0)
+    path.write_text(path.read_text().replace(",2000\n", ",0\n"))
+    with pytest.raises(UsageError, match="a row is of no images"):
+        history.read(path)
+
+
 @pytest.mark.parametrize(
     ("values", "found"),
     [

@@ -261,6 +261,16 @@ def test_diagnose_finds_a_model_by_its_checkpoint(galleries: Store, tmp_path: Pa
     assert any(path.name.startswith("similarity_timm") for path in written)
 
 
+def test_diagnose_finds_a_model_among_several_tasks(galleries: Store) -> None:
+    """A name of one task means nothing to another's suite."""
+    segmentor = fake.record("psaq", task="segmentation", model="upernet_vit", primary_metric="miou")
+    galleries.save(segmentor, pd.DataFrame({"image": [0]}), fake.picture("psaq"))
+    written = diagnose(galleries, Catalog.default(), data_root=None, models=["vit"])
+    assert [path.name for path in written] == ["similarity_vit.png", "similarity_maps_vit.png", "similarity.csv"]
+    with pytest.raises(UsageError, match="vitt"):
+        diagnose(galleries, Catalog.default(), data_root=None, models=["vit", "vitt"])
+
+
 def test_diagnose_looks_at_the_stored_images(galleries: Store) -> None:
     written = diagnose(galleries, Catalog.default(), data_root=None)
     names = ["similarity_vit.png", "similarity_maps_vit.png", "similarity.csv"]
@@ -277,7 +287,7 @@ def test_diagnose_looks_at_the_stored_images(galleries: Store) -> None:
 
 
 def test_diagnose_says_what_is_missing(galleries: Store, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no record .* has images"):
+    with pytest.raises(UsageError, match=r"no record has images of model 'swin', only of vit;"):
         diagnose(galleries, Catalog.default(), data_root=None, models=["swin"])
     other = Store(tmp_path / "other")
     other.folder.mkdir()

@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import pickle
+from functools import partial
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -150,6 +152,36 @@ def test_missing_or_damaged_data_get_a_sentence(packed, original, tmp_path, monk
         (tmp_path / PACKED).write_bytes(content[:keep])
         with pytest.raises(UsageError, match="is damaged"):
             open_suite("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("error", [URLError("no route to host"), RuntimeError("File not found or corrupted.")])
+def test_a_failed_download_is_one_sentence(error, monkeypatch, capsys, tmp_path):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fail)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fail)
+    for command in (
+        partial(cifar.main, []),
+        partial(zoo_cli.main, ["vit", "--download", "--work", str(tmp_path)]),
+        partial(zoo_cli.main, ["cifar10", "--download", "--work", str(tmp_path)]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            command()
+        assert caught.value.code == 2
+        assert "cannot be downloaded" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit):
+        cifar.main(["--data-root", str(tmp_path)])
+
+
+def test_folders_of_training_that_cannot_be_are_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for option in ("--work", "--output"):
+        folders = {"--work": str(tmp_path / "work"), "--output": str(tmp_path / "out"), option: str(tmp_path / "file")}
+        with pytest.raises(SystemExit) as caught:
+            zoo_cli.main(["vit", *(text for pair in folders.items() for text in pair)])
+        assert caught.value.code == 2
+        assert option in capsys.readouterr().err.splitlines()[-1]
 
 
 # --- models

@@ -154,6 +154,12 @@ def test_calibration_images_are_training_images(detector, tmp_path):
         suite.calibration(model).images(4, torch.Generator())
 
 
+def test_models_without_published_weights_run_only_when_named(coco_root):
+    suite = open_detection("coco", coco_root)
+    assert tuple(suite.models()) == ("mask_rcnn_swin_t", "mask_rcnn_swin_s")
+    assert "cascade_mask_rcnn_swin_t" in suite.known.known
+
+
 def test_names_and_identities_follow_content_not_place(coco_root, detector, tmp_path):
     suite = open_detection("coco", coco_root)
     config, weights = detector.removeprefix("mmdet:").split("@")
