@@ -144,7 +144,8 @@ class _Search:
         codes = 2**site.bits - (self.options.zero_code == "reserved")
         if comes_from(site, self._graph, "softmax"):
             return LogFactor.softmax(x, site.bits, codes)
-        if comes_from(site, self._graph, "activation"):
+        # A convolution's input keeps 8 bits at any precision, of which logarithms would make poor use.
+        if op.key.kind == "linear" and comes_from(site, self._graph, "activation"):
             shift = shift_of(x)
             if shift is not None:
                 return LogFactor.activation(x, site.bits, codes, shift, self.options.keep_log)

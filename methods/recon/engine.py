@@ -22,7 +22,7 @@ from methods.core.segments import Segment, cut
 from methods.core.sites import Point
 from methods.core.structure import find_blocks
 from methods.core.trace import Trace
-from methods.recon.losses import Fisher, Hessian, Loss, LowRank, SquaredError, squared_error
+from methods.recon.losses import Divergence, Fisher, Hessian, Loss, LowRank, SquaredError, squared_error
 from methods.recon.rounding import Annealing, regularizer
 from methods.recon.scales import Scales, mixed
 from methods.recon.sensitivity import gradients
@@ -41,6 +41,7 @@ class LossChoice:
     name: str = "mse"
     temperature: float = 1.0
     perturbation: float = 1e-2
+    perturbed: str = "signs"
     refreshes: int = 1
     low_rank: str = "code"
 
@@ -224,6 +225,13 @@ class Engine:
         pairs = zip(unit.inputs, unit.float_inputs, strict=True)
         return [mixed(a[index], b[index], _MIXED, self._masks) for a, b in pairs]
 
+    def _direction(self, x: Tensor, kind: str) -> Tensor:
+        """What `x` is perturbed by: 1 or -1 at random for every value, or 1 everywhere."""
+        if kind == "ones":
+            return torch.ones_like(x)
+        signs = torch.randint(0, 2, x.shape, generator=self._generator) * 2 - 1
+        return signs.to(x)
+
     @torch.no_grad()
     def _values(self, unit: Unit) -> list[Tensor]:
         """The unit's outputs for all images, on quantized inputs; within its session."""
@@ -237,6 +245,8 @@ class Engine:
         if choice.name == "mse":
             return SquaredError(unit.axis)
         assert isinstance(unit, SegmentUnit), "layers have no gradients of the output loss"
+        if choice.name != "fisher" and self._floats.is_tail(unit.segment) and [x.dim() for x in unit.targets] == [2]:
+            return Divergence()  # of logits, as in both methods' code
 
         def at(values: list[Tensor], walk: Walk) -> list[Tensor]:
             before = walk.outputs[: unit.segment.index]
@@ -247,8 +257,9 @@ class Engine:
         if choice.name == "fisher":
             return Fisher(at(self._values(unit), self._quants), unit.axis)
         if choice.name == "hessian":
-            shift = choice.perturbation
-            above, below = (at([x + d for x in unit.targets], self._floats) for d in (shift, -shift))
+            shifts = [choice.perturbation * self._direction(x, choice.perturbed) for x in unit.targets]
+            above = at([x + d for x, d in zip(unit.targets, shifts, strict=True)], self._floats)
+            below = at([x - d for x, d in zip(unit.targets, shifts, strict=True)], self._floats)
             return Hessian(above, below)
 
         def measure() -> tuple[list[Tensor], list[Tensor]]:

@@ -60,6 +60,11 @@ class LossOptions(RoundingOptions):
     )
     temperature: float = Field(1.0, gt=0, description="of the softmax in the output loss of classifiers")
     perturbation: float = Field(1e-2, gt=0, description="loss=hessian: what is added to and taken from block outputs")
+    perturbed: Literal["signs", "ones"] = Field(
+        "signs",
+        description="loss=hessian: direction of that: 1 or -1 at random for every value, or 1 for all as in the "
+        "released code, which every LayerNorm behind takes away, so that what is left is rounding error",
+    )
     refreshes: int = Field(5, ge=1, description="loss=low-rank: rows of the Fisher's factors, taken evenly in training")
     low_rank: Literal["code", "secant"] = Field(
         "code", description="loss=low-rank: inner matrix DDᵀ as in the released code, or DGᵀ, which has the right units"
@@ -136,6 +141,11 @@ _SCALES = "presets quick and default learn activation scales at a rate relative 
 _ENDS = (
     "softmax outputs have a uniform quantizer; activations are per tensor (the reference code: per head or channel, "
     "with LayerNorm outputs reparameterised as in RepQ-ViT)"
+)
+
+_HEAD = (
+    "a classifier's tail is learned under KL of the logits, as in the reference; outputs that are no logits (of "
+    "detectors and segmentors) keep the blocks' loss there"
 )
 
 ADAROUND = PluginInfo(
@@ -219,7 +229,11 @@ APHQ = PluginInfo(
     origin="published code",
     options=AphqOptions,
     presets=_with_scales(_presets(steps=(50, 150))),
-    ablations={"unweighted squared error": {"loss": "mse"}, "BRECQ's Fisher weights": {"loss": "fisher"}},
+    ablations={
+        "all values perturbed alike": {"perturbed": "ones"},
+        "unweighted squared error": {"loss": "mse"},
+        "BRECQ's Fisher weights": {"loss": "fisher"},
+    },
     partner="real",
     trains="quantizers",
     paper="Wu et al., APHQ-ViT: Post-Training Quantization with Average Perturbation Hessian Based Reconstruction for "
@@ -231,6 +245,9 @@ APHQ = PluginInfo(
         _ENDS,
         "without MLP reconstruction, which replaces GELU by ReLU and so quantizes another network",
         "the perturbation is 1e-2 (the reference: 1e-6, of which float32 keeps about one digit beside outputs near 1)",
+        "its signs are random (the reference adds the same to all channels, `perturbed=ones`: LayerNorms remove that, "
+        "and the gradients' difference is rounding error)",
+        _HEAD,
     ),
 )
 FIMAQ = PluginInfo(
@@ -257,5 +274,6 @@ FIMAQ = PluginInfo(
         _SCALES,
         _ENDS,
         "the inner matrix gets a pseudo-inverse (the reference: a plain inverse, of a matrix close to singular)",
+        _HEAD,
     ),
 )

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Axis = Callable[[Tensor], int]  # where an output's channels are
 # Differences of outputs from the float model's and gradients of the output loss there, both (n, ...) per image, with
@@ -95,7 +96,7 @@ class Fisher:
 
 
 class Hessian:
-    """Mean of (ΔO)² |mean over images of (g₊ - g₋)|, times what makes its first value 2 (APHQ-ViT).
+    """Mean of (ΔO)² times the mean over images of |g₊ - g₋|, times what makes its first value 2 (APHQ-ViT).
 
     Args:
         above: gradients at the float outputs plus the perturbation, all images, (n, ...).
@@ -104,7 +105,7 @@ class Hessian:
 
     def __init__(self, above: Sequence[Tensor], below: Sequence[Tensor]) -> None:
         # The factor of the perturbation is lost in the normalisation.
-        self._weights = [(a - b).mean(0).abs() for a, b in zip(above, below, strict=True)]
+        self._weights = [(a - b).abs().mean(0) for a, b in zip(above, below, strict=True)]
         self._factor: Tensor | None = None
 
     def renew(self, step: int) -> None:
@@ -117,6 +118,19 @@ class Hessian:
         if self._factor is None:
             self._factor = 2.0 / _positive(value)
         return value * self._factor
+
+
+class Divergence:
+    """KL of softmax(target) and softmax(output), averaged over images; of logits (n, classes), at temperature 1."""
+
+    def renew(self, step: int) -> None:
+        """Nothing changes."""
+
+    def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], index: Tensor) -> Tensor:
+        """The divergence of a batch."""
+        (output,), (target,) = outputs, targets
+        wanted = functional.softmax(target, -1)
+        return functional.kl_div(functional.log_softmax(output, -1), wanted, reduction="batchmean")
 
 
 class LowRank:

@@ -129,4 +129,4 @@ class Qdrop(_Reconstruction):
 
 
 def _loss(o: LossOptions) -> LossChoice:
-    return LossChoice(o.loss, o.temperature, o.perturbation, o.refreshes, o.low_rank)
+    return LossChoice(o.loss, o.temperature, o.perturbation, o.perturbed, o.refreshes, o.low_rank)

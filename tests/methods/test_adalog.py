@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
 from tiny_networks import NETWORKS, FakeContext, images, tiny_model
+from torch import nn
 from torch.nn import functional
 
 from harness.spec import BitSpec
@@ -17,6 +19,7 @@ from methods.adalog.info import CALIBRATOR, AdalogOptions
 from methods.adalog.method import AdaLogSearch
 from methods.adalog.quantizer import SHIFTS, AdaLog, levels, shift_of, table
 from methods.adalog.search import Axis, combine
+from methods.core.quantizers import Uniform
 from methods.core.trace import trace
 
 GELU = SHIFTS[1]
@@ -203,6 +206,29 @@ def test_kinds_of_quantizers_follow_the_data_flow(name):
             assert len(quantizer.scale) == graph.by_key[key].shape[1]  # heads
         else:
             assert quantizer.axis is None
+
+
+def test_inputs_of_convolutions_stay_uniform():
+    """They have 8 bits at every precision; the logarithm is for the second layer of an MLP."""
+
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+            self.vit = tiny_model("vit").net
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            features = functional.relu(self.second(functional.relu(self.first(x)))).mean((2, 3))
+            return self.vit(x) + self.last(functional.relu(features)).sum(1, keepdim=True)
+
+    torch.manual_seed(0)
+    model = dataclasses.replace(tiny_model("vit"), net=Stem().eval().requires_grad_(False))
+    options = AdalogOptions(rounds=1, steps=1, tokens=64)
+    quantized = AdaLogSearch(options).calibrate(model, images(), spec=BitSpec(4, 4), scheme="matmul", ctx=FakeContext())
+    kinds = {key: type(q) for (key, _), q in quantized.activations.items() if key.kind in {"conv", "linear"}}
+    assert {kind for key, kind in kinds.items() if key.kind == "conv"} == {Uniform}
+    assert sum(kind is AdaLog for kind in kinds.values()) == 3  # the last layer, and two of MLPs
 
 
 @pytest.mark.parametrize("name", NETWORKS)

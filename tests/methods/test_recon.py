@@ -25,7 +25,7 @@ from methods.core.sites import find_sites
 from methods.core.structure import find_blocks
 from methods.core.trace import trace
 from methods.recon.engine import Engine, LossChoice, Phase
-from methods.recon.losses import Fisher, Hessian, LowRank, diagonal_error, low_rank_error, squared_error
+from methods.recon.losses import Divergence, Fisher, Hessian, LowRank, diagonal_error, low_rank_error, squared_error
 from methods.recon.ranges import least_error_quantizer
 from methods.recon.rounding import (
     Annealing,
@@ -236,13 +236,55 @@ def test_perturbation_hessian_against_a_sum():
     for output in outputs:
         total = 0.0
         for c in range(4):
-            weight = abs(sum(float(above[n, c] - below[n, c]) for n in range(6)) / 6)
+            weight = sum(abs(float(above[n, c] - below[n, c])) for n in range(6)) / 6
             total += sum(float(output[n, c]) ** 2 * weight for n in range(3)) / 12
         values.append(total)
     loss = Hessian([above], [below])
     index = torch.arange(3)
     assert float(loss([outputs[0]], [target], index)) == pytest.approx(2.0)  # the first value
     assert float(loss([outputs[1]], [target], index)) == pytest.approx(2.0 * values[1] / values[0], rel=1e-5)
+
+
+def losses(network: str, choice: LossChoice, dtype: torch.dtype = torch.float32) -> list[Any]:
+    """The loss of every unit of the tiny network."""
+    model = tiny_model(network)
+    x = images(8)
+    graph, made = quantized(model, x)
+    model, made = replace(model, net=model.net.to(dtype)), copy.copy(made)
+    made.net.to(dtype)
+    engine = Engine(model, graph, made, x.to(dtype), FakeContext())
+    found: list[Any] = []
+    engine._learn = lambda unit, _own, ph: found.append(engine._loss(unit, ph))
+    engine.run(phase(loss=choice, activations=False))
+    return found
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_perturbation_hessian_is_no_rounding_error(network):
+    """What is added to all channels alike is taken away by the next LayerNorm; random signs are not."""
+
+    def agreement(perturbed: str) -> float:
+        single, double = (
+            [loss._weights[0].flatten() for loss in losses(network, choice, dtype) if isinstance(loss, Hessian)]
+            for choice in [LossChoice("hessian", perturbed=perturbed)]
+            for dtype in (torch.float32, torch.float64)
+        )
+        pairs = [torch.stack([a.double(), b]) for a, b in zip(single, double, strict=True)]
+        return min(float(torch.corrcoef(pair)[0, 1]) for pair in pairs)
+
+    assert agreement("signs") > 0.999
+    assert agreement("ones") < 0.99
+
+
+@pytest.mark.parametrize("name", ["mse", "fisher", "hessian", "low-rank"])
+def test_the_head_is_learned_under_the_divergence_of_logits(name):
+    *others, tail = losses("vit", LossChoice(name))
+    assert isinstance(tail, Divergence) == (name in {"hessian", "low-rank"})
+    assert not any(isinstance(loss, Divergence) for loss in others)
+    output, target = drawn(5, 7), drawn(5, 7, seed=1)
+    p, q = (np.exp(x.numpy()) / np.exp(x.numpy()).sum(1, keepdims=True) for x in (target, output))
+    found = float(Divergence()([output], [target], torch.arange(5)))
+    assert found == pytest.approx((p * np.log(p / q)).sum() / 5, rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["code", "secant"])
