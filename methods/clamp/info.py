@@ -76,7 +76,9 @@ class SearchStage(Options):
         "minmax", description="activation ranges on the images (the published code: minmax)"
     )
     softmax_bits: Literal[8] | None = Field(
-        None, description="8 also quantizes softmax outputs, which the published code leaves in float"
+        None,
+        description="scheme full: 8 also quantizes softmax outputs, which the published code leaves in float (in matmul"
+        " they have the activations' bits)",
     )
     widths: tuple[int, ...] = Field(
         (2, 3, 4, 5, 6, 7, 8), description="mixed precision: candidate weight widths", min_length=1
@@ -141,6 +143,7 @@ _SYNTHESIS = (
     "for dense tasks random boxes or label maps, our own)",
     "the first quantized model has min-max weights, in mixed precision of the budget's whole bits, and float "
     "activations",
+    "presets quick and default take 2 x 25 and 2 x 75 synthesis steps (preset paper: 2 x 500, PSAQ-ViT's number)",
 )
 _SEARCH = (
     "weights are asymmetric min-max with a zero point (the paper's footnote 4), where psaq, noise and real use the "
@@ -148,6 +151,9 @@ _SEARCH = (
     "a gene is a layer's bit-width and one multiplier on its per-channel scales; activation ranges are min-max on the "
     "images",
     "crossover, mutation width, initial spread and the layer-output loss are inferred",
+    "candidates are ranked by their layer's loss; the output loss of the whole model counts once, when the best one is "
+    "accepted (a secondary source adds it for every candidate: output_loss=candidate)",
+    "presets quick and default make 2 passes (preset paper: 10), quick with a population of 8 and 4 cycles (15 and 6)",
     "mixed precision: the budget bounds the parameter-weighted mean weight width; a child above it is repaired by "
     "taking bits from the layers whose fitness suffers least; activations get min(8, weight width + 2). All inferred",
 )
@@ -200,6 +206,6 @@ METHOD = PluginInfo(
         *_SYNTHESIS,
         *_SEARCH,
         "images are refreshed once a pass from the images at hand; the paper's cadence (every C/2 cycles) is ambiguous "
-        "(option refresh)",
+        "(option refresh); presets quick and default refresh by 10 steps (preset paper: 20)",
     ),
 )

@@ -26,8 +26,8 @@ class Clamp:
         self.options = options
 
     def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
-        """A budget below the narrowest width cannot be met."""
-        return _too_small(spec, self.options)
+        """A budget below the narrowest width cannot be met; softmax outputs have their bits from scheme matmul."""
+        return _unfit(spec, scheme, self.options)
 
     def quantize(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
@@ -74,8 +74,8 @@ class ClampSearch:
         self.options = options
 
     def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
-        """A budget below the narrowest width cannot be met."""
-        return _too_small(spec, self.options)
+        """A budget below the narrowest width cannot be met; softmax outputs have their bits from scheme matmul."""
+        return _unfit(spec, scheme, self.options)
 
     def calibrate(
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
@@ -91,8 +91,10 @@ class ClampSearch:
         return _finished(search, working, ctx)
 
 
-def _too_small(spec: BitSpec, options: SearchStage) -> str | None:
+def _unfit(spec: BitSpec, scheme: str, options: SearchStage) -> str | None:
     least = options.widths[0]
+    if options.softmax_bits is not None and scheme != "full":
+        return f"softmax_bits is for scheme full; in {scheme} softmax outputs have the activations' bits"
     if not spec.mixed or spec.weight >= least:
         return None
     return f"{spec} cannot be met with weights of {least} bits or more; allow narrower ones (option widths)"

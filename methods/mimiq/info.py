@@ -33,7 +33,7 @@ SOURCE = PluginInfo(
     origin="reconstruction",
     options=MimiqOptions,
     # As many steps as PSAQ-ViT's presets have, so that the two compare at one budget.
-    presets={"quick": {"steps": 100}, "default": {"steps": 150}, "paper": {}},
+    presets={"quick": {"steps": 50}, "default": {"steps": 150}, "paper": {}},
     ablations={
         "no head similarity": {"similarity_weight": 0.0},
         "maps after softmax": {"maps": "softmax"},
@@ -54,6 +54,6 @@ SOURCE = PluginInfo(
         "PSAQ-ViT's Adam, roll and mirroring, cosine to zero without warm-up (the paper: AdamW, cosine to 1 % of the "
         "rate), one batch of all images (the paper: 16 a batch). Inferred",
         "total variation is PSAQ-ViT's sum of four norms without a target, scaled from 16 RGB images of 224x224",
-        "presets quick and default take 100 and 150 steps, PSAQ-ViT's budgets (preset paper: 2,000)",
+        "presets quick and default take 50 and 150 steps, PSAQ-ViT's budgets (preset paper: 2,000)",
     ),
 )

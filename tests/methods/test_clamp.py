@@ -448,6 +448,10 @@ def test_softmax_outputs_get_sites_where_the_scheme_has_none():
     assert {site.bits for site in added} == {8}
     same = [find_sites(graph, "matmul", BitSpec(4, 6), softmax_bits=b) for b in (None, 8)]
     assert same[0] == same[1]
+    for method in (Clamp(ClampOptions(softmax_bits=8)), ClampSearch(SearchStage(softmax_bits=8))):
+        reasons = [method.skip(tiny_model("vit"), spec=BitSpec(4, 6), scheme=s) for s in ("full", "matmul")]
+        assert reasons[0] is None
+        assert "scheme full" in reasons[1]
 
 
 def test_the_search_takes_crossed_images():

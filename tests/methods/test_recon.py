@@ -202,6 +202,14 @@ def test_relative_and_absolute_scales():
 def test_mixed_inputs_are_half_of_each():
     x = mixed(torch.zeros(100_000), torch.ones(100_000), 0.5, torch.Generator().manual_seed(0))
     assert float(x.mean()) == pytest.approx(0.5, abs=0.01)
+    first, second = (drawn(10_000, seed=seed).requires_grad_() for seed in (1, 2))
+    chosen = torch.rand(10_000, generator=torch.Generator().manual_seed(0)) < 0.3
+    x = mixed(first, second, 0.3, torch.Generator().manual_seed(0))
+    assert torch.equal(x, torch.where(chosen, second, first))
+    cotangent = drawn(10_000, seed=3)
+    x.backward(cotangent)
+    assert torch.equal(first.grad, cotangent * ~chosen)
+    assert torch.equal(second.grad, cotangent * chosen)
 
 
 # --- losses -----------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from methods.fdd.source import phase
 from methods.fdd.spectrum import band_mask, filtered
 from methods.mimiq.info import SOURCE as MIMIQ
 from methods.mimiq.similarity import head_dissimilarity
+from methods.psaq.info import SOURCE as PSAQ
 from methods.psaq.similarity import entropy, patch_similarity
 from methods.sardfq.info import SOURCE as SARDFQ
 from methods.sardfq.labels import soft_labels
@@ -471,7 +472,8 @@ def test_rectangular_colour_images(name):
 def test_what_the_source_says_of_itself(name):
     info = SOURCES[name]
     budgets = {p: info.resolve(p, {}).rounds * info.resolve(p, {}).steps for p in PRESETS}
-    assert (budgets["quick"], budgets["default"]) == (100, 150)  # as PSAQ-ViT
+    psaq = {p: PSAQ.resolve(p, {}).rounds * PSAQ.resolve(p, {}).steps for p in PRESETS}
+    assert (budgets["quick"], budgets["default"]) == (psaq["quick"], psaq["default"])
     assert budgets["paper"] == {"sardfq": 1000, "fdd": 1000, "mimiq": 2000}[name]
     info.check_ablations("quick", {})
     assert info.deviations
