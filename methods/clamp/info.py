@@ -151,7 +151,7 @@ _SEARCH = (
     "a gene is a layer's bit-width and one multiplier on its per-channel scales; activation ranges are min-max on the "
     "images",
     "crossover, mutation width, initial spread and the layer-output loss are inferred",
-    "candidates are ranked by their layer's loss, and the output loss of the whole model counts once, when the best one "
+    "candidates are ranked by their layer's loss; the output loss of the whole model counts once, when the best one "
     "is accepted; the paper's figure has both for every candidate (output_loss=candidate, many times the cost)",
     "presets quick and default make 2 passes (preset paper: 10), quick with a population of 8 and 4 cycles (15 and 6)",
     "mixed precision: the budget bounds the parameter-weighted mean weight width; a child above it is repaired by "
