@@ -128,32 +128,31 @@ def _models(
     """Label, cells, float model and suite of every model with images."""
     import torch
 
-    suites: dict[tuple[str, str], Suite] = {}
-    asked: dict[tuple[str, str], dict[str, str]] = {}
-    unknown = dict[str, UsageError]()
-    for task, suite_name in sorted(set(zip(cells["task"], cells["suite"], strict=True))):
-        suite = suites[task, suite_name] = catalog.tasks.get(task).load()(suite_name, data_root=data_root)
-        of_suite = asked[task, suite_name] = {}
-        for name in named:
-            try:
-                of_suite[suite.canonical_name(name)] = name
-            except UsageError as error:  # perhaps another task's
-                unknown.setdefault(name, error)
+    if cells.empty:
+        return
+    suites: dict[tuple[str, str], Suite] = {
+        place: catalog.tasks.get(place[0]).load()(place[1], data_root=data_root)
+        for place in sorted(set(zip(cells["task"], cells["suite"], strict=True)))
+    }
     present = set(zip(cells["task"], cells["suite"], cells["canonical"], strict=True))
+    requested = {} if named else {model: model[-1] for model in present}  # task, suite and model -> the user's name
     for name in named:
-        found = [(*place, canonical) for place, own in asked.items() for canonical, text in own.items() if text == name]
-        if name in unknown and not found:
-            raise unknown[name]
+        found, errors = [], []
+        for place, suite in suites.items():
+            try:
+                found.append((*place, suite.canonical_name(name)))
+            except UsageError as error:  # perhaps another task's
+                errors.append(error)
+        if not found:
+            raise errors[0]
         if not present.intersection(found):
             known = ", ".join(sorted(cells["canonical"].unique()))
             raise UsageError(f"no record has images of model '{name}', only of {known}; run bench first")
+        requested |= dict.fromkeys(found, name)
     for (task, suite_name, label), of_model in cells.groupby(["task", "suite", "model"], sort=True):
-        place = str(task), str(suite_name)
-        canonical = str(of_model["canonical"].iloc[0])
-        requested = asked[place] if named else {canonical: canonical}
-        if canonical in requested:
-            name = requested[canonical]
-            suite = suites[place]
+        model = str(task), str(suite_name), str(of_model["canonical"].iloc[0])
+        if model in requested:
+            name, suite = requested[model], suites[model[:2]]
             if suite.model_identity(name) != of_model["weights"].iloc[0]:
                 raise UsageError(f"model '{name}' has other weights now than the records in the results folder")
             yield str(label), of_model, suite.load(name, torch.device("cpu")), suite

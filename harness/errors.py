@@ -15,3 +15,8 @@ class UsageError(Exception):
 
 class DataFreeViolation(RuntimeError):
     """A data-free method touched the task's data while it ran."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for a sentence of ours: its first line, or its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

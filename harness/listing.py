@@ -94,7 +94,7 @@ def show_description(text: str, catalog: Catalog, console: Console) -> None:
         return
     named = [catalog.of(kind).get(text) for kind in _PLUGIN_KINDS if text in catalog.of(kind)]
     if not named:
-        named = [info for info, _ in catalog.resolve(text).parts]  # which checks the options in brackets
+        named = list(catalog.resolve(text).infos)  # which checks the options in brackets
     for info in named:
         _describe(info, console)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.errors import UsageError
+from harness.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +65,7 @@ def _read(path: Path) -> Any:
         ) from None
     # A damaged file raises nearly anything (RuntimeError, EOFError, KeyError, SafetensorError ...).
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UsageError(f"checkpoint {path} cannot be read, it may be truncated: {reason}") from None
 
 

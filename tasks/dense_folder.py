@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.contracts import check_not_sealed
-from harness.errors import UsageError
+from harness.errors import UsageError, first_line
 from tasks.dense_suite import Split
 from tasks.image_folder import SUFFIXES
 from tasks.openmmlab.models import Library
@@ -89,7 +89,7 @@ def file_reader(
             with DefaultScope.overwrite_default_scope(library):
                 found: dict[str, Any] = compose(given)
         except Exception as error:  # OpenCV, Pillow and the pipeline's steps each have errors of their own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UsageError(f"image {path} cannot be read by the config's test pipeline: {reason}") from None
         return found
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 
-from harness.errors import UsageError
+from harness.errors import UsageError, first_line
 
 
 @contextmanager
@@ -13,10 +14,10 @@ def downloading(what: str, otherwise: str) -> Iterator[None]:
     """Around a download by torchvision of `what`; `otherwise` says what to do without one.
 
     Raises:
-        UsageError: it failed (urllib's errors are OSErrors), or what came is damaged (torchvision's RuntimeError).
+        UsageError: it failed (an OSError, or HTTPException where it broke off), or what came is damaged (torchvision's
+            RuntimeError).
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{what} cannot be downloaded ({reason}); go online, or {otherwise}") from None
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise UsageError(f"{what} cannot be downloaded ({first_line(error)}); go online, or {otherwise}") from None

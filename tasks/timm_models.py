@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from harness.contracts import VisionModel
-from harness.errors import UsageError
+from harness.errors import UsageError, first_line
 from tasks.attention import unfused
 from tasks.checkpoints import load_weights
 
@@ -111,7 +111,7 @@ def _build_pretrained(name: str, classes: int) -> nn.Module:
         raise
     # The hub, urllib and httpx each have their own errors for an unreachable host.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UsageError(
             f"pretrained weights of '{name}' cannot be had ({reason}); go online, or give a local checkpoint: "
             f"{PREFIX}{name}@FILE"

@@ -61,6 +61,12 @@ def diagonal_error(difference: Tensor, gradients: Tensor) -> Tensor:
     return (difference.square() * gradients.mean(0)).mean()
 
 
+def logit_divergence(output: Tensor, reference: Tensor, temperature: float) -> Tensor:
+    """KL of softmax(reference / T) and softmax(output / T), averaged over images, of logits (n, classes)."""
+    scaled = functional.log_softmax(output / temperature, -1)
+    return functional.kl_div(scaled, functional.softmax(reference / temperature, -1), reduction="batchmean")
+
+
 class SquaredError:
     """`squared_error`."""
 
@@ -121,7 +127,7 @@ class Hessian:
 
 
 class Divergence:
-    """KL of softmax(target) and softmax(output), averaged over images; of logits (n, classes), at temperature 1."""
+    """`logit_divergence` at temperature 1."""
 
     def renew(self, step: int) -> None:
         """Nothing changes."""
@@ -129,8 +135,7 @@ class Divergence:
     def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], index: Tensor) -> Tensor:
         """The divergence of a batch."""
         (output,), (target,) = outputs, targets
-        wanted = functional.softmax(target, -1)
-        return functional.kl_div(functional.log_softmax(output, -1), wanted, reduction="batchmean")
+        return logit_divergence(output, target, 1.0)
 
 
 class LowRank:

@@ -7,20 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from harness.contracts import VisionModel
 from methods.core.segments import Segment
+from methods.recon.losses import logit_divergence
 from methods.recon.walk import Walk, with_tensors
 
 
 def output_loss(model: VisionModel, output: Any, reference: Any, temperature: float) -> Tensor:
-    """KL of softmax(reference / T) and softmax(output / T), averaged over images, for logits (n, classes); for other
-    outputs the task's own distance, without a temperature.
-    """
+    """`logit_divergence` for logits (n, classes); for other outputs the task's own distance, without a temperature."""
     if isinstance(output, Tensor) and output.dim() == 2:
-        scaled = functional.log_softmax(output / temperature, -1)
-        return functional.kl_div(scaled, functional.softmax(reference / temperature, -1), reduction="batchmean")
+        return logit_divergence(output, reference, temperature)
     return model.output_distance(output, reference)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UsageError
+from harness.errors import UsageError, first_line
 from tasks.openmmlab import ops
 from tasks.openmmlab.models import Library, build, build_random, read_config
 
@@ -45,11 +45,16 @@ class Known:
     @property
     def has_weights(self) -> bool:
         """Whether weights come with the project, or the config is one that OpenMMLab publishes weights for."""
-        return self.weights is not None or (not isinstance(self.config, Path) and self.changes is None)
+        return self.weights is not None or self._from_library
+
+    @property
+    def _from_library(self) -> bool:
+        """Whether the config is the library's own, as it is."""
+        return not isinstance(self.config, Path) and self.changes is None
 
     def published(self, library: Library) -> str | None:
         """Address of OpenMMLab's weights, from the index beside its config."""
-        if isinstance(self.config, Path) or self.changes is not None:
+        if not self._from_library:
             return None
         import yaml
 
@@ -133,7 +138,7 @@ def _download(name: str, known: Known, library: Library) -> Path:
         try:
             torch.hub.download_url_to_file(address, str(target), progress=False)
         except Exception as error:  # urllib's errors are many
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UsageError(f"weights of '{name}' cannot be had ({reason}); go online, or {advice}") from None
     return target
 

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 from functools import partial
+from http.client import IncompleteRead
 from pathlib import Path
 from urllib.error import URLError
 
@@ -154,7 +155,9 @@ def test_missing_or_damaged_data_get_a_sentence(packed, original, tmp_path, monk
             open_suite("cifar10", tmp_path)
 
 
-@pytest.mark.parametrize("error", [URLError("no route to host"), RuntimeError("File not found or corrupted.")])
+@pytest.mark.parametrize(
+    "error", [URLError("no route to host"), IncompleteRead(b"half"), RuntimeError("File not found or corrupted.")]
+)
 def test_a_failed_download_is_one_sentence(error, monkeypatch, capsys, tmp_path):
     def fail(*_: object, **__: object) -> None:
         raise error
