@@ -143,11 +143,10 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     sink: Annotated[str, typer.Option(help="Also report to a tracker: mlflow, wandb, trackio.")] = "",
 ) -> None:
     check_known("--device", device, DEVICES)
-    if timeout is not None and (in_process or not 0 < timeout <= LONGEST):
-        raise UsageError(
-            f"--timeout needs a number of seconds, above 0 and at most {LONGEST:,}, and a worker process; "
-            "leave out --in-process"
-        )
+    if timeout is not None and not 0 < timeout <= LONGEST:
+        raise UsageError(f"--timeout must be a number of seconds above 0 and at most {LONGEST:,}, not {timeout:g}")
+    if timeout is not None and in_process:
+        raise UsageError("--timeout needs a worker process; leave out --in-process")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, not {threads}")
     request = Request(
