@@ -193,18 +193,24 @@ class Catalog:
     def ablations(self, text: str, preset: str = "default", overrides: Overrides | None = None) -> dict[str, str]:
         """Variants that switch one thing of a method: canonical name -> label, in the order of its plugins.
 
+        A switch that changes nothing under this preset and these overrides is left out.
+
         Raises:
             UsageError: unknown method, one that already has brackets, or an ablation that does not fit the options.
         """
         if any(part.changes for part in parse_name(text)):
             raise UsageError(f"'{text}' is a variant; name the method without brackets and set options with --option")
         infos = [info for info, _ in self.find(text)]
+        for info in infos:
+            info.check_ablations(preset, (overrides or {}).get(info.name, {}))
+        base = self.resolve(text, preset, overrides)
         variants: dict[str, str] = {}
         for place, info in enumerate(infos):
-            info.check_ablations(preset, (overrides or {}).get(info.name, {}))
             for label, changes in info.ablations.items():
                 parts = [Part(each.name, changes if i == place else {}) for i, each in enumerate(infos)]
-                variants[self.resolve("+".join(map(str, parts)), preset, overrides).name] = label
+                variant = self.resolve("+".join(map(str, parts)), preset, overrides)
+                if variant.options != base.options:
+                    variants[variant.name] = label
         return variants
 
     def ablated(self) -> list[str]:

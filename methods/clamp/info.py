@@ -64,10 +64,10 @@ class SearchStage(Options):
     )
     pooling: Literal["tokens", "channels", "none"] = Field("tokens", description="what layer outputs are averaged over")
     search_temperature: float = Field(0.1, gt=0, description="of the layer-output contrastive loss (own choice)")
-    output_loss: Literal["accept", "candidate", "none"] = Field(
-        "accept",
-        description="where the output loss enters fitness: once per layer, when its best gene is accepted; "
-        "for every candidate; or nowhere",
+    output_loss: Literal["candidate", "accept", "none"] = Field(
+        "candidate",
+        description="where the output loss enters fitness: for every candidate (the paper's figure); once per layer, "
+        "when its best gene is accepted (many times cheaper); or nowhere",
     )
     output_distance: Literal["task", "l1"] = Field(
         "task", description="output loss: the task's distance to the float output (classification: KL), or L1"
@@ -122,6 +122,7 @@ _ABLATIONS: dict[str, dict[str, object]] = {
     "stage 2: temperature 3": {"search_temperature": 3.0},
     "stage 2: channel pooling": {"pooling": "channels"},
     "stage 2: output loss of every candidate": {"output_loss": "candidate"},
+    "stage 2: output loss once a layer": {"output_loss": "accept"},
     "stage 2: no output loss": {"output_loss": "none"},
     "stage 2: population 30": {"population": 30},
     "stage 2: 1 pass": {"passes": 1},
@@ -151,12 +152,14 @@ _SEARCH = (
     "a gene is a layer's bit-width and one multiplier on its per-channel scales; activation ranges are min-max on the "
     "images",
     "crossover, mutation width, initial spread and the layer-output loss are inferred",
-    "candidates are ranked by their layer's loss; the output loss of the whole model counts once, when the best one "
-    "is accepted; the paper's figure has both for every candidate (output_loss=candidate, many times the cost)",
+    "presets quick and default rank candidates by their layer's loss, and the output loss of the whole model counts "
+    "once, when the best one is accepted (output_loss=accept), for its cost; preset paper has both for every "
+    "candidate, as the paper's figure has",
     "presets quick and default make 2 passes (preset paper: 10), quick with a population of 8 and 4 cycles (15 and 6)",
     "mixed precision: the budget bounds the parameter-weighted mean weight width; a child above it is repaired by "
     "taking bits from the layers whose fitness suffers least; activations get min(8, weight width + 2). All inferred",
 )
+_SHORT: dict[str, object] = {"passes": 2, "output_loss": "accept"}  # a search that a CPU can run
 
 SOURCE = PluginInfo(
     name="clamp",
@@ -178,7 +181,7 @@ SEARCH = PluginInfo(
     target="methods.clamp.method:ClampSearch",
     origin="reconstruction",
     options=SearchStage,
-    presets={"quick": {"passes": 2, "population": 8, "cycles": 4}, "default": {"passes": 2}, "paper": {}},
+    presets={"quick": _SHORT | {"population": 8, "cycles": 4}, "default": _SHORT, "paper": {}},
     partner="clamp",
     mixed=True,
     paper=_PAPER,
@@ -194,8 +197,8 @@ METHOD = PluginInfo(
     origin="reconstruction",
     options=ClampOptions,
     presets={
-        "quick": {"steps": 25, "passes": 2, "refresh_steps": 10, "population": 8, "cycles": 4},
-        "default": {"steps": 75, "passes": 2, "refresh_steps": 10},
+        "quick": _SHORT | {"steps": 25, "refresh_steps": 10, "population": 8, "cycles": 4},
+        "default": _SHORT | {"steps": 75, "refresh_steps": 10},
         "paper": {},
     },
     ablations=_ABLATIONS,

@@ -116,6 +116,7 @@ def test_ablations_have_canonical_names(catalog):
         "toyswitch[count=1]": "one image",
     }
     assert list(catalog.ablations("toyswitch+omse")) == ["toyswitch[smooth=false]+omse", "toyswitch[count=1]+omse"]
+    assert list(catalog.ablations("toyswitch", "quick", {"toyswitch": {"count": 1}})) == ["toyswitch[smooth=false]"]
     assert catalog.ablations("toynoise") == catalog.ablations("float") == {}
     assert "toyswitch" in catalog.ablated()
 

@@ -118,7 +118,7 @@ def search(table: Table, name: str, batch: int) -> None:
     graph = trace(model.net, SHAPE)
     spec = BitSpec(4, 8)
     images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0))
-    options = SearchStage(passes=1)
+    options = SearchStage(passes=1, output_loss="accept")
     working = Working(model, find_sites(graph, "full", spec), spec, options, images)
     fitness = Fitness(model, graph, working, options, images)
     blocks = fitness.blocks
