@@ -39,6 +39,7 @@ class PercentileOptions(EmaOptions):
 
 _FQVIT = "FQ-ViT (IJCAI 2022), observers"
 _FQVIT_CODE = "megvii-research/FQ-ViT, Apache-2.0"
+_BATCHES = {"paper": {"batch": 100}}
 _WIDENED = "activation ranges are widened to contain 0 (the reference clips the zero point instead)"
 
 NOISE = PluginInfo(
@@ -83,7 +84,8 @@ EMA = PluginInfo(
     partner="real",
     paper=_FQVIT,
     code=_FQVIT_CODE,
-    deviations=(_WIDENED, "batches of 4 images (the reference: 10 batches of 100)"),
+    presets=_BATCHES,
+    deviations=(_WIDENED, "presets quick and default have batches of 4 images (preset paper and the reference: 100)"),
 )
 PERCENTILE = PluginInfo(
     name="percentile",
@@ -94,7 +96,8 @@ PERCENTILE = PluginInfo(
     partner="real",
     paper=_FQVIT,
     code=_FQVIT_CODE,
-    deviations=(_WIDENED, "batches of 4 images (the reference: 10 batches of 100)"),
+    presets=_BATCHES,
+    deviations=(_WIDENED, "presets quick and default have batches of 4 images (preset paper and the reference: 100)"),
 )
 OMSE = PluginInfo(
     name="omse",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -41,6 +42,16 @@ KINDS = {
     "adaptive_avg_pool2d": "pool",
 }
 _BINARY = {"matmul", "add"}
+_LAYER = ("input", "weight")
+# Names of an operation's operands and weight in torch, where it is not the input alone.
+_OPERANDS: dict[str, tuple[str, ...]] = {
+    "linear": _LAYER,
+    "conv": _LAYER,
+    "conv_transpose": _LAYER,
+    "matmul": ("input", "other"),
+    "add": ("input", "other"),
+    "cat": ("tensors",),
+}
 # Operations that multiply by weights or by each other, but that no kind stands for: a network that uses one would
 # silently keep it in float, so it is refused.
 OPAQUE = {
@@ -127,6 +138,8 @@ class KeyedMode(TorchFunctionMode):
                 f"the network calls torch's {name}, which cannot be quantized here; write it with linear and matmul"
             )
         kind = KINDS.get(name)
+        if kind is not None:
+            args, kwargs = _positional(kind, args, kwargs)
         # With only the bottom frame the network is not running: losses on its outputs are none of our business.
         if kind is None or len(self._frames) == 1 or not _is_compute(kind, args):
             return self.other(func, args, kwargs)
@@ -142,6 +155,16 @@ class KeyedMode(TorchFunctionMode):
     def other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that has no key."""
         return func(*args, **kwargs)
+
+
+def _positional(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with operands and weight as positional arguments, by which operations are told."""
+    names = _OPERANDS.get(kind, ("input",))[len(args) :]
+    moved = list(takewhile(kwargs.__contains__, names))
+    if not moved:
+        return args, kwargs
+    left = {name: value for name, value in kwargs.items() if name not in moved}
+    return (*args, *(kwargs[name] for name in moved)), left
 
 
 def _is_compute(kind: str, args: tuple[Any, ...]) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 
 from harness.spec import MAX_BITS, BitSpec
-from methods.core.intercept import OUTPUT, OpKey
+from methods.core.intercept import OUTPUT, OpaqueOperationError, OpKey
 from methods.core.layers import LAYERS, output_axis
 from methods.core.trace import Op, Operand, Trace
 
@@ -134,6 +134,7 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
 
     Raises:
         NoSitesError: the network has no weight or no activation to quantize.
+        OpaqueOperationError: a layer's weight is no parameter but computed, as standardized convolutions do.
         KeyError: unknown scheme.
     """
     select: Callable[[Op, Trace, set[OpKey]], list[tuple[int, int | None]]] = {"full": _full, "matmul": _matmul}[scheme]
@@ -148,6 +149,11 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
         raise NoSitesError("no quantizable operation was found; the network has no linear layer or convolution")
     last = first
     for op in ops:
+        if op.weight is None and op.key.kind in LAYERS:
+            raise OpaqueOperationError(
+                f"the weight of {op.key} is computed, as that of a standardized convolution, and would stay in float; "
+                "only layers whose weight is a parameter can be quantized here"
+            )
         if op.weight is not None:
             last = op.weight
             weights.setdefault(op.weight, WeightSite(op.weight, op.key, weight_bits, output_axis(op.key.kind)))

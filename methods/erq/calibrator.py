@@ -67,7 +67,8 @@ class Erq:
         vectors = all(x.shape[1:-1].numel() == 1 for x in unit.inputs)  # one for each image
         ridge = o.head_ridge if vectors else o.ridge
         if o.ridge_units == "relative":
-            ridge *= float(moments.second.diagonal()[: inputs.shape[1]].mean())
+            # Inputs that are all quantized to 0 say nothing, and any lambda keeps the weight; 0 would be singular.
+            ridge *= float(moments.second.diagonal()[: inputs.shape[1]].mean()) or 1.0
 
         if o.activation_regression:
             weight = activation_regression(weight, moments, ridge)

@@ -57,7 +57,11 @@ CALIBRATOR = PluginInfo(
         "stays during Wqer; columns are halved in their order; the first half is quantized first",
         "inferred: biases take part in both regressions as the weight of an input that is 1, penalised like the "
         "others, and stay in float; a layer without a bias of its own gets none",
-        "linear layers only; convolutions (patch embedding) keep RepQ-ViT's rounding (our reading)",
+        "linear layers only; convolutions (patch embedding) keep RepQ-ViT's rounding (the released code, of the "
+        "journal's extension, gives the patch embedding Wqer's regression without refinement)",
+        "layers follow each other, each on inputs from all before it as they are then, as the paper has it (the "
+        "released code: all on float inputs behind the layer's own quantizer, ranges from float weights)",
+        "head_ridge serves both regressions (the released code: Aqer's alone, lambda in Wqer)",
         "as many images as the source makes (32 unless told otherwise, as in the reference's README; its code's "
         "default is 1,024, with lambda 2000)",
         "presets quick and default have lambda relative to the inputs' size",

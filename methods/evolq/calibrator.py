@@ -69,7 +69,7 @@ class EvolQ:
     def _epsilon(self, spec: BitSpec) -> float:
         if self.options.epsilon is not None:
             return self.options.epsilon
-        return 1e-3 if spec.weight <= 4 else 1e-4
+        return 1e-4 if spec.weight == 8 else 1e-3
 
     def _search(
         self,

@@ -50,8 +50,8 @@ class EvolqOptions(FqvitOptions):
     epsilon: float | None = Field(
         None,
         gt=0,
-        description="largest change of a scale; if left out 1e-3 up to 4 bits, else 1e-4 (code; a note on the paper "
-        "has the two the other way round, and values between 4 and 8 bits are inferred)",
+        description="largest change of a scale; if left out 1e-4 at 8 bits, else 1e-3 (code; a note on the paper has "
+        "the two the other way round)",
     )
     epsilon_units: Literal["absolute", "relative"] = Field(
         "absolute", description="whether that is in the weight's own units or relative to the scale (own addition)"

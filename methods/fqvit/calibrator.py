@@ -34,7 +34,9 @@ class FqVit:
     def calibrate(
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
     ) -> QuantizedModel:
-        """Quantizers from float passes over `images` (n, c, h, w): one for ranges, one for power-of-two factors."""
+        """Quantizers from float passes over `images` (n, c, h, w): one for ranges, in scheme `full` two more for
+        power-of-two factors.
+        """
         o = self.options
         graph = trace(model.net, model.input_shape)
         sites = find_sites(graph, scheme, spec, softmax_bits=None if o.softmax == "float" else o.softmax_bits)

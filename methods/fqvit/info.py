@@ -62,7 +62,7 @@ CALIBRATOR = PluginInfo(
         "softmax=float makes the sites equal",
         "activation ranges are widened to contain 0 (the reference clips the zero point instead)",
         "power-of-two factors minimise the error over all calibration images (the reference: over the last batch)",
-        "batches of 4 images (the reference: 10 batches of 100)",
+        "presets quick and default have batches of 4 images (preset paper and the reference: 100)",
         "presets quick and default count zero among the 2^b values of the log2 quantizer and shift codes of scores "
         "coarser than 1/32 before i-exp, whose integer ln 2 and polynomial vanish on coarse grids (W4A4); preset paper "
         "does neither, but keeps the largest exponential of a row from rounding to zero",

@@ -44,8 +44,8 @@ class IsvitOptions(Options):
         min_length=1,
     )
     weight_percentiles: _Percentiles = Field(
-        (0.97, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99995, 0.99999),
-        description="the same for weights (the paper's number of nine from 0.97 to 0.99999; those between are ours)",
+        (0.97, 0.98, 0.99, 0.995, 0.9995, 0.9997, 0.9999, 0.99995, 0.99999),
+        description="the same for weights (the released code's)",
         min_length=1,
     )
 
@@ -80,7 +80,9 @@ CALIBRATOR = PluginInfo(
         "inferred: the units are stem, blocks, downsamplings and tail; weights of linear layers and convolutions are "
         "trained, biases and LayerNorms are not; first ranges are found one after the other, each on inputs quantized "
         "so far and float weights; a weight's grid is set on what stage 1 left, after the merging",
-        "of the nine weight percentiles only the ends are known",
+        "biases stay as they are (the released code trains them), and the norm before a downsampling is per channel "
+        "first and merged, too (the released code: those of blocks alone); convolutions' inputs are quantized (there: "
+        "float)",
         "as many images as the source makes (32 unless told otherwise; the paper: 1,024, e.g. real[images=1024])",
         "presets quick and default take few steps with larger learning rates; only `paper` has the published ones",
         "scheme full is not the paper's: there softmax outputs stay in float and all else has the same quantizers",

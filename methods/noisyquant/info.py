@@ -47,8 +47,13 @@ CALIBRATOR = PluginInfo(
     code="kriskrisliu/NoisyQuant, MIT (formulas re-implemented)",
     deviations=(
         "on min-max quantizers (NoisyQuant-Linear); the paper's best numbers are on PTQ4ViT's",
-        "candidates are counted in steps of the layer's input, offsets within half a step: the unit is our reading",
-        "clipping, range and offset are searched in this order, each once; doing nothing is always a candidate",
+        "candidates are counted in steps of the layer's input, offsets within half a step, as in the released code",
+        "clipping, range and offset are searched in this order, each once (the released code: offset before range); "
+        "doing nothing is always a candidate",
+        "the search takes float inputs and compares with the layer of float weights (the released code: rounded "
+        "weights in both, and inputs from the layers quantized before)",
+        "activations are asymmetric, and symmetric weights have a half-integer divisor (the released code: both "
+        "symmetric with 2^(b-1) - 1)",
         "the output error is measured on `rows` tokens spread over all images (the reference: 256 images)",
         "the head has noise too, attention's products have min-max quantizers (the reference leaves both in float)",
         "presets quick and default have fewer candidates and tokens",

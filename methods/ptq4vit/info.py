@@ -65,8 +65,8 @@ _SHARED = (
     "in scheme full a tensor that feeds one layer alone is searched with that layer, and every other one by the same "
     "metric on itself; softmax outputs stay in float there, so that only GELU has a twin quantizer, and queries, keys "
     "and values share one step",
-    "weights have one step a layer, as in the reference, where the other calibrators have one an output channel "
-    "(weights=channel is alike)",
+    "weights of linear layers have one step a layer, as in the reference, where the other calibrators have one an "
+    "output channel (weights=channel is alike); convolutions have one an output channel (BasePTQ's code: one for all)",
     "a round that would repeat the one before it is left out: the result is the same",
     "distances between outputs are the task's (classification: KL), summed over images",
 )

@@ -22,7 +22,7 @@ from methods.core.segments import Segment, cut
 from methods.core.sites import Point
 from methods.core.structure import find_blocks
 from methods.core.trace import Trace
-from methods.recon.losses import Divergence, Fisher, Hessian, Loss, LowRank, SquaredError, squared_error
+from methods.recon.losses import FIRST, Divergence, Fisher, Hessian, Loss, LowRank, PowerError, squared_error
 from methods.recon.rounding import Annealing, regularizer
 from methods.recon.scales import Scales, mixed
 from methods.recon.sensitivity import gradients
@@ -39,6 +39,7 @@ class LossChoice:
     """Which loss, and its options: see `LossOptions`."""
 
     name: str = "mse"
+    norm: float = 2.0
     temperature: float = 1.0
     perturbation: float = 1e-2
     perturbed: str = "signs"
@@ -243,10 +244,10 @@ class Engine:
     def _loss(self, unit: Unit, phase: Phase) -> Loss:
         choice = phase.loss
         if choice.name == "mse":
-            return SquaredError(unit.axis)
+            return PowerError(unit.axis, choice.norm)
         assert isinstance(unit, SegmentUnit), "layers have no gradients of the output loss"
         if choice.name != "fisher" and self._floats.is_tail(unit.segment) and [x.dim() for x in unit.targets] == [2]:
-            return Divergence()  # of logits, as in both methods' code
+            return Divergence(FIRST if choice.name == "hessian" else None)  # of logits, as in both methods' code
 
         def at(values: list[Tensor], walk: Walk) -> list[Tensor]:
             before = walk.outputs[: unit.segment.index]

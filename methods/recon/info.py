@@ -78,6 +78,10 @@ class BrecqOptions(LossOptions):
         "fisher", description="distance of block outputs while the rounding is learned (see qdrop)"
     )
     scale_steps: int = Field(5000, ge=0, description="steps of the second stage for a unit; 0: scales stay as observed")
+    scale_inputs: Literal["quantized", "float", "mixed"] = Field(
+        "float", description="the same as `inputs`, of the second stage (the released code: float)"
+    )
+    scale_norm: float = Field(2.4, gt=0, description="power of the second stage's error (the released code: 2.4)")
     scale_lr: float = Field(4e-4, gt=0, description="Adam's learning rate of the activation scales")
     scale_units: Literal["absolute", "relative"] = Field(
         "absolute", description="whether that rate is in the scale's own units or relative to its start"
@@ -144,8 +148,8 @@ _ENDS = (
 )
 
 _HEAD = (
-    "a classifier's tail is learned under KL of the logits, as in the reference; outputs that are no logits (of "
-    "detectors and segmentors) keep the blocks' loss there"
+    "a classifier's tail is learned under KL of the logits, as in the reference (of APHQ-ViT scaled to start at 2, of "
+    "FIMA-Q as it is); outputs that are no logits (of detectors and segmentors) keep the blocks' loss there"
 )
 
 ADAROUND = PluginInfo(
@@ -193,10 +197,9 @@ BRECQ = PluginInfo(
         *_SHARED,
         _VIT,
         _SCALES,
-        "squared gradients are normalised to mean 1 over a unit's outputs; they are of the distance between the float "
-        "output and that with all units up to this one quantized, since without labels the gradient is 0 at the float "
-        "model itself",
-        "the second stage has squared error, as the released code does, and no drop",
+        "squared gradients, the paper's (the released code: those of |g| + 1), are normalised to mean 1 over a unit's "
+        "outputs; they are of the distance between the float output and that with all units up to this one quantized, "
+        "since without labels the gradient is 0 at the float model itself",
     ),
 )
 _QDROP: dict[str, dict[str, Any]] = {
@@ -274,6 +277,8 @@ FIMAQ = PluginInfo(
         _SCALES,
         _ENDS,
         "the inner matrix gets a pseudo-inverse (the reference: a plain inverse, of a matrix close to singular)",
+        "differences and gradients of the Fisher's factors are measured on quantized inputs, nothing dropped (the "
+        "released code: on float inputs, with drop)",
         _HEAD,
     ),
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Axis = Callable[[Tensor], int]  # where an output's channels are
+FIRST = 2.0  # what APHQ-ViT's losses start at, so that the regularizer weighs the same in every unit
 # Differences of outputs from the float model's and gradients of the output loss there, both (n, ...) per image, with
 # the unit as it is learned so far.
 Measure = Callable[[], tuple[list[Tensor], list[Tensor]]]
@@ -31,6 +32,13 @@ class Loss(Protocol):
 def squared_error(outputs: Sequence[Tensor], targets: Sequence[Tensor], axis: Axis) -> Tensor:
     """Σ over channels of (ΔO)², averaged over images and positions."""
     return _average([(a - b).square().sum(axis(a)).mean() for a, b in zip(outputs, targets, strict=True)])
+
+
+def power_error(outputs: Sequence[Tensor], targets: Sequence[Tensor], axis: Axis, norm: float) -> Tensor:
+    """Σ over channels of |ΔO|^norm, averaged over images and positions."""
+    if norm == 2.0:
+        return squared_error(outputs, targets, axis)
+    return _average([(a - b).abs().pow(norm).sum(axis(a)).mean() for a, b in zip(outputs, targets, strict=True)])
 
 
 def fisher_error(outputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[Tensor], axis: Axis) -> Tensor:
@@ -67,18 +75,24 @@ def logit_divergence(output: Tensor, reference: Tensor, temperature: float) -> T
     return functional.kl_div(scaled, functional.softmax(reference / temperature, -1), reduction="batchmean")
 
 
-class SquaredError:
-    """`squared_error`."""
+class PowerError:
+    """`power_error`.
 
-    def __init__(self, axis: Axis) -> None:
+    Args:
+        axis: see `Axis`.
+        norm: the power.
+    """
+
+    def __init__(self, axis: Axis, norm: float = 2.0) -> None:
         self._axis = axis
+        self._norm = norm
 
     def renew(self, step: int) -> None:
         """Nothing changes."""
 
     def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], index: Tensor) -> Tensor:
         """The error of a batch."""
-        return squared_error(outputs, targets, self._axis)
+        return power_error(outputs, targets, self._axis, self._norm)
 
 
 class Fisher:
@@ -102,7 +116,7 @@ class Fisher:
 
 
 class Hessian:
-    """Mean of (ΔO)² times the mean over images of |g₊ - g₋|, times what makes its first value 2 (APHQ-ViT).
+    """Mean of (ΔO)² times the mean over images of |g₊ - g₋|, times what makes its first value `FIRST` (APHQ-ViT).
 
     Args:
         above: gradients at the float outputs plus the perturbation, all images, (n, ...).
@@ -122,12 +136,19 @@ class Hessian:
         parts = zip(outputs, targets, self._weights, strict=True)
         value = _average([((a - b).square() * w).mean() for a, b, w in parts])
         if self._factor is None:
-            self._factor = 2.0 / _positive(value)
+            self._factor = FIRST / _positive(value)
         return value * self._factor
 
 
 class Divergence:
-    """`logit_divergence` at temperature 1."""
+    """`logit_divergence` at temperature 1, times what makes its first value `first`, or as it is if that is None.
+
+    APHQ-ViT's released code scales it so, to 2, as it does its other losses; FIMA-Q's does not.
+    """
+
+    def __init__(self, first: float | None = None) -> None:
+        self._first = first
+        self._factor: Tensor | float | None = None if first else 1.0
 
     def renew(self, step: int) -> None:
         """Nothing changes."""
@@ -135,7 +156,10 @@ class Divergence:
     def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], index: Tensor) -> Tensor:
         """The divergence of a batch."""
         (output,), (target,) = outputs, targets
-        return logit_divergence(output, target, 1.0)
+        value = logit_divergence(output, target, 1.0)
+        if self._factor is None:
+            self._factor = self._first / _positive(value)
+        return value * self._factor
 
 
 class LowRank:

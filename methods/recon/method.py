@@ -100,8 +100,9 @@ class Brecq(_Reconstruction):
             phases["scales"] = Phase(
                 steps=o.scale_steps,
                 batch=o.batch,
-                inputs=o.inputs,
+                inputs=o.scale_inputs,
                 weights=None,
+                loss=LossChoice(norm=o.scale_norm),
                 scale_lr=o.scale_lr,
                 relative=o.scale_units == "relative",
             )
@@ -129,4 +130,11 @@ class Qdrop(_Reconstruction):
 
 
 def _loss(o: LossOptions) -> LossChoice:
-    return LossChoice(o.loss, o.temperature, o.perturbation, o.perturbed, o.refreshes, o.low_rank)
+    return LossChoice(
+        o.loss,
+        temperature=o.temperature,
+        perturbation=o.perturbation,
+        perturbed=o.perturbed,
+        refreshes=o.refreshes,
+        low_rank=o.low_rank,
+    )

@@ -26,7 +26,7 @@ Quantizer = Uniform | LogSqrt2 | FractionalZero
 
 
 class RepQ:
-    """The calibrator. Nothing is optimised: it takes two passes over the images, all of them at once."""
+    """The calibrator. Nothing is optimised: it takes one pass over the images, all of them at once."""
 
     def __init__(self, options: RepqOptions) -> None:
         self.options = options

@@ -195,6 +195,16 @@ def test_every_ablation_changes_the_model_and_repeats_itself(label):
     assert torch.equal(changed, calibrated("vit", seed=1, **CALIBRATOR.ablations[label])(x))  # nothing is random
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_inputs_that_are_all_zero_change_no_weight(name):
+    """Images without contrast leave nothing behind some quantizers; lambda relative to their size would be 0."""
+    model = tiny_model(name)
+    options = CALIBRATOR.resolve("quick", {"refinements": 2})
+    flat = torch.zeros_like(images(5))
+    made = Erq(options).calibrate(model, flat, spec=BitSpec(2, 2), scheme="full", ctx=FakeContext())
+    assert torch.isfinite(made(images(2))).all()
+
+
 def test_biases_take_part_and_convolutions_do_not():
     model, quantized = tiny_model("vit"), calibrated("vit", bits="W4A8")
     name = "blocks.1.mlp.fc2"

@@ -216,7 +216,7 @@ def test_equal_seeds_give_equal_models():
 
 def test_the_published_step_follows_the_width():
     calibrator = EvolQ(CALIBRATOR.resolve("paper", {}))
-    assert [calibrator._epsilon(BitSpec(bits, 8)) for bits in (3, 4, 8)] == [1e-3, 1e-3, 1e-4]
+    assert [calibrator._epsilon(BitSpec(bits, 8)) for bits in (3, 4, 6, 8)] == [1e-3, 1e-3, 1e-3, 1e-4]
     assert EvolQ(options())._epsilon(BitSpec(8, 8)) == 0.05
 
 

@@ -25,7 +25,18 @@ from methods.core.sites import find_sites
 from methods.core.structure import find_blocks
 from methods.core.trace import trace
 from methods.recon.engine import Engine, LossChoice, Phase
-from methods.recon.losses import Divergence, Fisher, Hessian, LowRank, diagonal_error, low_rank_error, squared_error
+from methods.recon.info import BrecqOptions
+from methods.recon.losses import (
+    Divergence,
+    Fisher,
+    Hessian,
+    LowRank,
+    PowerError,
+    diagonal_error,
+    low_rank_error,
+    squared_error,
+)
+from methods.recon.method import Brecq
 from methods.recon.ranges import least_error_quantizer
 from methods.recon.rounding import (
     Annealing,
@@ -236,6 +247,22 @@ def test_squared_and_fisher_error_against_sums():
     assert float(moved) == pytest.approx(plain, rel=1e-5)
 
 
+def test_error_of_another_power_against_a_sum():
+    output, target = drawn(3, 4, 5), drawn(3, 4, 5, seed=1)
+    wanted = sum(abs(float(x)) ** 2.4 for x in (output - target).flatten()) / 12
+    assert float(PowerError(last, 2.4)([output], [target], torch.arange(3))) == pytest.approx(wanted, rel=1e-5)
+    assert torch.equal(PowerError(last)([output], [target], torch.arange(3)), squared_error([output], [target], last))
+
+
+def test_brecqs_second_stage_is_the_released_one():
+    """Inputs from the float model and the power 2.4, after rounding on quantized inputs under Fisher weights."""
+    phases = Brecq(BrecqOptions()).phases()
+    assert (phases["rounding"].inputs, phases["rounding"].loss.name) == ("quantized", "fisher")
+    assert (phases["scales"].inputs, phases["scales"].loss) == ("float", LossChoice(norm=2.4))
+    other = Brecq(BrecqOptions(scale_inputs="quantized", scale_norm=2.0)).phases()["scales"]
+    assert (other.inputs, other.loss) == ("quantized", LossChoice())
+
+
 def test_perturbation_hessian_against_a_sum():
     above, below = drawn(6, 4), drawn(6, 4, seed=1)
     outputs = [drawn(3, 4, seed=2), drawn(3, 4, seed=3)]
@@ -293,6 +320,15 @@ def test_the_head_is_learned_under_the_divergence_of_logits(name):
     p, q = (np.exp(x.numpy()) / np.exp(x.numpy()).sum(1, keepdims=True) for x in (target, output))
     found = float(Divergence()([output], [target], torch.arange(5)))
     assert found == pytest.approx((p * np.log(p / q)).sum() / 5, rel=1e-5)
+    # APHQ-ViT's starts at 2, whatever it is, and keeps that factor.
+    scaled = Divergence(2.0)
+    assert float(scaled([output], [target], torch.arange(5))) == pytest.approx(2.0)
+    other = Divergence()([target + output], [target], torch.arange(5))
+    again = scaled([target + output], [target], torch.arange(5))
+    assert float(again) == pytest.approx(2.0 * float(other) / found, rel=1e-4)
+    if isinstance(tail, Divergence):
+        first = float(tail([output], [target], torch.arange(5)))
+        assert first == pytest.approx(2.0 if name == "hessian" else found, rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["code", "secant"])

@@ -7,6 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from tiny_networks import NETWORKS, SHAPE, images, tiny_model
 from torch import nn
+from torch.nn import functional
 
 from harness.spec import BitSpec
 from methods.core.intercept import FusedAttentionError, Interceptor, OpaqueOperationError, OpKey, tap
@@ -135,6 +136,39 @@ class _Opaque(nn.Module):
 def test_arithmetic_that_cannot_be_quantized_is_refused():
     with pytest.raises(OpaqueOperationError, match="multi_head_attention_forward"):
         trace(_Opaque().train(), SHAPE)
+
+
+class _Standardized(nn.Conv2d):
+    def forward(self, x):
+        return functional.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+def test_a_layer_whose_weight_is_computed_is_refused():
+    """Hybrid ViTs have such a stem, which would stay in float without a word."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), _Standardized(4, 4, 3)).eval()
+    with pytest.raises(OpaqueOperationError, match="weight of 2"):
+        find_sites(trace(net, SHAPE), "full", BitSpec(4, 8))
+
+
+class _Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        x = functional.linear(input=x.squeeze(1), weight=self.first.weight, bias=self.first.bias)
+        x = functional.linear(x, weight=self.second.weight)
+        return torch.matmul(x, other=x.mT)
+
+
+def test_operands_given_by_name_are_seen():
+    net, x = _Named().eval().requires_grad_(False), images()
+    graph = trace(net, SHAPE)
+    assert [str(op.key) for op in graph.ops] == ["model/linear.0", "model/linear.1", "model/matmul.0"]
+    sites = find_sites(graph, "matmul", SPEC)
+    assert [site.parameter for site in sites.weights] == ["first.weight", "second.weight"]
+    with Interceptor(net, {(OpKey("", "linear", 1), 0): torch.zeros_like}):
+        assert float(net(x).abs().max()) == 0.0
 
 
 def test_a_network_without_sites_or_blocks_is_refused():
