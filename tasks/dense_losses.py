@@ -5,7 +5,8 @@ CLAMP-ViT reports COCO and ADE20K, but no source says what its output loss or ta
 PSAQ-ViT's code is classification only. Everything below is our own design, in the manner of PSAQ-ViT's random classes.
 
 Methods mirror the images at random without telling the targets. So all targets here are mirror images of themselves,
-or half of the steps would pull against the other half.
+or half of the steps would pull against the other half (a label map to within a column at the logits' resolution). Rolls
+of the images, 13 % of the width at most, are not followed.
 """
 
 from __future__ import annotations
@@ -153,9 +154,9 @@ class DetectionLosses:
     def target_loss(self, output: DetectionOutput, target: DetectionTarget) -> Tensor:
         """RoI cross-entropy + balanced RPN binary cross-entropy + smooth L1 of the box deltas to zero, a scalar.
 
-        The box itself is the target, so its deltas are zero; only the true class's count. An anchor is positive if its
-        centre lies in a box, whatever its shape; positives and negatives, each pooled over images and levels, weigh one
-        half each. Masks have no target: a box says nothing of a shape.
+        The box itself is the target, so its deltas are zero; only the true class's count. An anchor is positive if the
+        centre of its cell lies in a box, whatever its shape; positives and negatives, each pooled over images and
+        levels, weigh one half each. Masks have no target: a box says nothing of a shape.
         """
         wanted = target.classes.repeat(1, output.class_logits.shape[1] // target.classes.shape[1])  # stages
         classification = functional.cross_entropy(output.class_logits.flatten(0, 1), wanted.flatten())

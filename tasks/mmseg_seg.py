@@ -88,12 +88,18 @@ class SegmentationSuite(DenseSuite):
         )
 
     def count_classes(self, net: nn.Module, model: str) -> int:
-        """Classes of an encoder-decoder with one head."""
+        """Classes of an encoder-decoder with one head, which has a channel for each."""
         from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 
         if not isinstance(net, EncoderDecoder) or isinstance(net, CascadeEncoderDecoder):
             raise UsageError(f"model '{model}' is a {type(net).__name__}; only mmseg's EncoderDecoder is supported")
-        return int(net.decode_head.num_classes)
+        classes, channels = net.decode_head.num_classes, net.decode_head.out_channels
+        if channels != classes:
+            raise UsageError(
+                f"the head of model '{model}' has {channels} output channel(s) for {classes} classes; only heads with "
+                "a channel for each class are supported"
+            )
+        return int(classes)
 
     def zero_is_none(self, config: Config) -> bool:
         """As the config's data set says."""

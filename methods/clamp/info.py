@@ -148,7 +148,9 @@ _SYNTHESIS = (
 )
 _SEARCH = (
     "weights are asymmetric min-max with a zero point (the paper's footnote 4), where psaq, noise and real use the "
-    "symmetric quantizer of PSAQ-ViT's code: clamp+minmax and minmax.weights=asymmetric separate the two",
+    "symmetric quantizer of PSAQ-ViT's code (clamp+minmax and minmax.weights=asymmetric separate the two); at 8 bits "
+    "too, where the published evaluation code has signed, symmetric weights",
+    "ranges are widened to contain 0 (the published code clips the zero point instead)",
     "a gene is a layer's bit-width and one multiplier on its per-channel scales; activation ranges are min-max on the "
     "images",
     "crossover, mutation width, initial spread and the layer-output loss are inferred",

@@ -19,6 +19,7 @@ from methods.core.sites import WeightSite
 from methods.core.trace import Trace
 
 Refresh = Callable[[Tensor], Tensor]
+BETWEEN_IMAGES = {"infonce", "relational"}  # layer losses that compare images with each other: 0 for one
 
 
 class BudgetError(RuntimeError):
@@ -52,6 +53,7 @@ class Search:
 
     Raises:
         BudgetError: the narrowest candidate widths exceed the budget.
+        ValueError: there is one image, and candidates are ranked by a loss between images alone.
     """
 
     def __init__(  # noqa: PLR0917 - nothing has a default but the last
@@ -65,6 +67,11 @@ class Search:
         images: Tensor,
         refresh: Refresh | None = None,
     ) -> None:
+        if len(images) < 2 and options.output_loss != "candidate" and options.local_loss in BETWEEN_IMAGES:
+            raise ValueError(
+                f"one image has no other to contrast with: local_loss={options.local_loss} ranks no candidates; "
+                "take at least 2 images, or local_loss=mse"
+            )
         self._w = working
         self._o = options
         self._ctx = ctx

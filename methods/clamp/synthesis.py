@@ -89,6 +89,8 @@ class Stage1:
                 # A grid of one patch (a last Swin stage of small images) has no neighbours.
                 if (anchors := to_grid(anchor_taps[point], self._grid)).shape[1:3] != (1, 1)
             ]
+            if not layers:
+                raise ValueError("no block of the network has a patch with neighbours to contrast; use larger images")
             if o.output_target == "class":
                 task = model.target_loss(output, self._targets)
             else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from methods.core.intercept import OUTPUT, OpKey
-from methods.core.structure import NotATransformerError, find_blocks, patch_grid, windowed
+from methods.core.structure import NotATransformerError, find_blocks, fit_grid, patch_grid, windowed
 from methods.core.trace import TRACED_IMAGES, Op, Trace
 
 Point = tuple[OpKey, int]
@@ -65,12 +65,8 @@ def _products(trace: Trace, softmax: Op) -> Op:
 
 def _layout(tokens: int, in_windows: bool, grid: tuple[int, int]) -> tuple[int, tuple[int, int]]:
     """How many of `tokens` are class and register tokens, and the grid of the others; `grid` is the whole image's."""
-    h, w = grid
-    if not in_windows:
-        while h * w > tokens:  # patches merged, an odd side padded
-            h, w = (h + 1) // 2, (w + 1) // 2
-        if tokens - h * w < h * w:
-            return tokens - h * w, (h, w)
+    if not in_windows and (found := fit_grid(tokens, grid)) is not None:
+        return tokens - found[0] * found[1], found
     # A window's sides are not recorded, so they are the factors whose ratio is nearest to the image's. Networks with
     # windows have no class token, and pad where a window is larger than what is left of the image.
     sides = [(a, tokens // a) for a in range(1, tokens + 1) if tokens % a == 0]
@@ -80,7 +76,8 @@ def _layout(tokens: int, in_windows: bool, grid: tuple[int, int]) -> tuple[int, 
 def patch_attention(weights: Tensor, attention: Attention) -> Tensor:
     """What the image attends to: (rows, heads, patches) of weights (rows, heads, tokens, tokens).
 
-    The class token's attention to the patches, or without such a token the mean over all queries.
+    The attention that the first token pays to them if it is no patch: the class token, or the first register where a
+    network has registers alone, since a trace does not tell the two apart. Else the mean over all queries.
     """
     if attention.prefix:
         return weights[:, :, 0, attention.prefix :]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness.contracts import VisionModel
+from harness.contracts import VisionModel, image_numbers
 from methods.core.intercept import Interceptor, OpKey, Transform
 from methods.core.observers import Observer
 from methods.core.quantizers import Uniform, weight_quantizer
@@ -39,8 +39,9 @@ def observe(
         return transform
 
     with Interceptor(model.net, {point: watch(point) for point in observers}):
-        for part in images.split(batch):
-            model.net(part)
+        for numbers in torch.arange(len(images), device=images.device).split(batch):
+            with image_numbers(numbers):
+                model.net(images[numbers[0] : numbers[-1] + 1])
     lost = [site for site in sites.activations if site.point not in reached]
     if lost:
         raise SiteNotReachedError(f"{len(lost)} activation sites were not reached, the first is {lost[0]}")

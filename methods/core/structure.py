@@ -89,6 +89,20 @@ def patch_grid(trace: Trace) -> tuple[int, int]:
     return conv.shape[2], conv.shape[3]
 
 
+EXTRA = 8  # class and register tokens that may stand before the patches, even where these are fewer
+
+
+def fit_grid(tokens: int, grid: tuple[int, int]) -> tuple[int, int] | None:
+    """The patch grid of the last of `tokens`: `grid`, or that halved until it fits (patches merged, odd sides padded).
+
+    None if the tokens before it were more than class and register tokens can be.
+    """
+    h, w = grid
+    while h * w > tokens > 0:
+        h, w = (h + 1) // 2, (w + 1) // 2
+    return (h, w) if 0 <= tokens - h * w <= max(h * w - 1, EXTRA) else None
+
+
 def to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens (n, t, d) or (n, h, w, d) as a patch grid (n, h, w, d), class and register tokens dropped.
 
@@ -100,9 +114,8 @@ def to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     if tokens.dim() == 4:
         return tokens
     n, t, d = tokens.shape
-    h, w = grid
-    while h * w > t > 0:
-        h, w = (h + 1) // 2, (w + 1) // 2
-    if h * w > t or t - h * w >= h * w:
+    found = fit_grid(t, grid)
+    if found is None:
         raise ValueError(f"{t} tokens do not fit a patch grid of {grid[0]}x{grid[1]}")
+    h, w = found
     return tokens[:, t - h * w :].reshape(n, h, w, d)

@@ -35,20 +35,23 @@ def optimise_images(
     ctx: RunContext,
     curve: bool = True,
     mirror: float = 0.5,
+    floor: float = 0.0,
+    decay: float = 0.0,
 ) -> Tensor:
     """Descend `loss` from `images` (n, c, h, w), normalised; return the new images, valid pixels in [0, 1].
 
     `name` labels progress and the loss curve (`synthesize`, `refresh-0`, ...), which is kept if `curve`. Snapshots are
     kept of `synthesize` only, which alone starts from noise.
 
-    Adam with betas (0.5, 0.9), its state kept over rounds; per round linear warm-up, then cosine to zero; each step
+    Adam with betas (0.5, 0.9) and decoupled weight decay `decay` (AdamW if it is not 0), its state kept over rounds;
+    per round linear warm-up, then cosine to `floor`, a share of the learning rate; each step
     rolls the batch by one offset on both axes (up to `jitter`, growing by as much each round) and mirrors it with
     probability `mirror`; after each step pixels are clamped to the normalised [0, 1] box. PSAQ-ViT (ECCV 2022),
     section 3 and code.
     """
     low, high = model.pixel_bounds()
     pixels = images.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([pixels], lr=lr, betas=(0.5, 0.9), eps=1e-8)
+    optimizer = torch.optim.AdamW([pixels], lr=lr, betas=(0.5, 0.9), eps=1e-8, weight_decay=decay)
     losses: list[float] = []
     shown = {round(share * rounds * steps) for share in SHOWN} if name == "synthesize" else set()
     if shown:
@@ -56,7 +59,7 @@ def optimise_images(
     for round_ in range(rounds):
         limit = round(options.jitter * (round_ + 1) * pixels.shape[-1] / REFERENCE_SIZE)
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps, options.warmup)
+            optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps, options.warmup, floor)
             offset = int(torch.randint(-limit, limit + 1, (), generator=generator))
             mirrored = bool(torch.rand((), generator=generator) < mirror)
             batch = torch.roll(pixels, (offset, offset), (2, 3))
@@ -91,11 +94,11 @@ def learning_rate(options: SynthesisOptions, graph: Trace) -> float:
     return 0.25 if windowed(graph) else 0.20
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
+def _schedule(step: int, steps: int, warmup: float, floor: float) -> float:
     ramp = warmup * steps
     if step < ramp:
-        return (step + 1) / ramp
-    return 0.5 * (1.0 + math.cos(math.pi * (step - ramp) / max(1.0, steps - ramp)))
+        return min(1.0, (step + 1) / ramp)  # above it in the last step of a ramp that is no whole number
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * (step - ramp) / max(1.0, steps - ramp)))
 
 
 def total_variation(images: Tensor) -> Tensor:

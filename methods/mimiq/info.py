@@ -16,7 +16,9 @@ class MimiqOptions(SynthesisOptions):
     rounds: int = Field(1, ge=1, description="restarts of the learning-rate schedule; jitter grows with each")
     steps: int = Field(2000, ge=1, description="optimisation steps a round")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of a round with linearly rising learning rate")
-    lr: float = Field(0.1, gt=0, description="Adam learning rate")
+    lr: float = Field(0.1, gt=0, description="AdamW learning rate")
+    lr_floor: float = Field(0.01, ge=0, le=1, description="share of the learning rate that the cosine ends at")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay (torch's default; inferred)")
     similarity_weight: float = Field(1.0, ge=0, description="weight of the heads' dissimilarity")
     class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy to random classes")
     tv_weight: float = Field(2.5e-5, ge=0, description="weight of total variation, of a batch of 16x3x224x224")
@@ -51,8 +53,8 @@ SOURCE = PluginInfo(
         "dissimilarity 1 - SSIM^2 is summed over pairs of heads, averaged over images, queries and layers. Inferred",
         "a layer with one head has no pairs and is left out; class and register tokens are left out of maps and "
         "queries; in windows (Swin) a map has the keys of the query's window",
-        "PSAQ-ViT's Adam, roll and mirroring, cosine to zero without warm-up (the paper: AdamW, cosine to 1 % of the "
-        "rate), one batch of all images (the paper: 16 a batch). Inferred",
+        "AdamW has PSAQ-ViT's betas and torch's weight decay, and images are rolled and mirrored as there. Inferred",
+        "one batch of all images (the paper: 16 a batch)",
         "total variation is PSAQ-ViT's sum of four norms without a target, scaled from 16 RGB images of 224x224",
         "presets quick and default take 50 and 150 steps, PSAQ-ViT's budgets (preset paper: 2,000)",
     ),

@@ -54,6 +54,8 @@ class Mimiq:
                 lr=o.lr,
                 rounds=o.rounds,
                 steps=o.steps,
+                floor=o.lr_floor,
+                decay=o.weight_decay,
                 generator=ctx.generator("augmentation"),
                 ctx=ctx,
             )

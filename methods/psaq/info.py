@@ -30,6 +30,8 @@ SOURCE = PluginInfo(
     deviations=(
         "total-variation target and jitter are scaled from 224x224 RGB to the model's image size",
         "patch similarities by a Gram product and the density point by point: same value and gradient, less memory",
+        "similarities leave out the first token, as in the reference, which without a class token is a patch, and keep "
+        "register tokens; blocks that see a single patch are left out",
         "presets quick and default take fewer steps than the reference's 2 x 500 (preset paper)",
     ),
 )

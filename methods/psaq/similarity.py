@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+FEWEST_TOKENS = 2  # of which one is dropped: the patch that is left has no other
+
 
 def patch_similarity(context: Tensor, images: int) -> Tensor:
     """Cosine similarities between patches, from attention's output before the projection.
@@ -72,7 +74,18 @@ def entropy(samples: Tensor, bandwidth: float, points: int) -> Tensor:
 
 
 def diversity(contexts: Sequence[Tensor], images: int, bandwidth: float, points: int) -> Tensor:
-    """-L_PSE: sum over blocks of the entropies of `contexts`, each as `patch_similarity` takes it, a scalar."""
-    return sum(  # type: ignore[return-value]
-        entropy(patch_similarity(context, images), bandwidth, points) for context in contexts
-    )
+    """-L_PSE: sum over blocks of the entropies of `contexts`, each as `patch_similarity` takes it, a scalar.
+
+    Blocks that see a single patch (a last Swin stage of small images, attention pooling) have no pairs: left out.
+
+    Raises:
+        ValueError: no block has a pair of patches.
+    """
+    terms = [
+        entropy(patch_similarity(context, images), bandwidth, points)
+        for context in contexts
+        if context.shape[2] > FEWEST_TOKENS
+    ]
+    if not terms:
+        raise ValueError("no attention of the network sees two patches, so they have no similarity; use larger images")
+    return torch.stack(terms).sum()

@@ -93,5 +93,6 @@ METHOD = PluginInfo(
         "preset `paper` is our guess at a full-size run and no published setting",
         "weights are trained, so this is closer to data-free quantization-aware training than to calibration",
         "total-variation target and jitter are scaled from 224x224 RGB to the model's image size",
+        "ranges are widened to contain 0 (PSAQ-ViT's quantizer clips the zero point instead)",
     ),
 )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.contracts import RunContext, VisionModel
+from harness.contracts import RunContext, VisionModel, image_numbers
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.intercept import Interceptor, OpKey
 from methods.core.layers import LAYERS
@@ -82,9 +82,10 @@ class Student:
             for _ in range(o.student_steps):
                 index = torch.randperm(len(images), generator=self._generator)[: o.student_batch].to(images.device)
                 batch = images[index]
-                with torch.no_grad():
-                    reference = self._teacher.net(batch)
-                loss = self.distance(self._net(batch), reference)
+                with image_numbers(index):
+                    with torch.no_grad():
+                        reference = self._teacher.net(batch)
+                    loss = self.distance(self._net(batch), reference)
                 self._optimiser.zero_grad()
                 loss.backward()
                 self._optimiser.step()

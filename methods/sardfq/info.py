@@ -72,6 +72,7 @@ SOURCE = PluginInfo(
         "block and head, of the mass that attention gives to patches. Inferred",
         "in windowed attention (Swin) a prior lies on the window's grid, one for each window, and is compared with the "
         "attention averaged over the window's queries. Inferred",
+        "with register tokens and no class token, a prior is compared with the first register's attention. Inferred",
         "one prior weight for all models, 1e4 at 14x14 patches, scaled with the square of the number of patches, since "
         "mean squared errors of distributions fall with it (the paper tunes it by model, 1 to 1e5)",
         "regions: an image is cut into 2x2 cells, 1 to 4 of them hold one region each, of 1/2 to the whole of a cell's "

@@ -25,7 +25,7 @@ from methods.clamp.info import METHOD, ClampOptions, SearchStage, SynthesisStage
 from methods.clamp.method import Clamp, ClampSearch
 from methods.clamp.search import BudgetError, Search
 from methods.clamp.segments import SegmentRunner, float_outputs
-from methods.clamp.synthesis import ClampImages
+from methods.clamp.synthesis import ClampImages, Stage1
 from methods.clamp.working import Working
 from methods.core.outputs import split, tensor_pairs
 from methods.core.quantizers import weight_quantizer
@@ -299,6 +299,26 @@ def test_search_lowers_fitness_and_leaves_weights_of_its_genes(name, options):
         changed += gene.multiplier != 1.0
     assert changed > 0
     assert search.evaluated >= 4 * len(originals) / 3
+
+
+@pytest.mark.parametrize("options", [{}, {"local_loss": "relational"}, {"output_loss": "none"}], ids=str)
+def test_one_image_ranks_no_candidates(options):
+    model, graph, working, x = working_tiny("vit", **SMALL | options)
+    stage = SearchStage(**SMALL | options)
+    with pytest.raises(ValueError, match="one image has no other to contrast with"):
+        Search(model, graph, working, BitSpec.parse("W4A6"), stage, FakeContext(), x[:1])
+    for other in ({"local_loss": "mse"}, {"output_loss": "candidate"}):
+        Search(model, graph, working, BitSpec.parse("W4A6"), SearchStage(**SMALL | other), FakeContext(), x[:1])
+
+
+def test_contrast_needs_a_patch_with_neighbours(monkeypatch):
+    model = tiny_model("vit")
+    graph = trace(model.net, SHAPE)
+    stage = Stage1(model, graph, ClampOptions(images=2, rounds=1, steps=1), FakeContext())
+    stage._grid = (1, 1)
+    monkeypatch.setattr("methods.clamp.synthesis.to_grid", lambda tokens, grid: tokens[:, None, -1:])
+    with pytest.raises(ValueError, match="no block of the network has a patch with neighbours"):
+        stage.first_images(graph, "full", BitSpec(4, 8))
 
 
 @pytest.mark.parametrize(

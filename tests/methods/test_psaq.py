@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from methods.core.synthesis import total_variation
-from methods.psaq.similarity import density, entropy, patch_similarity
+from methods.core.synthesis import _schedule, total_variation
+from methods.psaq.similarity import density, diversity, entropy, patch_similarity
 
 
 def broadcast_entropy(context: torch.Tensor, images: int, h: float, points: int) -> torch.Tensor:
@@ -53,3 +53,27 @@ def test_total_variation_of_a_ramp():
     image = torch.arange(4.0).repeat(4, 1)[None, None]  # rises by 1 from left to right
     # 12 horizontal, 0 vertical, 9 falling and 9 rising differences of size 1.
     assert float(total_variation(image)) == pytest.approx(math.sqrt(12) + 0 + 3 + 3)
+
+
+def test_blocks_that_see_one_patch_are_left_out_of_the_diversity():
+    context = torch.randn(4, 2, 9, 6, generator=torch.Generator().manual_seed(3))
+    wanted = entropy(patch_similarity(context, 2), 0.05, 8)
+    for tokens in (1, 2):
+        assert torch.equal(diversity([context[:, :, :tokens], context], 2, 0.05, 8), wanted)
+    with pytest.raises(ValueError, match="no attention of the network sees two patches"):
+        diversity([context[:, :, :1]], 2, 0.05, 8)
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_the_learning_rate_never_exceeds_its_peak(steps):
+    rates = [_schedule(step, steps, 0.2, 0.0) for step in range(steps)]
+    assert max(rates) <= 1.0
+    ramp = sum(step < 0.2 * steps for step in range(steps))
+    assert rates[:ramp] == sorted(rates[:ramp])
+    assert rates[ramp:] == sorted(rates[ramp:], reverse=True)
+
+
+def test_the_cosine_ends_at_its_floor():
+    rates = [_schedule(step, 1000, 0.0, 0.01) for step in range(1001)]
+    assert (rates[0], rates[-1]) == (1.0, pytest.approx(0.01))
+    assert rates[500] == pytest.approx((1 + 0.01) / 2)

@@ -18,7 +18,7 @@ from harness.plugins import PRESETS
 from harness.spec import BitSpec
 from methods.core.attention import between_patches, find_attention, patch_attention
 from methods.core.intercept import tap
-from methods.core.structure import find_blocks
+from methods.core.structure import find_blocks, fit_grid, to_grid
 from methods.core.synthesis import total_variation, tv_scale, variation_loss
 from methods.core.trace import trace
 from methods.fdd.info import SOURCE as FDD
@@ -417,6 +417,33 @@ def test_mimiq_brings_heads_together():
     synthesize(MIMIQ, model, ctx=ctx, class_weight=0.0, tv_weight=0.0, jitter=0, steps=40)
     values = ctx.found["synthesize_loss"]["values"]
     assert values[-1] < 0.9 * values[0]
+
+
+@pytest.mark.parametrize("tokens", [2, 5, 6, 9])
+def test_class_and_registers_may_outnumber_patches(tokens):
+    """A class token and registers before the patches of a small image (2x2), or of one patch."""
+    grid = (2, 2) if tokens > 4 else (1, 1)
+    values = torch.arange(tokens, dtype=torch.float32)[None, :, None]
+    assert to_grid(values, grid).flatten().tolist() == list(range(tokens - grid[0] * grid[1], tokens))
+    assert fit_grid(tokens, grid) == grid
+
+
+@pytest.mark.parametrize(("tokens", "grid", "found"), [(16, (8, 8), (4, 4)), (6, (3, 3), (2, 2)), (40, (3, 3), None)])
+def test_merged_patches_and_tokens_that_fit_no_grid(tokens, grid, found):
+    assert fit_grid(tokens, grid) == found
+    if found is None:
+        with pytest.raises(ValueError, match="40 tokens do not fit a patch grid of 3x3"):
+            to_grid(torch.zeros(1, tokens, 2), grid)
+
+
+def test_mimiq_takes_the_papers_optimizer():
+    """Its floor and decay reach the images, and the defaults are the paper's."""
+    options = MIMIQ.resolve("paper", {})
+    assert (options.lr, options.lr_floor, options.steps) == (0.1, 0.01, 2000)
+    model = tiny_model("vit")
+    plain = synthesize(MIMIQ, model, steps=4, weight_decay=0.0, lr_floor=0.0)
+    assert not torch.equal(plain, synthesize(MIMIQ, model, steps=4, weight_decay=0.0, lr_floor=0.5))
+    assert not torch.equal(plain, synthesize(MIMIQ, model, steps=4, weight_decay=0.5, lr_floor=0.0))
 
 
 # --- all three ---------------------------------------------------------------------------------------------------

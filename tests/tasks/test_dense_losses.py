@@ -19,6 +19,10 @@ from harness.cell import Cell
 from harness.context import Context
 from harness.contracts import VisionModel, image_numbers, sealed_data
 from harness.spec import SCHEMES, BitSpec
+from methods.core.calibrate import observe
+from methods.core.observers import OBSERVERS
+from methods.core.sites import find_sites
+from methods.core.trace import trace
 from methods.psaq.info import PsaqOptions
 from methods.psaq.source import Psaq
 from tasks.dense_losses import (
@@ -147,6 +151,17 @@ def test_an_image_has_its_boxes_in_every_batch():
         torch.allclose(a[order], b, atol=1e-5) for a, b in zip(tree_leaves(whole), tree_leaves(part), strict=True)
     )
     assert not equal(net(x[order]), part)
+
+
+def test_calibration_in_batches_sees_each_image_at_its_own_boxes():
+    """Observers with small batches see what one large batch would show them."""
+    model, x = dense_model("detection"), images(FIXED)
+    sites = find_sites(trace(model.net, model.input_shape), "full", BitSpec(4, 8))
+    ranges = []
+    for batch in (1, FIXED):
+        observers = observe(model, x, sites, OBSERVERS["minmax"], batch)
+        ranges.append(torch.tensor([observers[site.point].range(site.bits) for site in sites.activations]))
+    assert torch.allclose(*ranges, atol=1e-4)
 
 
 # --- targets ----------------------------------------------------------------------------------------------------
