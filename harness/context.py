@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cell import Cell, canonical_json, digest
+from harness.errors import first_line
 from harness.memory import MemoryMeter
 from harness.provenance import decisive_versions
 from harness.record import Stage
@@ -131,18 +133,19 @@ class Context:
         time. The one thing that cannot be restored is a generator that `make` shares with the code outside.
         """
         made_with = {"code": self._code, "versions": decisive_versions()}
-        key = digest({"identity": dict(identity), "scope": dict(self.scope), **made_with})
+        made_for = {"identity": dict(identity), "scope": dict(self.scope)}
+        key, seed = digest(made_for | made_with), digest(made_for)  # what made images does not choose their numbers
         path = self._cache / f"{key}.safetensors"
         images = self._read_cache(path)
         if images is None:
             known: set[str | int] = {*self.kept_diagnostics, *self._snapshots}
-            seed_everything(derive_seed(key=key))
+            seed_everything(derive_seed(key=seed))
             with self.stage("synthesize"):
                 # Within the stage: the outer one's time until now is its own and none of the images'.
                 before = dict(self._seconds), Counter(self.counters), known
                 images = make().detach().contiguous()
             self._write_cache(path, images, *before)
-        seed_everything(derive_seed(key=key, after=True))
+        seed_everything(derive_seed(key=seed, after=True))
         return images.to(self._device)
 
     def _read_cache(self, path: Path) -> Tensor | None:
@@ -172,6 +175,7 @@ class Context:
     def _write_cache(
         self, path: Path, images: Tensor, seconds: Mapping[str, float], counters: Counter[str], known: set[str | int]
     ) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         spent = {name: now - seconds.get(name, 0.0) for name, now in self._seconds.items()}
@@ -184,7 +188,11 @@ class Context:
         tensors = {"images": images.cpu().contiguous()}
         tensors |= {f"{_SNAPSHOT}{step}": value for step, value in self._snapshots.items() if step not in known}
         metadata = {"left_behind": canonical_json(left_behind)}
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        try:
+            write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        except (OSError, SafetensorError) as error:  # the images are there, so that the cell need not fail
+            text = f"images could not be kept in the cache {self._cache} ({first_line(error)}); they are made again"
+            warnings.warn(text, stacklevel=2)
 
     def keep_images(self, images: Tensor) -> None:
         """Keep the first images with the record."""

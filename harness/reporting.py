@@ -14,7 +14,7 @@ from harness.catalog import Catalog
 from harness.errors import UsageError
 from harness.provenance import is_stale
 from harness.record import Record
-from harness.store import Store, prepare_folder, write_atomically
+from harness.store import Store, prepare_folder, write_atomically, writing_report
 
 if TYPE_CHECKING:
     from harness.report.results import Results
@@ -31,9 +31,10 @@ def write_tables(store: Store, catalog: Catalog, console: Console, *, with_publi
     from harness.report import write_report
 
     numbers = published.read() if with_published else None  # before all else, since there may be none
-    results = write_report(store, store.folder, None, console, catalog)
-    if numbers:
-        text = _write_published(results, numbers, store.folder / "report")
+    with writing_report(store.folder):
+        results = write_report(store, store.folder, None, console, catalog)
+        text = _write_published(results, numbers, store.folder / "report") if numbers else ""
+    if text:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -61,13 +62,15 @@ def write_page(store: Store, catalog: Catalog, console: Console, html: Path | No
     prepare_folder(target.parent, "--html")
     # Installed apart from its repository, the project has no published numbers; the page then does without.
     numbers = published.read() if published.FOLDER.is_dir() else None
-    results = write_report(store, store.folder, None, console, catalog)
-    if numbers:
-        _write_published(results, numbers, store.folder / "report")
+    with writing_report(store.folder):
+        results = write_report(store, store.folder, None, console, catalog)
+        if numbers:
+            _write_published(results, numbers, store.folder / "report")
     text = page(
         results, Images(store.images, store.snapshots, store.pictures), numbers, stale(results.records, catalog)
     )
-    write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+    with writing_report(target.parent):
+        write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
     return target
 
 

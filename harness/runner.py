@@ -17,6 +17,7 @@ from harness.catalog import Catalog, ResolvedMethod
 from harness.cell import Cell
 from harness.context import Context, seed_everything
 from harness.contracts import QuantSummary, Suite, VisionModel, sealed_data
+from harness.errors import UsageError
 from harness.notices import noticed
 from harness.provenance import code_fingerprint, collect, packages_of
 from harness.record import Failure, Layer, Quantization, Record
@@ -208,7 +209,12 @@ class CellRunner:
         key = cell.task, cell.suite, cell.model, cell.weights
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # free the old one before the new one is loaded
-            loaded = suite.load(self._settings.requested.get(cell.model, cell.model), self._device)
+            requested = self._settings.requested.get(cell.model, cell.model)
+            loaded = suite.load(requested, self._device)
+            if suite.model_identity(requested) != cell.weights:
+                raise UsageError(
+                    f"model '{requested}' has other weights now than when the run was planned; run the command again"
+                )
             self._loaded = key, replace(loaded, name=cell.model)
         return self._loaded[1]
 

@@ -93,10 +93,11 @@ def discordance(a: ArrayLike, b: ArrayLike) -> float:
 def detectable_difference(images: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float:
     """Difference of two accuracies (a share) that a paired test on `images` images finds with probability `power`.
 
-    Normal approximation, (z_{1-alpha/2} + z_power) * sqrt(discordant / images), with `discordant` from `discordance`.
+    Normal approximation, z * sqrt(discordant / images) with z = z_{1-alpha/2} + z_power and `discordant` from
+    `discordance`; at least z^2 / images, where the difference would be that of all discordant images.
     """
     z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
-    return float(z * math.sqrt(discordant / images))
+    return float(z * math.sqrt(max(discordant, z**2 / images) / images))
 
 
 # A metric of resampled images: counts of every image (resamples, images) -> points (resamples,). For metrics that are

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,14 +32,40 @@ def _host() -> str:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    _write_together([(path, write)])
+
+
+def _write_together(files: Sequence[tuple[Path, Callable[[Path], object]]]) -> None:
+    """The same with several files. The last one, which says that all are there, is away while the others change."""
+    temporaries = [path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp") for path, _ in files]
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        for temporary, (_, write) in zip(temporaries, files, strict=True):
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        if len(files) > 1:  # all is written: a full disk changes nothing
+            files[-1][0].unlink(missing_ok=True)
+        for temporary, (path, _) in zip(temporaries, files, strict=True):
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_report(folder: Path) -> Iterator[None]:
+    """A report's files are being written to `folder`, from records that stay as they are.
+
+    Raises:
+        UsageError: instead of the OSError if one of them cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the report in {folder} ({error.strerror or error}); all records are kept: make room there, "
+            "then run `tables`"
+        ) from None
 
 
 def prepare_folder(folder: Path, option: str) -> None:
@@ -99,17 +126,28 @@ class Store:
         snapshots: Mapping[int, np.ndarray] | None = None,
         pictures: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Write sidecars first and the record last, so that a record always has its sidecars."""
+        """Write the record and its sidecars, all or none: a record always has the sidecars that it was saved with."""
+        files: list[tuple[Path, Callable[[Path], object]]] = []
         if outcomes is not None:
-            write_atomically(self._outcomes(record.key), lambda path: outcomes.to_parquet(path, index=False))
+            files.append((self._outcomes(record.key), lambda path: outcomes.to_parquet(path, index=False)))
         if images is not None:
-            _write_arrays(self._images(record.key), {"images": images})
+            files.append((self._images(record.key), _arrays({"images": images})))
         if snapshots:
-            _write_arrays(self._snapshots(record.key), {str(step): part for step, part in snapshots.items()})
+            steps = {str(step): part for step, part in snapshots.items()}
+            files.append((self._snapshots(record.key), _arrays(steps)))
         if pictures:
-            _write_arrays(self._pictures(record.key), pictures)
+            files.append((self._pictures(record.key), _arrays(pictures)))
         text = record.model_dump_json(indent=1) + "\n"
-        write_atomically(self._record(record.key), lambda path: path.write_text(text, encoding="utf-8"))
+        _write_together([*files, (self._record(record.key), lambda path: path.write_text(text, encoding="utf-8"))])
+
+    def has_result(self, key: str) -> bool:
+        """Whether the cell's record is there now, ok and complete."""
+        path = self._record(key)
+        try:
+            record = _read(path) if path.exists() else None
+        except UsageError:
+            return False
+        return record is not None and record.status == "ok" and self.complete(record)
 
     def files(self, key: str) -> list[Path]:
         """The files that there are of a cell: sidecars first and the record last, the order in which to copy them."""
@@ -178,7 +216,8 @@ class Store:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(
-                f"outcomes {path} cannot be read ({reason}); run the same bench command again to measure the cell anew"
+                f"outcomes {path} cannot be read ({reason}); remove that file, then run the same bench "
+                "command again to measure the cell anew"
             ) from None
 
     def images(self, key: str) -> np.ndarray | None:
@@ -224,14 +263,15 @@ class Conflict:
     store: Store
 
 
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _arrays(arrays: Mapping[str, np.ndarray]) -> Callable[[Path], object]:
+    """Writes `arrays` to the file that it is given."""
     import numpy as np
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a name, numpy would append .npz to it
+    def write(path: Path) -> None:
+        with path.open("wb") as file:  # given a name, numpy would append .npz to it
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # none is named allow_pickle
 
-    write_atomically(path, write)
+    return write
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

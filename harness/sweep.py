@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console
 
@@ -15,7 +15,7 @@ from harness.provenance import versions
 from harness.record import Record
 from harness.runner import Settings
 from harness.sinks import Reporter, Sink
-from harness.store import Store
+from harness.store import Store, writing_report
 from harness.worker import Executor, InProcess, WorkerProcess
 
 OK, SOME_FAILED, NOTHING_MEASURED = 0, 3, 4
@@ -33,14 +33,12 @@ def run_plan(
         UsageError: a record cannot be written, for example because the disk is full.
     """
     todo = [planned.cell for planned in plan.todo]
-    earlier = store.records()
-    estimator = Estimator(earlier)
-    results = {record.key for record in earlier if record.status == "ok" and store.complete(record)}
+    estimator = Estimator(store.records())
     failures: list[Record] = []
     for index, cell in enumerate(todo):
         expected = [estimator.seconds(later) for later in todo[index:]]
         display.start(cell, expected, time.monotonic())
-        record = _measure(executor, store, cell, display, results)
+        record = _measure(executor, store, cell, display)
         failures += [record] * (record.status == "failed")
         estimator.learn(record)
         display.finished(record)
@@ -90,13 +88,14 @@ def report(store: Store, keys: set[str] | None, console: Console) -> None:
     """Write tables and figures beside the records and print the main table."""
     from harness.report import write_report
 
-    write_report(store, store.folder, keys, console)
+    with writing_report(store.folder):
+        write_report(store, store.folder, keys, console)
 
 
-def _measure(executor: Executor, store: Store, cell: Cell, display: Display, results: Container[str]) -> Record:
-    """Measure a cell and keep its record; a failure does not take the place of one of `results`, keys of cells."""
+def _measure(executor: Executor, store: Store, cell: Cell, display: Display) -> Record:
+    """Measure a cell and keep its record; a failure does not take the place of a result, be it another process's."""
     measured = executor.run(cell, display.progress)
-    if measured.record.status == "failed" and measured.record.key in results:
+    if measured.record.status == "failed" and store.has_result(cell.key):
         return measured.record
     try:
         store.save(measured.record, measured.outcomes, measured.images, measured.snapshots, measured.pictures)

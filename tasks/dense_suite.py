@@ -74,9 +74,7 @@ class DenseSuite:
     def model_identity(self, model: str) -> str:
         """Hash of config, weights and what is done to images."""
         if model not in self._identities:
-            config, net, facts = self._load(model)
-            described = {"model": repr(config.model.to_dict()), "facts": repr(facts)}
-            self._identities[model] = identity(described, net)
+            self._load(model)
         return self._identities[model]
 
     def canonical_name(self, model: str) -> str:
@@ -110,6 +108,7 @@ class DenseSuite:
             yield ready["inputs"], ready["data_samples"]
 
     def _load(self, model: str) -> tuple[Config, nn.Module, Facts]:
+        """The model, and note its identity: its files may be other ones than the last time."""
         config, net = self.known.load(model)
         named = class_names(config, self.known.library) or self.data.classes
         count = self.count_classes(net, model)
@@ -118,6 +117,8 @@ class DenseSuite:
             raise UsageError(f"model '{model}' tells {count} classes apart, but its config or the data have {have}")
         facts = Facts(named, tuple(image_pipeline(config)), self.zero_is_none(config))
         self.data.check_model(model, facts)
+        described = {"model": repr(config.model.to_dict()), "facts": repr(facts)}
+        self._identities[model] = identity(described, net)
         return config, net, facts
 
     def count_classes(self, net: nn.Module, model: str) -> int:

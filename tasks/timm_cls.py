@@ -98,9 +98,7 @@ class ClassificationSuite:
     def model_identity(self, model: str) -> str:
         """Hash of architecture, weights and preprocessing."""
         if model not in self._identities:
-            net = self._build(model)
-            architecture = model.partition("@")[0]  # where the weights lie does not matter, only what they are
-            self._identities[model] = identity([architecture, asdict(self.fixed or Preprocessing.of(net))], net)
+            self._build(model)
         return self._identities[model]
 
     def canonical_name(self, model: str) -> str:
@@ -126,6 +124,13 @@ class ClassificationSuite:
         return vision_model(model, net, self.fixed or Preprocessing.of(net), device)
 
     def _build(self, model: str) -> nn.Module:
+        """The model, and note its identity: its file may be another one than the last time."""
+        net = self._net(model)
+        architecture = model.partition("@")[0]  # where the weights lie does not matter, only what they are
+        self._identities[model] = identity([architecture, asdict(self.fixed or Preprocessing.of(net))], net)
+        return net
+
+    def _net(self, model: str) -> nn.Module:
         if model.startswith(PREFIX):
             return build_timm(model, classes=self.data.classes, fixed=self.fixed)
         if self.own is None or model not in self.own_models:

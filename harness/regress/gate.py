@@ -119,6 +119,11 @@ def _check(options: Options) -> None:
     for option, text in (("--update-baseline", options.update), ("--history", options.label)):
         if text is not None and not text.strip():
             raise UsageError(f'{option} needs a text that says why, as in {option} "torch 2.15"')
+    # What would only be found when all is measured.
+    if options.junit is not None:
+        prepare_folder(options.junit.parent, "--junit")
+    if (options.update is not None or options.label is not None) and options.history.exists():
+        history.read(options.history)
 
 
 def _check_same_cases(cases: Sequence[Case], baseline: Baseline, suite: Path, path: Path) -> None:

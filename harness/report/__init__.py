@@ -75,8 +75,9 @@ def write_report(
     _write_or_remove(folder, "conflicts", contradicting, own)
     ranges = range_frame(results.records, cells)
     _write_or_remove(folder, "ranges", ranges, {"csv": tables.csv(ranges)})
-    for suffix in ("md", "csv", "tex"):  # made of other records; who asks for published numbers writes them after
-        (folder / f"published.{suffix}").unlink(missing_ok=True)
+    # Made of other records; who asks for published numbers or the page writes them after.
+    for name in ("published.md", "published.csv", "published.tex", "report.html"):
+        (folder / name).unlink(missing_ok=True)
     _write_pictures(results, store, folder)
     _write_galleries(store, cells, folder)
     _write_predictions(store, cells, folder)

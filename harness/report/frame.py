@@ -135,8 +135,9 @@ def _label(name: str, variants: Mapping[str, Mapping[str, Any]], text: str) -> s
     if len({variant.get("preset") for variant in flat}) == len(flat):
         return f"{name} [{own.get('preset')}]"
     options = sorted({option for variant in flat for option in variant})
-    differing = [option for option in options if len({canonical_json(v.get(option)) for v in flat}) > 1]
-    shown = ", ".join(f"{option.rpartition('.')[2]}={own.get(option)}" for option in differing)
+    # An option that is None is not one that the plugin did not have yet.
+    differing = [o for o in options if len({canonical_json(v[o]) if o in v else "" for v in flat}) > 1]
+    shown = ", ".join(f"{option.rpartition('.')[2]}={own.get(option, 'absent')}" for option in differing)
     return f"{name} [{shown}]"
 
 

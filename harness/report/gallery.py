@@ -61,11 +61,12 @@ def galleries(
         first = of_model[of_model["seed"] == seed]
         rank = first["role"].map({role: place for place, role in enumerate(ROLE_ORDER)})
         ordered = first.assign(rank=rank).sort_values(["rank", "method", "bits", "key"])
+        several = len(set(ordered["scheme"])) > 1
         shown = []
-        for method, bits, key in ordered[["method", "bits", "key"]].itertuples(index=False):
+        for method, bits, scheme, key in ordered[["method", "bits", "scheme", "key"]].itertuples(index=False):
             found = images(key)
             if found is not None and len(found):
-                shown.append((method, bits, found))
+                shown.append((method, f"{bits} {scheme}" if several else bits, found))
         if shown:
             yield str(model), seed, distinct(shown)
 

@@ -11,7 +11,7 @@ import pandas as pd
 from harness import stats
 from harness.catalog import Catalog
 from harness.errors import UsageError
-from harness.plugins import import_target
+from harness.plugins import PRESETS, import_target
 from harness.record import Record
 from harness.report import ablation, cross, ranks
 from harness.report.conflicts import conflict_frame
@@ -83,8 +83,9 @@ def _resampling(catalog: Catalog, task: str) -> str:
 
 
 def _ablation_labels(names: dict[str, str], catalog: Catalog) -> dict[str, dict[str, str]]:
-    labels = {}
+    labels: dict[str, dict[str, str]] = {}
     for name in sorted(set(names.values())):
         with contextlib.suppress(UsageError):  # a variant, or its plugin is not here
-            labels[name] = catalog.ablations(name)
+            # A switch that changes nothing under one preset may be one of another.
+            labels[name] = {v: label for preset in PRESETS for v, label in catalog.ablations(name, preset).items()}
     return labels

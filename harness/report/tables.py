@@ -313,8 +313,9 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """The frame of strings as a Markdown table, as narrow as its cells; tabulate would widen every header by two."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in (table.columns, *table.to_numpy())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = [str(name) in NUMERIC for name in table.columns]
+    # The rule of a right-aligned column is a dash and a colon at least.
+    widths = [max(1 + r, *map(len, column)) for r, column in zip(right, zip(*rows, strict=True), strict=True)]
     rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
     lines = [
         " | ".join(f"{cell:{'>' if r else '<'}{width}}" for cell, width, r in zip(row, widths, right, strict=True))

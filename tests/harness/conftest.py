@@ -55,7 +55,14 @@ def cli(catalog, tmp_path, monkeypatch):
 def toy_cell(catalog):
     def make(method: str = "toynoise", **changes) -> Cell:
         resolved = catalog.resolve(method, changes.pop("preset", "default"))
-        fields = {"suite": "toy", "task": "toy", "model": "tiny", "weights": "w", "data": "d", "limit": None}
+        fields = {
+            "suite": "toy",
+            "task": "toy",
+            "model": "tiny",
+            "weights": "weights of tiny",
+            "data": "d",
+            "limit": None,
+        }
         fields |= {"method": resolved.name, "options": resolved.options, "bits": "W4A8", "scheme": "full", "seed": 0}
         if method == "float":
             fields |= {"bits": "FP32", "scheme": "none"}

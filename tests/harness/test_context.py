@@ -142,3 +142,25 @@ def test_cached_images_cost_what_making_them_took(context, monkeypatch):
             ctx.cached_images({"source": "x"}, lambda: torch.zeros(1, 1, 4, 4))
     assert hit.stages["synthesize"] == Stage(seconds=miss.stages["synthesize"].seconds, cached=True)
     assert not hit.stages["other"].cached  # what the outer stage took before is none of the images' cost
+
+
+def test_random_numbers_do_not_depend_on_the_code(context, settings):
+    """Only on what the images are for: an edit elsewhere must not move a method that draws torch's own numbers."""
+    drawn = []
+    for code in ("c", "d"):
+        ctx = Context(
+            context()._cell, cache=settings.cache, code=code, device=torch.device("cpu"), report=lambda *_: None
+        )
+        images = ctx.cached_images({"source": "x"}, lambda: torch.rand(1, 1, 4, 4))
+        drawn.append((images.tolist(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1]
+
+
+def test_images_are_used_when_the_cache_cannot_keep_them(context, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.context.write_atomically", full)
+    with pytest.warns(UserWarning, match="could not be kept in the cache .*No space left on device"):
+        images = context().cached_images({"source": "x"}, lambda: torch.ones(1, 1, 4, 4))
+    assert images.sum() == 16

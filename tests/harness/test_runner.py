@@ -161,3 +161,9 @@ def test_timeout_fails_the_cell(settings, toy_cell, tmp_path, monkeypatch):
     finally:
         worker.close()
     assert (failure.type, failure.message) == ("Timeout", "took longer than 1 seconds")
+
+
+def test_weights_that_changed_since_the_plan_fail_the_cell(settings, toy_cell):
+    record = CellRunner(settings).measure(toy_cell(weights="those of yesterday"), lambda *_: None).record
+    assert record.status == "failed"
+    assert "model 'tiny' has other weights now than when the run was planned" in record.failure.message

@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.record import Provenance, Quantization, Record
-from harness.store import Store, prepare_folder, write_atomically
+from harness.store import Store, prepare_folder, write_atomically, writing_report
 
 
 @pytest.fixture
@@ -125,3 +125,40 @@ def test_unwritable_folder(tmp_path):
 
 def test_empty_folder(tmp_path):
     assert Store(tmp_path / "missing").records() == []
+
+
+def test_a_save_that_fails_changes_nothing(store, record):
+    """Not even the sidecars that were written before the one that failed: the old record would stand beside them."""
+    first = pd.DataFrame({"correct": [True, False]})
+    store.save(record, first, np.zeros((1, 4, 4, 1), np.uint8))
+
+    class Full(pd.DataFrame):
+        def to_parquet(self, path, **_):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    newer = record.model_copy(update={"metrics": {"top1": 90.0}})
+    with pytest.raises(TypeError):  # at the pictures, after the outcomes were written
+        store.save(newer, pd.DataFrame({"correct": [True, True]}), pictures=5)
+    with pytest.raises(OSError, match="No space"):
+        store.save(newer, Full({"correct": [True, True]}))
+    assert store.records() == [record]
+    pd.testing.assert_frame_equal(store.outcomes(record.key), first)
+    assert not list(store.folder.glob(".*"))
+    store.save(newer, pd.DataFrame({"correct": [True, True]}))
+    assert store.records() == [newer]
+
+
+def test_a_result_is_one_that_is_ok_and_complete(store, record):
+    assert not store.has_result(record.key)
+    store.save(record, pd.DataFrame({"correct": [True]}))
+    assert store.has_result(record.key)
+    (store.folder / f"{record.key}.parquet").unlink()
+    assert not store.has_result(record.key)
+    (store.folder / f"{record.key}.json").write_text("{")
+    assert not store.has_result(record.key)
+
+
+def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match=r"No space left on device.*all records are kept"), writing_report(tmp_path):
+        raise OSError(28, "No space left on device")

@@ -17,7 +17,7 @@ from harness import stats
 from harness.record import Stage
 from harness.report import tables, write_report
 from harness.report.figures import accuracy_figure
-from harness.report.frame import cells_frame
+from harness.report.frame import cells_frame, label_variants
 from harness.report.gallery import distinct, gallery_figure
 from harness.report.summary import summarise
 from harness.store import Store
@@ -234,3 +234,9 @@ def test_float_models_alone_are_shown(store: Store) -> None:
     write_report(store, store.folder, console=Console(file=out))
     assert "- float vit_a: 79.50" in out.getvalue()
     assert "Nothing was measured" not in out.getvalue()
+
+
+def test_an_option_that_was_not_there_yet_is_another_variant():
+    """A record of before an option and one of after, where it is None, are not two seeds of one method."""
+    old, new = '{"parts": {"a": {"x": 1}}}', '{"parts": {"a": {"x": 1, "lr": null}}}'
+    assert label_variants(["m", "m"], [old, new]) == ["m [lr=absent]", "m [lr=None]"]

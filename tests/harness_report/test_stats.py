@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import ttest_rel
+from scipy.stats import norm, ttest_rel
 
 from harness import stats
 
@@ -101,7 +101,11 @@ def test_wilson_formula(correct: int, total: int) -> None:
 def test_detectable_difference() -> None:
     # 3 % of 50,000 images differ: standard error 0.077 points, times 1.96 + 0.84
     assert stats.detectable_difference(50_000, 0.03) == pytest.approx(0.00217, abs=1e-5)
-    assert stats.detectable_difference(100, 0.0) == 0.0
+    # Of two methods that nearly agree, the difference cannot be more than the images on which they do not.
+    z = norm.ppf(0.975) + norm.ppf(0.8)
+    for discordant in (0.0, 0.004, 0.015):
+        assert stats.detectable_difference(500, discordant) == pytest.approx(z**2 / 500)
+    assert stats.detectable_difference(500, 0.02) == pytest.approx(z * (0.02 / 500) ** 0.5)
 
 
 def test_discordance() -> None:
