@@ -351,3 +351,13 @@ def test_a_kept_folder_stands_for_nothing_that_fails_now(pinned, monkeypatch):
     output = pinned("--out", "kept", code=3).output
     assert output.count("MISSING") >= 2
     assert "ValueError: broken" in output
+
+
+@pytest.mark.parametrize("arguments", [("--history", "nightly"), ("--update-baseline", "why")])
+def test_what_cannot_be_written_after_measuring_is_said_before(pinned, monkeypatch, arguments):
+    """No hour is spent, and no baseline renewed, before a malformed history is found."""
+    Path("results/history.csv").write_text("nonsense\n", encoding="utf-8")
+    monkeypatch.setattr("harness.regress.gate._measure", lambda *_, **__: pytest.fail("it measured"))
+    assert "history" in pinned(*arguments, code=2).stderr
+    Path("file").touch()
+    assert "--junit" in pinned("--junit", "file/report.xml", code=2).stderr

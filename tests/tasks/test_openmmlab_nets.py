@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from harness.catalog import Catalog
 from harness.contracts import VisionModel
+from harness.errors import UsageError
 from harness.spec import SCHEMES, BitSpec
 from methods.core.attention import find_attention
 from methods.core.intercept import Interceptor, tap
@@ -24,6 +25,7 @@ from methods.core.sites import find_sites
 from methods.core.structure import find_blocks, patch_grid, to_grid
 from methods.core.trace import trace
 from tasks.dense_losses import DetectionLosses, SegmentationLosses, random_boxes
+from tasks.mmseg_seg import SegmentationSuite
 from tasks.openmmlab import ops
 from tasks.openmmlab_nets import DetectionNet, SegmentationNet, detections
 
@@ -384,3 +386,10 @@ def test_packaged_models(name):
     assert tuple(counts) == COUNTS[name]
     depth = {"Cascade Mask R-CNN Swin-S": 24}.get(name, 12)
     assert len(find_blocks(graph)) == len(find_attention(graph)) == depth
+
+
+def test_a_segmentor_with_one_channel_for_two_classes_is_refused():
+    config = zoo("upernet_vit")
+    config.decode_head.update(num_classes=2, out_channels=1, threshold=0.3)
+    with pytest.raises(UsageError, match=r"1 output channel\(s\) for 2 classes"):
+        SegmentationSuite.count_classes(None, build(config, "mmseg"), "binary")
