@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from harness.errors import DataFreeViolation
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.spec import BitSpec
 
 
+T = TypeVar("T")
 _numbers: ContextVar[Tensor | None] = ContextVar("numbers of the images in a batch", default=None)
 
 
@@ -34,6 +35,20 @@ def image_numbers(numbers: Tensor) -> Iterator[None]:
         yield
     finally:
         _numbers.reset(token)
+
+
+def in_batches(function: Callable[..., T], size: int, *tensors: Tensor) -> list[T]:
+    """Results of `function` on parts of batch-first `tensors` of a whole set, `size` images at once, which have their
+    numbers in the set meanwhile (`image_numbers`).
+    """
+    import torch
+
+    numbers = torch.arange(len(tensors[0]), device=tensors[0].device)
+    found = []
+    for own, *parts in zip(*(torch.split(x, size) for x in (numbers, *tensors)), strict=True):
+        with image_numbers(own):
+            found.append(function(*parts))
+    return found
 
 
 def numbers_of(images: Tensor) -> Tensor:

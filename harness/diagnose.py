@@ -21,7 +21,7 @@ from harness.report.frame import cells_frame
 from harness.report.gallery import one_precision
 from harness.report.similarity_figures import Similarity, maps_figure, similarity_figure, similarity_frame
 from harness.spec import split_scheme
-from harness.store import Store, prepare_folder
+from harness.store import Store, prepare_folder, writing_report
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,7 +80,8 @@ def diagnose(
             ("similarity", "Patch similarity in the float model", similarity_figure),
             ("similarity_maps", "Similarity to the centre patch, last block", maps_figure),
         ):
-            written.append(save(draw(f"{title}, {where}", results), folder, kind, name))
+            with writing_report(folder):
+                written.append(save(draw(f"{title}, {where}", results), folder, kind, name))
         coordinates = first[["suite", "model", "scheme", "bits", "seed"]].to_frame().T
         frames.append(coordinates.merge(similarity_frame(results), how="cross"))
         if site_images:
@@ -94,7 +95,8 @@ def diagnose(
 
 
 def _table(path: Path, frames: Sequence[pd.DataFrame]) -> Path:
-    path.write_text(tables.csv(pd.concat(frames)), encoding="utf-8", newline="\n")
+    with writing_report(path.parent):
+        path.write_text(tables.csv(pd.concat(frames)), encoding="utf-8", newline="\n")
     return path
 
 

@@ -19,8 +19,6 @@ from harness.store import Store, prepare_folder, write_atomically, writing_repor
 if TYPE_CHECKING:
     from harness.report.results import Results
 
-PAGE = "report.html"
-
 
 def write_tables(store: Store, catalog: Catalog, console: Console, *, with_published: bool) -> None:
     """Write tables and figures beside the records and print the main table, then the published numbers if asked for.
@@ -31,10 +29,9 @@ def write_tables(store: Store, catalog: Catalog, console: Console, *, with_publi
     from harness.report import write_report
 
     numbers = published.read() if with_published else None  # before all else, since there may be none
-    with writing_report(store.folder):
-        results = write_report(store, store.folder, None, console, catalog)
-        text = _write_published(results, numbers, store.folder / "report") if numbers else ""
-    if text:
+    results = write_report(store, store.folder, None, console, catalog)
+    if numbers:
+        text = _write_published(results, numbers, store.folder / "report")
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -53,7 +50,7 @@ def write_page(store: Store, catalog: Catalog, console: Console, html: Path | No
     Raises:
         UsageError: as `write_tables`, or the page cannot be written.
     """
-    from harness.report import write_report
+    from harness.report import PAGE, write_report
     from harness.report.page import Images, page
 
     target = html or store.folder / "report" / PAGE
@@ -62,10 +59,9 @@ def write_page(store: Store, catalog: Catalog, console: Console, html: Path | No
     prepare_folder(target.parent, "--html")
     # Installed apart from its repository, the project has no published numbers; the page then does without.
     numbers = published.read() if published.FOLDER.is_dir() else None
-    with writing_report(store.folder):
-        results = write_report(store, store.folder, None, console, catalog)
-        if numbers:
-            _write_published(results, numbers, store.folder / "report")
+    results = write_report(store, store.folder, None, console, catalog)
+    if numbers:
+        _write_published(results, numbers, store.folder / "report")
     text = page(
         results, Images(store.images, store.snapshots, store.pictures), numbers, stale(results.records, catalog)
     )
@@ -82,8 +78,9 @@ def _write_published(results: Results, numbers: published.Published, folder: Pat
     frame = shown.beside(numbers, means)
     sentence = shown.verdict(frame, numbers, means)
     text = shown.markdown(frame, sentence)
-    for suffix, content in (("md", text), ("csv", shown.csv(frame)), ("tex", shown.latex(frame, sentence))):
-        (folder / f"published.{suffix}").write_text(content, encoding="utf-8", newline="\n")
+    with writing_report(folder):
+        for suffix, content in (("md", text), ("csv", shown.csv(frame)), ("tex", shown.latex(frame, sentence))):
+            (folder / f"published.{suffix}").write_text(content, encoding="utf-8", newline="\n")
     return text
 
 

@@ -64,7 +64,7 @@ def writing_report(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(
             f"cannot write the report in {folder} ({error.strerror or error}); all records are kept: make room there, "
-            "then run `tables`"
+            "then run the command again"
         ) from None
 
 

@@ -15,7 +15,7 @@ from harness.provenance import versions
 from harness.record import Record
 from harness.runner import Settings
 from harness.sinks import Reporter, Sink
-from harness.store import Store, writing_report
+from harness.store import Store
 from harness.worker import Executor, InProcess, WorkerProcess
 
 OK, SOME_FAILED, NOTHING_MEASURED = 0, 3, 4
@@ -88,8 +88,7 @@ def report(store: Store, keys: set[str] | None, console: Console) -> None:
     """Write tables and figures beside the records and print the main table."""
     from harness.report import write_report
 
-    with writing_report(store.folder):
-        write_report(store, store.folder, keys, console)
+    write_report(store, store.folder, keys, console)
 
 
 def _measure(executor: Executor, store: Store, cell: Cell, display: Display) -> Record:

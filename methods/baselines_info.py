@@ -40,6 +40,7 @@ class PercentileOptions(EmaOptions):
 _FQVIT = "FQ-ViT (IJCAI 2022), observers"
 _FQVIT_CODE = "megvii-research/FQ-ViT, Apache-2.0"
 _BATCHES = {"paper": {"batch": 100}}
+_BATCHED = "presets quick and default have batches of 4 images (preset paper and the reference: 100)"
 _WIDENED = "activation ranges are widened to contain 0 (the reference clips the zero point instead)"
 
 NOISE = PluginInfo(
@@ -85,7 +86,7 @@ EMA = PluginInfo(
     paper=_FQVIT,
     code=_FQVIT_CODE,
     presets=_BATCHES,
-    deviations=(_WIDENED, "presets quick and default have batches of 4 images (preset paper and the reference: 100)"),
+    deviations=(_WIDENED, _BATCHED),
 )
 PERCENTILE = PluginInfo(
     name="percentile",
@@ -97,7 +98,7 @@ PERCENTILE = PluginInfo(
     paper=_FQVIT,
     code=_FQVIT_CODE,
     presets=_BATCHES,
-    deviations=(_WIDENED, "presets quick and default have batches of 4 images (preset paper and the reference: 100)"),
+    deviations=(_WIDENED, _BATCHED),
 )
 OMSE = PluginInfo(
     name="omse",

@@ -16,7 +16,9 @@ from harness.report.pictures import KINDS, pictures
 from harness.report.prediction_figures import prediction_figures
 from harness.report.range_figures import range_frame
 from harness.report.results import Results, load
-from harness.store import Store, prepare_folder
+from harness.store import Store, prepare_folder, writing_report
+
+PAGE = "report.html"  # of all of it, in the same folder; `harness.reporting` makes it
 
 
 def write_report(
@@ -48,9 +50,26 @@ def write_report(
         UsageError: a record or its outcomes cannot be read, or the folder cannot be written.
     """
     results = load(store, catalog or Catalog.default(), keys)
-    cells, summary = results.cells, results.summary
+    cells = results.cells
     folder = out_dir / "report"
     prepare_folder(folder, "--out")
+    with writing_report(folder):
+        comparison, switched = _write_tables(results, folder)
+        _write_pictures(results, store, folder)
+        _write_galleries(store, cells, folder)
+        _write_predictions(store, cells, folder)
+    # The text is Markdown, not rich's markup, and a table must not be wrapped.
+    main = switched if len(results.switches) and ablation.is_ablation(cells, results.names) else comparison
+    shown = console or Console()
+    shown.print(main, markup=False, highlight=False, soft_wrap=True)
+    if not results.conflicts.empty:
+        shown.print(conflicts.sentence(results.conflicts), style="yellow", markup=False, soft_wrap=True)
+    return results
+
+
+def _write_tables(results: Results, folder: Path) -> tuple[str, str]:
+    """All tables; returns the comparison and the ablation. None is left from earlier."""
+    cells, summary = results.cells, results.summary
     comparison = tables.comparison(summary, cells)
     for name, text in (
         ("comparison.md", comparison),
@@ -70,24 +89,14 @@ def write_report(
     _write_or_remove(folder, "cross", crossed, own)
     own = {"md": ranks.markdown(results.ranks), "csv": tables.csv(results.ranks)}
     _write_or_remove(folder, "ranks", results.ranks, own)
-    contradicting = results.conflicts
-    own = {"md": conflicts.conflict_markdown(contradicting), "csv": tables.csv(contradicting)}
-    _write_or_remove(folder, "conflicts", contradicting, own)
+    own = {"md": conflicts.conflict_markdown(results.conflicts), "csv": tables.csv(results.conflicts)}
+    _write_or_remove(folder, "conflicts", results.conflicts, own)
     ranges = range_frame(results.records, cells)
     _write_or_remove(folder, "ranges", ranges, {"csv": tables.csv(ranges)})
     # Made of other records; who asks for published numbers or the page writes them after.
-    for name in ("published.md", "published.csv", "published.tex", "report.html"):
+    for name in ("published.md", "published.csv", "published.tex", PAGE):
         (folder / name).unlink(missing_ok=True)
-    _write_pictures(results, store, folder)
-    _write_galleries(store, cells, folder)
-    _write_predictions(store, cells, folder)
-    # The text is Markdown, not rich's markup, and a table must not be wrapped.
-    main = switched if len(results.switches) and ablation.is_ablation(cells, results.names) else comparison
-    shown = console or Console()
-    shown.print(main, markup=False, highlight=False, soft_wrap=True)
-    if not contradicting.empty:
-        shown.print(conflicts.sentence(contradicting), style="yellow", markup=False, soft_wrap=True)
-    return results
+    return comparison, switched
 
 
 def _write_or_remove(folder: Path, stem: str, frame: pd.DataFrame, texts: Mapping[str, str]) -> None:

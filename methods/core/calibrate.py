@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness.contracts import VisionModel, image_numbers
+from harness.contracts import VisionModel, in_batches
 from methods.core.intercept import Interceptor, OpKey, Transform
 from methods.core.observers import Observer
 from methods.core.quantizers import Uniform, weight_quantizer
@@ -38,10 +38,11 @@ def observe(
 
         return transform
 
+    def forward(part: Tensor) -> None:  # keeps no output
+        model.net(part)
+
     with Interceptor(model.net, {point: watch(point) for point in observers}):
-        for numbers in torch.arange(len(images), device=images.device).split(batch):
-            with image_numbers(numbers):
-                model.net(images[numbers[0] : numbers[-1] + 1])
+        in_batches(forward, batch, images)
     lost = [site for site in sites.activations if site.point not in reached]
     if lost:
         raise SiteNotReachedError(f"{len(lost)} activation sites were not reached, the first is {lost[0]}")

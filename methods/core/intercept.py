@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from methods.core.layers import LAYERS
+
 # Operation name (as torch dispatches it) -> kind. Anything else only moves values around or is left in float.
 KINDS = {
     "linear": "linear",
@@ -42,16 +44,6 @@ KINDS = {
     "adaptive_avg_pool2d": "pool",
 }
 _BINARY = {"matmul", "add"}
-_LAYER = ("input", "weight")
-# Names of an operation's operands and weight in torch, where it is not the input alone.
-_OPERANDS: dict[str, tuple[str, ...]] = {
-    "linear": _LAYER,
-    "conv": _LAYER,
-    "conv_transpose": _LAYER,
-    "matmul": ("input", "other"),
-    "add": ("input", "other"),
-    "cat": ("tensors",),
-}
 # Operations that multiply by weights or by each other, but that no kind stands for: a network that uses one would
 # silently keep it in float, so it is refused.
 OPAQUE = {
@@ -138,7 +130,7 @@ class KeyedMode(TorchFunctionMode):
                 f"the network calls torch's {name}, which cannot be quantized here; write it with linear and matmul"
             )
         kind = KINDS.get(name)
-        if kind is not None:
+        if kind is not None and kwargs:
             args, kwargs = _positional(kind, args, kwargs)
         # With only the bottom frame the network is not running: losses on its outputs are none of our business.
         if kind is None or len(self._frames) == 1 or not _is_compute(kind, args):
@@ -159,10 +151,9 @@ class KeyedMode(TorchFunctionMode):
 
 def _positional(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same call with operands and weight as positional arguments, by which operations are told."""
-    names = _OPERANDS.get(kind, ("input",))[len(args) :]
-    moved = list(takewhile(kwargs.__contains__, names))
-    if not moved:
-        return args, kwargs
+    second = "other" if kind in _BINARY else "weight" if kind in LAYERS else None
+    names = ("tensors",) if kind == "cat" else ("input", second)
+    moved = list(takewhile(kwargs.__contains__, names[len(args) :]))
     left = {name: value for name, value in kwargs.items() if name not in moved}
     return (*args, *(kwargs[name] for name in moved)), left
 

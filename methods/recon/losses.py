@@ -31,13 +31,11 @@ class Loss(Protocol):
 
 def squared_error(outputs: Sequence[Tensor], targets: Sequence[Tensor], axis: Axis) -> Tensor:
     """Σ over channels of (ΔO)², averaged over images and positions."""
-    return _average([(a - b).square().sum(axis(a)).mean() for a, b in zip(outputs, targets, strict=True)])
+    return power_error(outputs, targets, axis, 2.0)
 
 
 def power_error(outputs: Sequence[Tensor], targets: Sequence[Tensor], axis: Axis, norm: float) -> Tensor:
     """Σ over channels of |ΔO|^norm, averaged over images and positions."""
-    if norm == 2.0:
-        return squared_error(outputs, targets, axis)
     return _average([(a - b).abs().pow(norm).sum(axis(a)).mean() for a, b in zip(outputs, targets, strict=True)])
 
 
@@ -126,7 +124,7 @@ class Hessian:
     def __init__(self, above: Sequence[Tensor], below: Sequence[Tensor]) -> None:
         # The factor of the perturbation is lost in the normalisation.
         self._weights = [(a - b).abs().mean(0) for a, b in zip(above, below, strict=True)]
-        self._factor: Tensor | None = None
+        self._scaled = _Starting(FIRST)
 
     def renew(self, step: int) -> None:
         """The weights stay."""
@@ -134,10 +132,7 @@ class Hessian:
     def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], index: Tensor) -> Tensor:
         """The error of a batch."""
         parts = zip(outputs, targets, self._weights, strict=True)
-        value = _average([((a - b).square() * w).mean() for a, b, w in parts])
-        if self._factor is None:
-            self._factor = FIRST / _positive(value)
-        return value * self._factor
+        return self._scaled(_average([((a - b).square() * w).mean() for a, b, w in parts]))
 
 
 class Divergence:
@@ -147,8 +142,7 @@ class Divergence:
     """
 
     def __init__(self, first: float | None = None) -> None:
-        self._first = first
-        self._factor: Tensor | float | None = None if first else 1.0
+        self._scaled = _Starting(first) if first else None
 
     def renew(self, step: int) -> None:
         """Nothing changes."""
@@ -157,9 +151,7 @@ class Divergence:
         """The divergence of a batch."""
         (output,), (target,) = outputs, targets
         value = logit_divergence(output, target, 1.0)
-        if self._factor is None:
-            self._factor = self._first / _positive(value)
-        return value * self._factor
+        return self._scaled(value) if self._scaled else value
 
 
 class LowRank:
@@ -198,6 +190,19 @@ class LowRank:
         if self._first is None:
             self._first = _positive(low_rank), _positive(diagonal)
         return low_rank / self._first[0] + diagonal / self._first[1]
+
+
+class _Starting:
+    """Values times what makes the first of them `first`."""
+
+    def __init__(self, first: float) -> None:
+        self._first = first
+        self._factor: Tensor | None = None
+
+    def __call__(self, value: Tensor) -> Tensor:
+        if self._factor is None:
+            self._factor = self._first / _positive(value)
+        return value * self._factor
 
 
 def normalised(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from harness.contracts import image_numbers
+from harness.contracts import in_batches
 from methods.core.outputs import tensors
 from methods.core.segments import Segment, finish, first_arguments, replaced
 from methods.core.structure import Block
@@ -69,13 +69,8 @@ class Walk:
 
     def batched(self, function: Callable[..., list[Tensor]], inputs: Inputs) -> list[Tensor]:
         """`function` of batches of `inputs`, its results joined."""
-        numbers = torch.arange(len(inputs[0]), device=inputs[0].device)
-        batches = zip(*(x.split(self._batch) for x in (numbers, *inputs)), strict=True)
-        parts = []
-        for own, *batch in batches:
-            with image_numbers(own):
-                # Copies, since the network may add to its input in place.
-                parts.append(function(*(x.clone() for x in batch)))
+        # Copies, since the network may add to its input in place.
+        parts = in_batches(lambda *batch: function(*(x.clone() for x in batch)), self._batch, *inputs)
         return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
     def run(self, segment: Segment, inputs: Inputs) -> Any:

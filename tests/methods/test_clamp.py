@@ -315,7 +315,6 @@ def test_contrast_needs_a_patch_with_neighbours(monkeypatch):
     model = tiny_model("vit")
     graph = trace(model.net, SHAPE)
     stage = Stage1(model, graph, ClampOptions(images=2, rounds=1, steps=1), FakeContext())
-    stage._grid = (1, 1)
     monkeypatch.setattr("methods.clamp.synthesis.to_grid", lambda tokens, grid: tokens[:, None, -1:])
     with pytest.raises(ValueError, match="no block of the network has a patch with neighbours"):
         stage.first_images(graph, "full", BitSpec(4, 8))
