@@ -1,7 +1,8 @@
 """The command line. Turns arguments into requests and errors into exit codes; decides nothing else.
 
 Exit codes: 0 ok, 1 accuracy regression (`merge`: records that contradict each other), 2 usage or configuration, 3 some
-cells failed, 4 nothing measured, 70 an error of the program itself, 130 interrupted.
+cells failed, 4 nothing measured, 70 an error of the program itself, 74 all went well but its output could not be
+written (not of `regress`, nor where the reader has gone), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from harness.names import parse_value, split_names
 from harness.plan import ABLATION, RERUN, Request, make_plan
 from harness.plugins import PRESETS
 from harness.registry import check_known
+from harness.streams import NO_OUTPUT, lost_output, tolerate
 
 if TYPE_CHECKING:
     from harness.store import Store
@@ -30,6 +32,7 @@ USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 DEVICES = ("auto", "cpu", "cuda")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 HISTORY = Path("results/history.csv")
+MOST_THREADS = 1024
 LONGEST = 1_000_000  # seconds of a timeout; the operating system's own limit is not much higher
 WIDTH = 140  # of tables that do not go to a terminal
 
@@ -56,11 +59,20 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of `dfqbench` and `python -m harness`."""
+    tolerate()
+    code: Any = SOFTWARE
     try:
         app()
+    except SystemExit as end:  # how typer ends every command
+        code = end.code
     except Exception as error:  # Python's own exit code would be 1, which means an accuracy regression
         sys.excepthook(type(error), error, error.__traceback__)  # typer's, if it is installed
-        sys.exit(SOFTWARE)
+    lost = lost_output()
+    if lost is not None:
+        typer.echo(f"Error: part of the output could not be written ({lost.strerror}).", err=True)
+        # What was measured is kept, and the gate's verdict is its exit code: neither depends on who reads.
+        code = code or (NO_OUTPUT if "regress" not in sys.argv[1:2] else 0)
+    sys.exit(code)
 
 
 def _console() -> Console:
@@ -147,8 +159,7 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
         raise UsageError(f"--timeout must be a number of seconds above 0 and at most {LONGEST:,}, not {timeout:g}")
     if timeout is not None and in_process:
         raise UsageError("--timeout needs a worker process; leave out --in-process")
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be at least 1, not {threads}")
+    _check_threads(threads)
     request = Request(
         methods=_once(split_names(methods)),
         models=_split(models),
@@ -278,7 +289,7 @@ def regress(  # noqa: PLR0917 - typer passes them by name
         str | None, typer.Option(metavar="LABEL", help=f"Also add a row a case to {HISTORY}, as renewing does.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the records here; measured anew all the same.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; those of the suite if left out.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; those of the suite if left out.")] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="No worker process: for debugging.")] = False,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the suite's data, if it needs one.")] = None,
 ) -> None:
@@ -287,6 +298,7 @@ def regress(  # noqa: PLR0917 - typer passes them by name
 
     from harness.regress.gate import Options, run_gate
 
+    _check_threads(threads)
     options = Options(
         baseline, HISTORY, update_baseline, history, junit, out, threads, in_process, data_root and data_root.absolute()
     )
@@ -338,6 +350,11 @@ def _check_device(device: str) -> None:
 
         if not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device here; use --device cpu")
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads must be 1 to {MOST_THREADS:,}, not {threads}")
 
 
 def _cores() -> int:

@@ -16,6 +16,7 @@ from typing import Protocol
 from harness.cell import Cell
 from harness.record import Failure
 from harness.runner import CellRunner, Measured, Progress, Settings, failed_record, now, resolve_device
+from harness.streams import tolerate
 
 _PROGRESS_INTERVAL = 0.2  # seconds between two progress messages of a worker
 
@@ -141,6 +142,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 def _serve(connection: Connection[object, object], settings: Settings) -> None:
     """Main function of the worker."""
+    tolerate()  # a method that prints must not fail because nobody reads
     threading.Thread(target=_die_with_parent, daemon=True).start()
     last = 0.0
 

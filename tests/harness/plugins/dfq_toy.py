@@ -45,6 +45,7 @@ RAISE, DIE, HANG, TOUCH, NAN, NOTHING, MUTATE, SKIP, TRAIN, GRAD, HOOK, WARN, WA
     _bad,
     ["raise", "die", "hang", "touch", "nan", "nothing", "mutate", "skip", "train", "grad", "hook", "warn", "warnraise"],
 )
+PRINT = _bad("print")
 NOISE = PluginInfo(
     name="toynoise",
     kind="source",
