@@ -16,6 +16,7 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|.', re.DOTALL)  # a JSON string, else on
 _QUOTED = re.compile(r'[\s"\[\]{},=+\\]')  # what an unquoted string must not hold
 _BRACES = frozenset("{}")
 _BRACKETS = frozenset("[]{}")
+MOST_NESTED = 20  # of lists and objects in an option's value
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,32 @@ class Part:
 
 
 def parse_value(text: str) -> Any:
-    """An option's value as typed: JSON, or else a string."""
+    """An option's value as typed: JSON, or else a string.
+
+    Raises:
+        UsageError: lists or objects nested more than `MOST_NESTED` deep.
+    """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError:  # no JSON, or an integer too long to be read
         return text
+    except RecursionError:
+        value = None
+        depth = MOST_NESTED + 1
+    else:
+        depth = _depth(value)
+    if depth > MOST_NESTED:
+        raise UsageError(f"the value '{text[:20]}...' is nested more than {MOST_NESTED} deep; no option takes that")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects are nested; 0 for a plain value."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, list | dict)]:
+        depth += 1
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 def split_names(text: str) -> list[str]:

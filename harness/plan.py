@@ -26,6 +26,7 @@ RERUN: Mapping[str, tuple[State, ...]] = {
     "stale": ("new", "failed", "stale"),
     "all": ("new", "failed", "stale", "done"),
 }
+MOST_SEEDS = 1000
 REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
 # What an ablation has where the user says nothing: one precision, repeated, since its differences are small. W4A5 is
 # hard enough to tell variants apart; at W4A4 clipping by chance decides (results of one method differ by 40 points).
@@ -140,7 +141,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     for task in request.tasks:
         check_known(f"suite of task '{task}'", request.suite, catalog.tasks.get(task).suites)
     records = {record.key: record for record in store.records()}
-    suites = [catalog.tasks.get(task).load()(request.suite, data_root=request.data_root) for task in request.tasks]
+    suites = [catalog.tasks.get(task).open_suite(request.suite, request.data_root) for task in request.tasks]
     for suite in suites:
         suite.check_limit(request.limit)
         _check_parts(request, suite)
@@ -159,8 +160,8 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
 def _check(request: Request) -> None:
     if request.limit is not None and request.limit < 1:
         raise UsageError(f"--limit must be at least 1 image, not {request.limit}")
-    if request.seeds < 1:
-        raise UsageError(f"--seeds must be at least 1 repetition, not {request.seeds}")
+    if not 1 <= request.seeds <= MOST_SEEDS:
+        raise UsageError(f"--seeds must be 1 to {MOST_SEEDS:,} repetitions, not {request.seeds}")
     if request.ablation and request.methods:
         raise UsageError("--ablation says which methods are run; leave out --methods")
     for name in ("methods", "bits", "schemes", "tasks"):

@@ -132,7 +132,7 @@ def test_estimates_come_from_the_model_then_the_method(catalog, store):
     [
         ({"limit": 0}, "--limit must be at least 1"),
         ({"limit": 41}, "limit 41, but there are 40 images"),
-        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"seeds": 0}, "--seeds must be 1 to 1,000"),
         ({"bits": ()}, "--bits is empty"),
         ({"bits": ("W4",)}, "try W4A8"),
         ({"schemes": ("ful",)}, "did you mean 'full'"),
