@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -19,6 +21,20 @@ from harness.registry import Registry, check_known
 _WEAKNESS: tuple[Origin, ...] = ("baseline", "published code", "reconstruction")
 _LEARNING: tuple[Trains, ...] = ("", "quantizers", "weights")
 Overrides = Mapping[str, Mapping[str, Any]]
+
+
+def _hidden() -> str:
+    """One sentence on the package that stands before one of the project's own; empty if none does."""
+    own = Path(__file__).resolve().parents[1]
+    for package in ("methods", "tasks"):
+        spec = find_spec(package)
+        places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+        if places and places[0] and own / package not in (found := Path(places[0]).resolve(), found.parent):
+            return (
+                f"{places[0]} hides dfqbench's own package '{package}'; run from another folder, or use the command "
+                "`dfqbench`, which does not look for packages in the present one"
+            )
+    return ""
 
 
 @dataclass(frozen=True)
@@ -78,9 +94,16 @@ class Catalog:
 
     @classmethod
     def default(cls) -> Catalog:
-        """The project's own plugins and those of installed packages."""
-        from methods.catalog import CALIBRATORS, METHODS, SOURCES
-        from tasks.catalog import TASKS
+        """The project's own plugins and those of installed packages.
+
+        Raises:
+            UsageError: another package of the name `methods` or `tasks` is found before the project's own.
+        """
+        try:
+            from methods.catalog import CALIBRATORS, METHODS, SOURCES
+            from tasks.catalog import TASKS
+        except ImportError as error:
+            raise UsageError(_hidden() or f"dfqbench is not installed completely ({error}); install it again") from None
 
         return cls(
             Registry("method", METHODS, "dfqbench.methods", PluginInfo),

@@ -133,7 +133,7 @@ def _models(
     if cells.empty:
         return
     suites: dict[tuple[str, str], Suite] = {
-        place: catalog.tasks.get(place[0]).load()(place[1], data_root=data_root)
+        place: catalog.tasks.get(place[0]).open_suite(place[1], data_root)
         for place in sorted(set(zip(cells["task"], cells["suite"], strict=True)))
     }
     present = set(zip(cells["task"], cells["suite"], cells["canonical"], strict=True))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.errors import UsageError
+from harness.errors import UsageError, first_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.contracts import Suite
 
 PRESETS = ("quick", "default", "paper")
 Kind = Literal["method", "source", "calibrator"]
+Data = Literal["none", "images"]
 Origin = Literal["baseline", "published code", "reconstruction"]
 Trains = Literal["", "quantizers", "weights"]
 
@@ -21,6 +28,21 @@ def import_target(target: str) -> Any:
     """The object behind `module:attribute`."""
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def imported(target: str, what: str) -> Any:
+    """The object behind `module:attribute`; `what` it is stands in the message.
+
+    Raises:
+        UsageError: it cannot be imported, whatever the module raises, `sys.exit` included.
+    """
+    try:
+        return import_target(target)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{what} cannot be imported ({reason}); mend or uninstall it") from error
 
 
 class Options(BaseModel):
@@ -49,7 +71,7 @@ class PluginInfo:
     kind: Kind
     summary: str
     target: str
-    data: Literal["none", "images"] = "none"
+    data: Data = "none"
     origin: Origin = "baseline"
     options: type[Options] = Options
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -76,6 +98,32 @@ class PluginInfo:
             where = ".".join(map(str, (self.name, *first["loc"])))  # a rule on several options has no place
             raise UsageError(f"option {where}: {first['msg']}; options of {self.name}: {known}") from None
 
+    def check(self) -> None:
+        """Check what can be known without importing the plugin's code.
+
+        Raises:
+            UsageError: a field that the harness does not know, or a preset whose values the options refuse.
+        """
+        for name, known in (("kind", Kind), ("data", Data), ("origin", Origin), ("trains", Trains)):
+            value = getattr(self, name)
+            if value not in get_args(known):
+                raise UsageError(f"its {name} is {value!r}; known: {', '.join(map(repr, get_args(known)))}")
+        _check_target(self.target)
+        unknown = [preset for preset in self.presets if preset not in PRESETS]
+        if unknown:
+            raise UsageError(f"it has options for preset '{unknown[0]}'; presets are {', '.join(PRESETS)}")
+        for preset in PRESETS:
+            try:
+                self.options.model_validate(self.resolve(preset, {}).model_dump(mode="json"))
+            except ValidationError as error:  # a default that is not valid itself
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                raise UsageError(f"the default of its option {where} is not valid: {first['msg']}") from None
+            except UsageError as error:
+                raise UsageError(f"its preset '{preset}' does not fit: {error}") from None
+            except Exception as error:  # a default that cannot be written as JSON, a validator that breaks
+                raise UsageError(f"its options cannot be kept in a record ({type(error).__name__}: {error})") from None
+
     def check_ablations(self, preset: str, overrides: Mapping[str, Any]) -> None:
         """Check that every ablation fits the options.
 
@@ -89,8 +137,12 @@ class PluginInfo:
                 raise UsageError(f"ablation '{label}' of {self.kind} '{self.name}' is broken: {error}") from None
 
     def load(self) -> Any:
-        """Import and return the class behind `target`."""
-        return import_target(self.target)
+        """Import and return the class behind `target`.
+
+        Raises:
+            UsageError: it cannot be imported.
+        """
+        return imported(self.target, f"{self.target} of {self.kind} '{self.name}'")
 
 
 @dataclass(frozen=True)
@@ -108,6 +160,42 @@ class TaskInfo:
     # `harness.stats.Metric` of the outcomes of one cell, a frame with a row an image. Reports resample images with it.
     resampling: str = ""
 
+    def check(self) -> None:
+        """Check what can be known without importing the task's code.
+
+        Raises:
+            UsageError: no suite, or a target of another form.
+        """
+        if not self.suites:
+            raise UsageError("it has no suite")
+        for target in (self.target, *([self.resampling] if self.resampling else [])):
+            _check_target(target)
+
     def load(self) -> Any:
-        """Import and return the function behind `target`."""
-        return import_target(self.target)
+        """Import and return the function behind `target`.
+
+        Raises:
+            UsageError: it cannot be imported.
+        """
+        return imported(self.target, f"{self.target} of task '{self.name}'")
+
+    def open_suite(self, suite: str, data_root: Path | None) -> Suite:
+        """The suite with its data.
+
+        Raises:
+            UsageError: the task's code cannot be imported, or raises anything else than a UsageError of its own.
+        """
+        opened = self.load()
+        try:
+            found: Suite = opened(suite, data_root=data_root)
+        except UsageError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UsageError(f"task '{self.name}' cannot open suite '{suite}' ({reason})") from error
+        return found
+
+
+def _check_target(target: str) -> None:
+    if not re.fullmatch(r"[\w.]+:\w+", str(target)):
+        raise UsageError(f"its target '{target}' is not of the form module:attribute")

@@ -6,12 +6,24 @@ import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from harness.errors import UsageError
-from harness.plugins import import_target
+from harness.plugins import imported
 
-T = TypeVar("T")
+
+class Plugin(Protocol):
+    """What a registry holds."""
+
+    @property
+    def name(self) -> str:
+        """What users type."""
+
+    def check(self) -> None:
+        """Raise UsageError if it cannot be used."""
+
+
+T = TypeVar("T", bound=Plugin)
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Registry(Generic[T]):
         self._builtin = dict(builtin)
         self._group = group
         self._expected = expected
+        self._usable: dict[str, T] = {}
 
     def names(self) -> list[str]:
         """All names, the built-in ones first."""
@@ -70,8 +83,10 @@ class Registry(Generic[T]):
         """Import and return the plugin called `name`.
 
         Raises:
-            UsageError: unknown name, two plugins of that name, or a plugin that cannot be imported.
+            UsageError: unknown name, two plugins of that name, or a plugin that cannot be imported or used.
         """
+        if name in self._usable:
+            return self._usable[name]
         found = self._entries()
         check_known(self.noun, name, found)
         entries = found[name]
@@ -79,14 +94,15 @@ class Registry(Generic[T]):
             origins = " and ".join(f"{entry.origin} ({entry.target})" for entry in entries)
             raise UsageError(f"{self.noun} '{name}' is defined twice, by {origins}; remove or rename one")
         entry = entries[0]
-        try:
-            plugin: Any = import_target(entry.target)
-        except Exception as error:  # third-party code may raise anything on import
-            reason = f"{type(error).__name__}: {error}"
-            raise UsageError(f"{self.noun} '{name}' of {entry.origin} cannot be imported ({reason})") from error
+        plugin = imported(entry.target, f"{self.noun} '{name}' of {entry.origin}")
         if not isinstance(plugin, self._expected) or getattr(plugin, "name", None) != name:
             expected = f"{self._expected.__name__} named '{name}'"
             raise UsageError(f"{self.noun} '{name}' of {entry.origin}: {entry.target} is not a {expected}")
+        try:
+            plugin.check()
+        except UsageError as error:
+            raise UsageError(f"{self.noun} '{name}' of {entry.origin} is not usable: {error}") from None
+        self._usable[name] = plugin
         return plugin
 
     def load_all(self) -> tuple[dict[str, T], dict[str, str]]:

@@ -201,8 +201,8 @@ class CellRunner:
     def _suite(self, cell: Cell) -> Suite:
         key = cell.task, cell.suite
         if key not in self._suites:
-            opened = self._settings.catalog.tasks.get(cell.task).load()
-            self._suites[key] = opened(cell.suite, data_root=self._settings.data_root)
+            task = self._settings.catalog.tasks.get(cell.task)
+            self._suites[key] = task.open_suite(cell.suite, self._settings.data_root)
         return self._suites[key]
 
     def _float_model(self, suite: Suite, cell: Cell) -> VisionModel:
