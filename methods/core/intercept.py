@@ -73,11 +73,18 @@ class OpKey(NamedTuple):
         return f"{self.module or 'model'}/{self.kind}.{self.index}"
 
 
-class FusedAttentionError(RuntimeError):
+class UnsupportedNetworkError(RuntimeError):
+    """The network cannot be quantized here; the message is one sentence that says what it does, where, and what helps.
+
+    The base of all refusals that come from a network's own arithmetic.
+    """
+
+
+class FusedAttentionError(UnsupportedNetworkError):
     """The network calls fused attention, whose two matrix products cannot be seen."""
 
 
-class OpaqueOperationError(RuntimeError):
+class OpaqueOperationError(UnsupportedNetworkError):
     """The network multiplies in a way that the substrate cannot quantize."""
 
 

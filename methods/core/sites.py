@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 
 from harness.spec import MAX_BITS, BitSpec
-from methods.core.intercept import OUTPUT, OpaqueOperationError, OpKey
+from methods.core.intercept import OUTPUT, OpaqueOperationError, OpKey, UnsupportedNetworkError
 from methods.core.layers import LAYERS, output_axis
 from methods.core.trace import Op, Operand, Trace
 
@@ -28,7 +28,7 @@ FLOAT_BITS = 32
 Point = tuple[OpKey, int]
 
 
-class NoSitesError(RuntimeError):
+class NoSitesError(UnsupportedNetworkError):
     """Nothing to quantize was found."""
 
 

@@ -10,7 +10,14 @@ from torch import nn
 from torch.nn import functional
 
 from harness.spec import BitSpec
-from methods.core.intercept import FusedAttentionError, Interceptor, OpaqueOperationError, OpKey, tap
+from methods.core.intercept import (
+    FusedAttentionError,
+    Interceptor,
+    OpaqueOperationError,
+    OpKey,
+    UnsupportedNetworkError,
+    tap,
+)
 from methods.core.sites import NoSitesError, find_sites
 from methods.core.structure import NotATransformerError, find_blocks, patch_grid, to_grid
 from methods.core.trace import trace
@@ -176,6 +183,11 @@ def test_a_network_without_sites_or_blocks_is_refused():
         find_sites(trace(nn.Sequential(nn.LayerNorm(16), _Parameter()), SHAPE), "full", SPEC)
     with pytest.raises(NotATransformerError):
         find_blocks(trace(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU()), SHAPE))
+
+
+@pytest.mark.parametrize("error", [FusedAttentionError, NoSitesError, OpaqueOperationError])
+def test_refusals_of_a_network_have_one_base(error):
+    assert issubclass(error, UnsupportedNetworkError)
 
 
 class _Parameter(nn.Module):
