@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from harness.cell import FLOAT
 from harness.compose import SourceThenCalibrator
 from harness.contracts import Method
 from harness.errors import UsageError
-from harness.names import Part, parse_name
+from harness.names import Part, parse_name, whole
 from harness.plugins import PRESETS, Kind, Options, Origin, PluginInfo, TaskInfo, Trains
 from harness.registry import Registry, check_known
 
@@ -162,6 +163,8 @@ class Catalog:
     def resolve(self, text: str, preset: str = "default", overrides: Overrides | None = None) -> ResolvedMethod:
         """The method that `text` names: the preset's options, the user's on top, those in brackets on top of both.
 
+        Its name has in brackets what those change: what they only repeat is left out.
+
         Raises:
             UsageError: unknown name, preset or option, or a value that does not fit.
         """
@@ -169,10 +172,12 @@ class Catalog:
         chosen = overrides or {}
         named, parts = [], []
         for info, changes in self.find(text):
-            options = info.resolve(preset, {**chosen.get(info.name, {}), **changes})
-            # Values as the option's type has them: `0` and `false` may be one.
+            given = whole(chosen.get(info.name, {}))
+            options = info.resolve(preset, {**given, **whole(changes)})
+            # Values as the option's type has them, since `0` and `false` may be one; only those that say something new.
             values = options.model_dump(mode="json")
-            named.append(Part(info.name, {option: values[option] for option in changes}))
+            usual = _values(info, preset, given) if changes else values
+            named.append(Part(info.name, {o: values[o] for o in changes if o not in usual or values[o] != usual[o]}))
             parts.append((info, options))
         return ResolvedMethod(self._name(named, parts), preset if parts else "", tuple(parts))
 
@@ -259,3 +264,10 @@ class Catalog:
         # A source comes before its calibrator, whatever order the mapping came in.
         parts.sort(key=lambda part: part[0].kind == "calibrator")
         return ResolvedMethod(name, str(options.get("preset", "")), tuple(parts))
+
+
+def _values(info: PluginInfo, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The plugin's options without brackets; empty if only what brackets change makes them fit."""
+    with contextlib.suppress(UsageError):
+        return info.resolve(preset, given).model_dump(mode="json")
+    return {}

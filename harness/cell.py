@@ -1,29 +1,24 @@
-"""Identity of one measurement. Everything that can change the number is in a cell; nothing that cannot is."""
+"""Identity of one measurement: everything that a user can choose and that can change the number."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
+
+from harness.canonical import canonical_json, digest
+from harness.names import plain_name
+
+__all__ = ["FLOAT", "FLOAT_BITS", "FLOAT_SCHEME", "Cell", "canonical_json", "digest"]
 
 FLOAT, FLOAT_BITS, FLOAT_SCHEME = "float", "FP32", "none"  # coordinates of the unquantized reference
 
 
-def canonical_json(value: Any) -> str:
-    """The one JSON text of `value`: sorted keys, no spaces, ASCII.
-
-    Raises:
-        ValueError: the value holds NaN or an infinity, which JSON does not know.
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of the canonical JSON of `value`, in hex."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+# The fields of the first cells. One that was added later is part of a key only where it differs from its default, so
+# that the keys of older records stand.
+_FIRST_FIELDS = frozenset(
+    ("suite", "task", "model", "weights", "data", "limit", "method", "options", "bits", "scheme", "seed")
+)
 
 
 class Cell(BaseModel):
@@ -32,6 +27,9 @@ class Cell(BaseModel):
     `weights` and `data` are the hashes that the suite gives of the model and of its data; `limit` is the number of
     evaluation images (None: all). `options` is `{"preset": name, "parts": {"kind:plugin": {option: value}}}`, complete
     enough to build the method again. Device, threads and batch size of evaluation are not part of the identity.
+
+    `method` is for reading: brackets in it say again what `options` say, so that the key leaves them out. Fields that
+    were added later have a default and are left out of the key there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,8 +48,18 @@ class Cell(BaseModel):
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of the canonical JSON of all fields."""
-        return digest(self.model_dump(mode="json"))
+        """SHA-256 of the canonical JSON of the fields: one computation has one key, however it was asked for."""
+        return digest(self._fields() | {"method": plain_name(self.method)})
+
+    @property
+    def labelled_key(self) -> str:
+        """The key by which versions until 0.1 knew this cell: the method's name counted with its brackets."""
+        return digest(self._fields())
+
+    def _fields(self) -> dict[str, JsonValue]:
+        fields = self.model_dump(mode="json")
+        later = [name for name in fields if name not in _FIRST_FIELDS]
+        return {n: v for n, v in fields.items() if n not in later or v != type(self).model_fields[n].get_default()}
 
     @property
     def is_float(self) -> bool:

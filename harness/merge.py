@@ -46,13 +46,13 @@ def merge(sources: Sequence[Path], target: Path) -> Merged:
     contents = [store.records() for store in stores]  # all is read before anything is written
     prepare_folder(target, "--into")
     into, done = Store(target), Merged()
-    there = {record.key: record for record in into.records()}
+    there = {record.cell.key: record for record in into.records()}
     try:
         for store, records in zip(stores, contents, strict=True):
             for record in records:
                 _bring(record, store, there, into, done)
             for conflict in store.conflicts():
-                kept = there.get(conflict.other.key)
+                kept = there.get(conflict.other.cell.key)
                 if kept is None or not _agree(conflict.other, conflict.store, kept, into):
                     _set_aside(conflict.other, conflict.store, into)
     except OSError as error:
@@ -76,7 +76,7 @@ def show(merged: Merged, target: Path, console: Console) -> int:
     text += f", {merged.better} took the place of failed or incomplete ones" * bool(merged.better)
     console.print(f"{text}, {len(merged.conflicts)} contradict what was there.", **_PLAIN)
     if conflicts:
-        number = len({conflict.other.key for conflict in conflicts})
+        number = len({conflict.other.cell.key for conflict in conflicts})
         text = f"Of {number} cells {target} now has records that contradict each other; its report shows them."
         console.print(text, style="yellow", **_PLAIN)
         return CONTRADICTION
@@ -92,17 +92,17 @@ def _source(folder: Path, target: Path) -> Store:
 
 
 def _bring(record: Record, store: Store, there: dict[str, Record], into: Store, done: Merged) -> None:
-    old = there.get(record.key)
+    old = there.get(record.cell.key)
     if old is not None and (not _counts(record, store) or _agree(record, store, old, into)):
         done.same += 1
     elif old is None or not _counts(old, into):
         done.better += old is not None
         done.copied += old is None
         if old is not None:
-            for path in into.files(record.key):
+            for path in into.files(old.key):
                 path.unlink()
         _copy(store, record.key, into.folder)
-        there[record.key] = record
+        there[record.cell.key] = record
     else:
         done.conflicts.append(Conflict(old, record, _set_aside(record, store, into)))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from harness.cell import canonical_json
+from harness.canonical import canonical_json
 from harness.errors import UsageError
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|.', re.DOTALL)  # a JSON string, else one character
@@ -117,6 +117,23 @@ def parse_name(text: str) -> tuple[Part, ...]:
     return tuple(_part(piece) for piece in pieces)
 
 
+def plain_name(text: str) -> str:
+    """`NAME` or `SOURCE+CALIBRATOR` without brackets; a text that is no such name as it is."""
+    try:
+        return "+".join(part.name for part in parse_name(text)) if "[" in text else text
+    except UsageError:
+        return text
+
+
+def whole(value: Any) -> Any:
+    """Whole floats as integers, at any depth: 10 and 10.0 are one value."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, Mapping):
+        return {name: whole(each) for name, each in value.items()}
+    return [whole(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def _part(text: str) -> Part:
     name, bracket, rest = text.partition("[")
     if not bracket:
@@ -161,13 +178,4 @@ def _value_text(value: Any) -> str:
     if isinstance(value, str):
         plain = value and value.isprintable() and not _QUOTED.search(value) and parse_value(value) is value
         return value if plain else canonical_json(value)
-    return canonical_json(_whole(value))
-
-
-def _whole(value: Any) -> Any:
-    """Whole floats as integers, at any depth: 0 and 0.0 are one value, so they get one text."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    if isinstance(value, Mapping):
-        return {name: _whole(each) for name, each in value.items()}
-    return [_whole(each) for each in value] if isinstance(value, list | tuple) else value
+    return canonical_json(whole(value))

@@ -140,7 +140,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     methods = [m for m in catalog.resolve_all(names, request.preset, request.overrides) if m.name != FLOAT]
     for task in request.tasks:
         check_known(f"suite of task '{task}'", request.suite, catalog.tasks.get(task).suites)
-    records = {record.key: record for record in store.records()}
+    records = {record.cell.key: record for record in store.records()}
     suites = [catalog.tasks.get(task).open_suite(request.suite, request.data_root) for task in request.tasks]
     for suite in suites:
         suite.check_limit(request.limit)

@@ -107,10 +107,15 @@ class Store:
     def records(self) -> list[Record]:
         """All records, in order of their keys.
 
+        Versions until 0.1 counted brackets in a method's name as part of a cell's key; their records keep the key that
+        they have, `record.cell.key` is that of today. One whose cell has a record of today is left out.
+
         Raises:
             UsageError: a record file is truncated or invalid; nothing is deleted.
         """
-        return list(self._read_all())
+        found = list(self._read_all())
+        present = {record.key for record in found}
+        return [record for record in found if record.key == record.cell.key or record.cell.key not in present]
 
     def _read_all(self) -> Iterator[Record]:
         if self.folder.is_dir():
@@ -168,13 +173,13 @@ class Store:
         """
         if not self.conflict_folder.is_dir():
             return []
-        here = {record.key: record for record in self._read_all()}
+        here = {record.cell.key: record for record in self.records()}
         sides = [Store(path) for path in sorted(self.conflict_folder.iterdir()) if path.is_dir()]
         found = [
             Conflict(kept, record, side)
             for side in sides
             for record in side.records()
-            if (kept := here.get(record.key)) is None or not self.agrees(kept, record, side)
+            if (kept := here.get(record.cell.key)) is None or not self.agrees(kept, record, side)
         ]
         return sorted(found, key=lambda conflict: conflict.other.key)
 
@@ -304,6 +309,6 @@ def _read(path: Path) -> Record:
         raise UsageError(f"record {path} cannot be read ({problem}); {advice}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"record {path} cannot be read ({error}); {advice}") from None
-    if not path.stem == record.key == record.cell.key:
+    if path.stem != record.key or record.key not in (record.cell.key, record.cell.labelled_key):
         raise UsageError(f"record {path} does not hold the cell that its name says; {advice}")
     return record

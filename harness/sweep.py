@@ -70,7 +70,7 @@ def run_and_report(
             reporter.finish()
     records = store.records()
     code = exit_code(plan, records)
-    kept = {record.key for record in records if record.status == "ok"} & {record.key for record in failures}
+    kept = {record.cell.key for record in records if record.status == "ok"} & {record.key for record in failures}
     if kept:
         text = f"{len(kept)} of these cells failed when measured again; the tables have their earlier results."
         console.print(text, style="yellow")
@@ -94,7 +94,7 @@ def report(store: Store, keys: set[str] | None, console: Console) -> None:
 def _measure(executor: Executor, store: Store, cell: Cell, display: Display) -> Record:
     """Measure a cell and keep its record; a failure does not take the place of a result, be it another process's."""
     measured = executor.run(cell, display.progress)
-    if measured.record.status == "failed" and store.has_result(cell.key):
+    if measured.record.status == "failed" and any(map(store.has_result, (cell.key, cell.labelled_key))):
         return measured.record
     try:
         store.save(measured.record, measured.outcomes, measured.images, measured.snapshots, measured.pictures)
@@ -109,7 +109,7 @@ def exit_code(plan: Plan, records: Iterable[Record]) -> int:
 
     A run without one quantized result measured nothing, unless it asked for the float reference only.
     """
-    of_plan = [record for record in records if record.key in plan.keys]
+    of_plan = [record for record in records if record.cell.key in plan.keys]
     only_float = all(planned.cell.is_float for planned in plan.cells)
     failed = any(record.status == "failed" for record in of_plan)
     ok = [record for record in of_plan if record.status == "ok"]

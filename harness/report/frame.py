@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.cell import canonical_json
+from harness.names import plain_name
 from harness.record import Record
 
 # Which images every method was right on, or its metric on resampled images, by cell key; cells without are absent.
@@ -34,7 +35,9 @@ def cells_frame(records: Iterable[Record], outcomes: Outcomes) -> pd.DataFrame:
     `method` and `model` tell variants apart that share a name: other options are added to the method, other weights to
     the model. `accuracy` is the suite's primary metric in points, `images` the number of images behind it.
     """
-    rows = [_row(record, outcomes) for record in records]
+    found = list(records)
+    names = method_names(found)
+    rows = [_row(record, outcomes) | {"method": names[record.key]} for record in found]
     frame = pd.DataFrame(rows, columns=list(_row_columns()))
     frame["method"] = label_variants(frame["method"].tolist(), frame["options"].tolist())
     several = frame.groupby(["suite", "model"])["weights"].transform("nunique") > 1
@@ -118,6 +121,18 @@ def _calibration_images(record: Record) -> int | None:
     )
     stated = next((value for value in values if isinstance(value, int)), None)
     return record.counters.get("images", stated)
+
+
+def method_names(records: Iterable[Record]) -> dict[str, str]:
+    """The method's name by key: that of its cell, but one name for the same options. `psaq` whose options were given
+    apart is called as the brackets of another repetition have it.
+    """
+    found = list(records)
+    names: dict[tuple[str, str], str] = {}
+    for cell in (record.cell for record in found):
+        method = plain_name(cell.method), canonical_json(cell.options)
+        names[method] = max(names.get(method, ""), cell.method, key=lambda name: (len(name), name))
+    return {r.key: names[plain_name(r.cell.method), canonical_json(r.cell.options)] for r in found}
 
 
 def label_variants(names: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from harness.plugins import PRESETS, import_target
 from harness.record import Record
 from harness.report import ablation, cross, ranks
 from harness.report.conflicts import conflict_frame
-from harness.report.frame import Outcome, Outcomes, cells_frame
+from harness.report.frame import Outcome, Outcomes, cells_frame, method_names
 from harness.report.summary import summarise
 from harness.store import Store
 
@@ -45,7 +45,7 @@ def assemble(records: Iterable[Record], outcomes: Outcomes, catalog: Catalog) ->
     ordered = tuple(sorted(records, key=lambda record: record.key))
     cells = cells_frame(ordered, outcomes)
     summary = summarise(cells, outcomes)
-    names = {record.key: record.cell.method for record in ordered}
+    names = method_names(ordered)
     switches = ablation.ablations(cells, summary, outcomes, names, _ablation_labels(names, catalog))
     crossed = cross.crosses(cells, summary, outcomes, names)
     return Results(ordered, outcomes, cells, summary, names, switches, crossed, ranks.ranks(crossed))
@@ -62,7 +62,7 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
     Raises:
         UsageError: a record or its outcomes cannot be read.
     """
-    records = [record for record in store.records() if keys is None or record.key in keys]
+    records = [record for record in store.records() if keys is None or record.cell.key in keys]
     outcomes: dict[str, Outcome] = {}
     for record in records:
         if record.status == "ok":
@@ -71,7 +71,7 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
                 outcomes[record.key] = frame["correct"].to_numpy(dtype=bool)
             elif resampling := _resampling(catalog, record.cell.task):
                 outcomes[record.key] = stats.resample(import_target(resampling)(frame), len(frame))
-    conflicts = [conflict for conflict in store.conflicts() if keys is None or conflict.other.key in keys]
+    conflicts = [conflict for conflict in store.conflicts() if keys is None or conflict.other.cell.key in keys]
     return replace(assemble(records, outcomes, catalog), conflicts=conflict_frame(conflicts))
 
 

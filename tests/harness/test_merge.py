@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.cell import Cell
 from harness.errors import UsageError
 from harness.merge import merge
 from harness.record import Failure, Provenance, Record
@@ -179,3 +180,20 @@ def test_a_conflict_ends_when_its_other_side_takes_the_place(fill, tmp_path):
     merge([b.folder], into.folder)  # the other side is its own record now
     assert into.records() == b.records()
     assert into.conflicts() == []
+
+
+@pytest.mark.parametrize(("right", "conflicts"), [([1, 2], 0), ([1, 3], 1)])
+def test_a_record_of_a_key_with_brackets_is_the_same_cell(fill, tmp_path, right, conflicts):
+    store = fill("a", {0: [1, 2]})
+    (new,) = store.records()
+    cell = Cell(**{**new.cell.model_dump(), "method": "toynoise[count=4]"})
+    old = Store(tmp_path / "old")
+    old.folder.mkdir()
+    record = new.model_copy(update={"cell": cell, "key": cell.labelled_key})
+    old.save(record, pd.DataFrame({"correct": np.isin(np.arange(10), right)}))
+    for number, sources in enumerate(([store.folder, old.folder], [old.folder, store.folder])):
+        target = tmp_path / f"into{number}"
+        merged = merge(sources, target)
+        assert (merged.copied, merged.same, len(merged.conflicts)) == (1, 1 - conflicts, conflicts)
+        assert len(Store(target).records()) == 1
+        assert len(Store(target).conflicts()) == conflicts

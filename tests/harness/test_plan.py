@@ -174,3 +174,23 @@ def test_exit_codes(catalog, store, states, code):
 def test_float_alone_is_a_measurement(catalog, store):
     plan = make_plan(Request(methods=("float",), models=("tiny",), **TOY), catalog, store)
     assert exit_code(plan, [record(plan.cells[0].cell, catalog)]) == 0
+
+
+def test_k2_a_cell_is_found_however_it_was_asked_for(catalog, store):
+    """FAULTS K2 "`psaq[steps=10]` and `--option psaq.steps=10`": measured under one, there under the other."""
+    with_option = Request(
+        methods=("toynoise",), overrides={"toynoise": {"count": 2}}, models=("tiny",), bits=("W4A8",), **TOY
+    )
+    cell = make_plan(with_option, catalog, store).cells[1].cell
+    save(store, record(cell, catalog))
+    in_brackets = Request(methods=("toynoise[count=2]",), models=("tiny",), bits=("W4A8",), **TOY)
+    plan = make_plan(in_brackets, catalog, store)
+    assert [planned.state for planned in plan.cells] == ["new", "done"]
+    assert cell.key in plan.keys
+
+
+def test_a_record_of_a_key_with_brackets_is_found(catalog, store):
+    request = Request(methods=("toynoise[count=2]",), models=("tiny",), bits=("W4A8",), **TOY)
+    made = record(make_plan(request, catalog, store).cells[1].cell, catalog)
+    save(store, made.model_copy(update={"key": made.cell.labelled_key}))
+    assert make_plan(request, catalog, store).cells[1].state == "done"

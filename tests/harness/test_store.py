@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.cell import Cell
 from harness.errors import UsageError
 from harness.record import Provenance, Quantization, Record
 from harness.store import Store, prepare_folder, write_atomically, writing_report
@@ -162,3 +163,26 @@ def test_a_result_is_one_that_is_ok_and_complete(store, record):
 def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(UsageError, match=r"No space left on device.*all records are kept"), writing_report(tmp_path):
         raise OSError(28, "No space left on device")
+
+
+def labelled(record: Record, name: str, **changes) -> Record:
+    """The record as versions that counted brackets in the name as part of the key have it."""
+    cell = record.cell.model_copy(update={"method": name})
+    return record.model_copy(update={"cell": Cell(**cell.model_dump()), **changes})
+
+
+def test_records_whose_keys_count_brackets_are_read(store, record):
+    old = labelled(record, "toynoise[count=4]")
+    old = old.model_copy(update={"key": old.cell.labelled_key})
+    assert old.key != old.cell.key == record.key
+    store.save(old, pd.DataFrame({"correct": [True]}))
+    assert store.records() == [old]
+    assert store.complete(old)
+    store.save(record, pd.DataFrame({"correct": [False]}))
+    assert store.records() == [record]  # the same cell, measured since
+
+
+def test_a_record_under_a_key_of_neither_kind_is_refused(store, record):
+    store.save(labelled(record, "toynoise[count=4]", key="0" * 64), pd.DataFrame({"correct": [True]}))
+    with pytest.raises(UsageError, match="does not hold the cell that its name says"):
+        store.records()

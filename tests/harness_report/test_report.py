@@ -240,3 +240,19 @@ def test_an_option_that_was_not_there_yet_is_another_variant():
     """A record of before an option and one of after, where it is None, are not two seeds of one method."""
     old, new = '{"parts": {"a": {"x": 1}}}', '{"parts": {"a": {"x": 1, "lr": null}}}'
     assert label_variants(["m", "m"], [old, new]) == ["m [lr=absent]", "m [lr=None]"]
+
+
+def test_one_method_has_one_name_in_tables_however_it_was_asked_for():
+    options = {"preset": "quick", "parts": {"source:psaq": {"steps": 10}, "calibrator:minmax": {}}}
+    usual = {"preset": "quick", "parts": {"source:psaq": {"steps": 25}, "calibrator:minmax": {}}}
+    records = [
+        fake.record("psaq", 0, options=options),
+        fake.record("psaq[steps=10]", 1, options=options),
+        fake.record("psaq", 0, options=usual),
+    ]
+    frame = cells_frame(records, {})
+    assert sorted(zip(frame["method"], frame["seed"], strict=True)) == [
+        ("psaq", 0),
+        ("psaq[steps=10]", 0),
+        ("psaq[steps=10]", 1),
+    ]
