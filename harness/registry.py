@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import Generic, Protocol, TypeVar
 
 from harness.errors import UsageError
@@ -32,6 +34,12 @@ class Entry:
 
     target: str
     origin: str
+
+
+@cache
+def _installed(_path: tuple[str, ...], group: str) -> EntryPoints:
+    """Entry points of all packages on the path: a scan of every installed package, so once for each path."""
+    return entry_points(group=group)
 
 
 def check_known(noun: str, name: str, known: Collection[str]) -> None:
@@ -61,6 +69,7 @@ class Registry(Generic[T]):
         self._group = group
         self._expected = expected
         self._usable: dict[str, T] = {}
+        self._known: tuple[tuple[str, ...], dict[str, list[Entry]]] | None = None
 
     def names(self) -> list[str]:
         """All names, the built-in ones first."""
@@ -70,8 +79,14 @@ class Registry(Generic[T]):
         return name in self._entries()
 
     def _entries(self) -> dict[str, list[Entry]]:
+        path = tuple(sys.path)
+        if self._known is None or self._known[0] != path:
+            self._known = path, self._scan(path)
+        return self._known[1]
+
+    def _scan(self, path: tuple[str, ...]) -> dict[str, list[Entry]]:
         found = {name: [Entry(target, "dfqbench")] for name, target in self._builtin.items()}
-        for point in sorted(entry_points(group=self._group), key=lambda p: (p.name, p.value)):
+        for point in sorted(_installed(path, self._group), key=lambda p: (p.name, p.value)):
             package = point.dist.name if point.dist else "an unknown package"
             entry = Entry(point.value, f"package {package}")
             entries = found.setdefault(point.name, [])

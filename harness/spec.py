@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from harness.errors import UsageError
 
@@ -40,13 +41,15 @@ class BitSpec:
         """Read `W<bits>A<bits>`, `MP<mean weight bits>` or `MP<mean weight bits>A<bits>`, 2 to 8 bits each.
 
         Raises:
-            UsageError: another form or range; the message gives an example.
+            UsageError: another form or range, or more digits than a float has; the message gives an example.
         """
         fixed, mixed = _FIXED.fullmatch(text.strip()), _MIXED.fullmatch(text.strip())
         if fixed is not None:
             spec = cls(int(fixed[1]), int(fixed[2]))
         elif mixed is not None:
             spec = cls(float(mixed[1]), int(mixed[2]) if mixed[2] else None, mixed=True)
+            if Decimal(repr(spec.weight)) != Decimal(mixed[1]):
+                raise UsageError(f"bits '{text}' have more digits than can be kept; write {spec}, or fewer digits")
         else:
             raise UsageError(
                 f"bits '{text}' are not of the form W<weight bits>A<activation bits>, or MP<mean weight bits> for "
@@ -58,6 +61,7 @@ class BitSpec:
         return spec
 
     def __str__(self) -> str:
-        """`W4A8`, `MP4.5`."""
+        """`W4A8`, `MP4.5`; `parse` reads an equal precision from it, with all digits of a mixed one."""
         activation = "" if self.activation is None else f"A{self.activation}"
-        return f"{'MP' if self.mixed else 'W'}{self.weight:g}{activation}"
+        weight = repr(float(self.weight)).removesuffix(".0")
+        return f"{'MP' if self.mixed else 'W'}{weight}{activation}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from math import floor
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,7 @@ class Budget:
 
     Args:
         sizes: values of every layer.
-        mean_bits: the bound.
+        mean_bits: the bound, as its shortest decimal says it: 4.1 is 41/10, not the float beside it.
     """
 
     sizes: Mapping[str, int]
@@ -22,9 +25,14 @@ class Budget:
         """Bits of all weights."""
         return sum(self.sizes[name] * bits for name, bits in widths.items())
 
+    @cached_property
+    def most(self) -> int:
+        """The most bits that all weights may have together."""
+        return floor(Fraction(repr(self.mean_bits)) * sum(self.sizes.values()))
+
     def fits(self, widths: Mapping[str, int]) -> bool:
         """Whether `widths` are within the budget."""
-        return self.used(widths) <= self.mean_bits * sum(self.sizes.values()) + 1e-6
+        return self.used(widths) <= self.most
 
     def repair(
         self, widths: Mapping[str, int], costs: Mapping[str, Mapping[int, float]], keep: str | None = None

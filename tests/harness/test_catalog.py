@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
 
+from harness import registry
+from harness.catalog import Catalog
+from harness.cell import Cell
 from harness.cli import parse_overrides
 from harness.errors import UsageError
 from harness.plugins import PluginInfo
@@ -24,9 +28,10 @@ from harness.registry import Registry
         ("clamp", "clamp"),
         ("clamp+minmax", "clamp+minmax"),
         ("float", "float"),
-        (" toynoise [ count = 4 ] + toyround", "toynoise[count=4]"),
-        ("toyswitch[text=plain,count=1]", "toyswitch[count=1,text=plain]"),
-        ('toyswitch[text="plain"]', "toyswitch[text=plain]"),
+        (" toynoise [ count = 5 ] + toyround", "toynoise[count=5]"),
+        ("toynoise[count=4]", "toynoise"),
+        ("toyswitch[text=rough,count=1]", "toyswitch[count=1,text=rough]"),
+        ('toyswitch[text="rough"]', "toyswitch[text=rough]"),
         ("toyswitch[count=3.0,scale=2.0,smooth=no]", "toyswitch[count=3,scale=2,smooth=false]"),
         ('toyswitch[text="1",scale=1e-5]', 'toyswitch[scale=1e-05,text="1"]'),
         ('toyswitch[value={"b": [1, 2.0], "a": "x]"}]', 'toyswitch[value={"a":"x]","b":[1,2]}]'),
@@ -103,11 +108,77 @@ def test_brackets_come_before_options_and_options_before_the_preset(catalog):
     assert (base.parts[0][1].count, other.parts[0][1].count) == (5, 2)
 
 
-def test_a_variant_that_changes_nothing_is_still_a_variant(catalog):
+def cell_key(method) -> str:
+    coordinates = {"suite": "toy", "task": "toy", "model": "tiny", "weights": "w", "data": "d", "limit": None}
+    own = {"method": method.name, "options": method.options, "bits": "W4A8", "scheme": "full", "seed": 0}
+    return Cell(**coordinates, **own).key
+
+
+def test_k2_brackets_and_options_name_one_computation(catalog):
+    """FAULTS K2 "`psaq[steps=10]` and `--option psaq.steps=10`"."""
+    variant = catalog.resolve("psaq[steps=10]")
+    option = catalog.resolve("psaq", "default", {"psaq": {"steps": 10}})
+    assert (variant.name, option.name) == ("psaq[steps=10]", "psaq")
+    assert cell_key(variant) == cell_key(option) != cell_key(catalog.resolve("psaq"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("toyswitch[count=10]", "toyswitch[count=10.0]"),
+        ("toyswitch[count=10]", 'toyswitch[count="10"]'),
+        ("toyswitch[scale=3]", "toyswitch[scale=3.0]"),
+        ("toyswitch[value=3]", "toyswitch[value=3.0]"),
+        ('toyswitch[value={"a":[1,{"b":2}]}]', 'toyswitch[value={"a":[1.0,{"b":2.0}]}]'),
+        ("toyswitch[count=1,smooth=no]", "toyswitch[smooth=false,count=1]+toyround"),
+        ("toyswitch[count=4]", "toyswitch"),
+        ("psaq[steps=75]", "psaq+minmax"),
+        ("psaq+minmax[weights=symmetric]", "psaq"),
+    ],
+)
+def test_one_computation_has_one_key(catalog, first, second):
+    one, other = catalog.resolve(first), catalog.resolve(second)
+    assert one.name == other.name
+    assert cell_key(one) == cell_key(other)
+
+
+def test_values_of_another_kind_are_other_computations(catalog):
+    keys = {cell_key(catalog.resolve(f"toyswitch[value={value}]")) for value in ("3", '"3"', "3.5", "[3]", "true")}
+    assert len(keys) == 5
+
+
+def test_options_of_any_type_are_one_value_however_they_are_given(catalog):
+    option = catalog.resolve("toyswitch", "default", {"toyswitch": {"value": 3.0}})
+    assert cell_key(option) == cell_key(catalog.resolve("toyswitch[value=3]"))
+
+
+def test_a_variant_that_changes_nothing_is_no_variant(catalog):
     names = ["toyswitch", "toyswitch[count=4]", "toyswitch[count=4.0]+toyround"]
-    base, variant = catalog.resolve_all(names, "default", {})
-    assert (base.name, variant.name) == ("toyswitch", "toyswitch[count=4]")
-    assert base.options == variant.options
+    (base,) = catalog.resolve_all(names, "default", {})
+    assert base.name == "toyswitch"
+    base, variant = catalog.resolve_all(names[:2], "default", {"toyswitch": {"count": 9}})
+    assert (base.name, variant.name) == ("toyswitch", "toyswitch[count=4]")  # it says something new beside --option
+
+
+def test_brackets_that_alone_make_an_option_fit_stay_in_the_name(catalog):
+    method = catalog.resolve("toyswitch[smooth=false]", "default", {"toyswitch": {"count": 60}})
+    assert method.name == "toyswitch[smooth=false]"
+
+
+def test_installed_packages_are_scanned_once(catalog, monkeypatch):
+    """CODE_REVIEW A11: every look-up scanned all of them."""
+    scans = []
+    scan = registry.entry_points
+    monkeypatch.setattr("harness.registry.entry_points", lambda **group: scans.append(group) or scan(**group))
+    registry._installed.cache_clear()
+    fresh = Catalog.default()
+    for _ in range(3):
+        for name in fresh.method_names():
+            with contextlib.suppress(UsageError):
+                fresh.find(name)
+    assert sorted(scan["group"] for scan in scans) == sorted(
+        f"dfqbench.{kind}" for kind in ("methods", "sources", "calibrators")
+    )
 
 
 def test_ablations_have_canonical_names(catalog):

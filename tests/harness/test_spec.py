@@ -10,7 +10,7 @@ from harness.errors import UsageError
 from harness.spec import BitSpec, split_scheme
 
 WIDTHS = st.integers(2, 8)
-MEANS = st.integers(20, 80).map(lambda tenths: tenths / 10)
+MEANS = st.floats(2, 8)
 
 
 @given(
@@ -46,3 +46,21 @@ def test_widths_out_of_range_are_refused(text):
 def test_a_scheme_may_name_a_part():
     assert split_scheme("full") == ("full", None)
     assert split_scheme("matmul:backbone") == ("matmul", "backbone")
+
+
+@pytest.mark.parametrize("text", ["MP4.1234567", "MP4.999999999", "MP2.00000012A8", "MP7.9999999", "MP4.5"])
+def test_k2_a_mixed_precision_keeps_all_its_digits(text):
+    """FAULTS K2 "`MP4.1234567` runs at a budget of 4.12346": above what was asked."""
+    spec = BitSpec.parse(text)
+    assert str(spec) == text
+    assert BitSpec.parse(str(spec)).weight == spec.weight == float(text[2:].partition("A")[0])
+
+
+def test_more_digits_than_a_float_has_are_refused():
+    with pytest.raises(UsageError, match=r"more digits than can be kept; write MP4\.1\d+, or fewer"):
+        BitSpec.parse("MP4.12345678901234567890")
+
+
+def test_integers_and_zeros_around_a_number_are_no_other_precision():
+    assert {str(BitSpec.parse(text)) for text in ("MP4.5", "mp4.500", "MP04.5")} == {"MP4.5"}
+    assert str(BitSpec.parse("W04A08")) == str(BitSpec(4.0, 8)) == "W4A8"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -403,6 +404,18 @@ def test_repair_meets_the_budget_and_leaves_the_kept_layer(costs, mean, start, k
         for b in range(widths[name] + 1, 9):
             if name != keep and budget.fits({**widths, name: b}):
                 assert costs[name][b] >= costs[name][widths[name]] - 1e-300
+
+
+@pytest.mark.parametrize("mean", [4.1, 4.7, 4.1234567, 2.3, 5.0000001])
+def test_k2_a_budget_is_exactly_what_was_asked(mean):
+    """FAULTS K2 "`MP4.1234567`": never above what was asked, and all of it where whole bits meet it."""
+    sizes = {"a": 7 * 10**7, "b": 3 * 10**7}
+    asked = Fraction(str(mean)) * 10**8
+    assert asked.denominator == 1
+    assert Budget(sizes, mean).most == asked
+    fitting = int(asked) // 8
+    assert Budget({"wide": fitting, "narrow": 10**8 - fitting}, mean).fits({"wide": 8, "narrow": 0})
+    assert not Budget({"wide": fitting + 1, "narrow": 10**8 - fitting - 1}, mean).fits({"wide": 8, "narrow": 0})
 
 
 def test_refresh_cadences():
