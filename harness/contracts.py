@@ -141,7 +141,9 @@ class Suite(Protocol):
     """Models and data of one task under one name, as opened by a task plugin.
 
     `parts`, which may be left out, names the parts of its models that can be quantized alone: the keys of
-    `VisionModel.parts`.
+    `VisionModel.parts`. So may `calibration_identity() -> str`, the revision of the calibration data where
+    `data_identity` does not cover them (else empty). It is asked for only if a method of the run is given images, and
+    raises UsageError if there are none.
     """
 
     name: str
@@ -161,7 +163,9 @@ class Suite(Protocol):
         """Raise UsageError, saying how many evaluation images there are, if there are fewer than `limit`."""
 
     def data_identity(self) -> str:
-        """Revision of evaluation and calibration data, preprocessing included."""
+        """Revision of the evaluation data, preprocessing included; of the calibration data too unless
+        `calibration_identity` says more. Raises UsageError for damaged data.
+        """
 
     def load(self, model: str, device: torch.device) -> VisionModel:
         """The float model, ready to use. Raises UsageError for an unknown model or bad checkpoint."""

@@ -145,6 +145,8 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     for suite in suites:
         suite.check_limit(request.limit)
         _check_parts(request, suite)
+        if any(method.data == "images" for method in methods):
+            _calibration(suite)  # raises if there are no images to give
     estimator = Estimator(records.values())
     cells: dict[str, tuple[Cell, str]] = {}
     for suite, requested, weights in _models(request, suites):
@@ -184,6 +186,12 @@ def _check_parts(request: Request, suite: Suite) -> None:
             raise UsageError(f"scheme '{scheme}': {suite.task} models are quantized whole; write --schemes {tensors}")
         if part is not None:
             check_known(f"part of {suite.task} models in --schemes", part, known)
+
+
+def _calibration(suite: Suite) -> str:
+    """Revision of the suite's calibration data where it is apart from that of all its data, else empty."""
+    ask = getattr(suite, "calibration_identity", None)
+    return "" if ask is None else ask()
 
 
 def _names(request: Request, catalog: Catalog) -> list[str]:

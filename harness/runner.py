@@ -202,7 +202,12 @@ class CellRunner:
         key = cell.task, cell.suite
         if key not in self._suites:
             task = self._settings.catalog.tasks.get(cell.task)
-            self._suites[key] = task.open_suite(cell.suite, self._settings.data_root)
+            opened = task.open_suite(cell.suite, self._settings.data_root)
+            if opened.data_identity() != cell.data:
+                raise UsageError(
+                    f"suite '{cell.suite}' has other data now than when the run was planned; run the command again"
+                )
+            self._suites[key] = opened
         return self._suites[key]
 
     def _float_model(self, suite: Suite, cell: Cell) -> VisionModel:

@@ -179,7 +179,8 @@ def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def _name(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    inside = str(path).removeprefix(f"{folder}{os.sep}")  # several times as fast as pathlib, for a million files
+    return inside.replace(os.sep, "/")
 
 
 def _announce(folder: Path, sizes: Sequence[int]) -> None:

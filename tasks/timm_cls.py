@@ -44,6 +44,9 @@ class ImageData(Protocol):
     def identity(self) -> str:
         """Revision of the data."""
 
+    def calibration_identity(self) -> str:
+        """Revision of the pool of calibration images; empty if `identity` covers it."""
+
     def evaluation(self, model: VisionModel, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of normalised images and labels (CPU), the first `count` images, class-interleaved."""
 
@@ -71,7 +74,7 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
         return ClassificationSuite(suite, CifarData(data_root), zoo.ZOO.names, zoo.ZOO.build_trained, zoo.ZOO.input)
     if suite == "imagenet":
         if data_root is None:
-            raise UsageError("suite 'imagenet' needs the images: name a folder that holds train/ and val/ as data root")
+            raise UsageError("suite 'imagenet' needs the images: name a folder that holds val/ as data root")
         from tasks.image_folder import ImageFolder
 
         return ClassificationSuite(suite, ImageFolder(data_root), IMAGENET_MODELS)
@@ -117,6 +120,10 @@ class ClassificationSuite:
     def data_identity(self) -> str:
         """Revision of the data, 16 hexadecimal digits."""
         return self.data.identity()
+
+    def calibration_identity(self) -> str:
+        """Revision of the training images where it is apart, else empty. Raises UsageError if there are none."""
+        return self.data.calibration_identity()
 
     def load(self, model: str, device: torch.device) -> VisionModel:
         """The float model on `device`."""

@@ -170,6 +170,10 @@ class CifarData:
         """Hash of the data and of the preprocessing constants."""
         return hashlib.sha256(f"{self._identity} {MEAN} {STD}".encode()).hexdigest()[:16]
 
+    def calibration_identity(self) -> str:
+        """Empty: `identity` covers both splits."""
+        return ""
+
     def evaluation(self, model: VisionModel, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of normalised images (b, 3, 32, 32) and labels (b,), the first `count`; the same for any `model`."""
         check_not_sealed("evaluation images")

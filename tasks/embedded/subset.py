@@ -72,6 +72,10 @@ class EmbeddedData:
         constants = repr((IMAGE_SIZE, MEAN, STD)).encode()
         return hashlib.sha256(self._file.read_bytes() + constants).hexdigest()[:16]
 
+    def calibration_identity(self) -> str:
+        """Empty: `identity` covers both splits."""
+        return ""
+
     def evaluation(self, model: VisionModel, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of normalised images (b, 1, 32, 32) and labels (b,), the first `count`; the same for any `model`."""
         check_not_sealed("evaluation images")

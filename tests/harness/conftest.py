@@ -60,7 +60,7 @@ def toy_cell(catalog):
             "task": "toy",
             "model": "tiny",
             "weights": "weights of tiny",
-            "data": "d",
+            "data": "toy data 1",
             "limit": None,
         }
         fields |= {"method": resolved.name, "options": resolved.options, "bits": "W4A8", "scheme": "full", "seed": 0}

@@ -167,3 +167,10 @@ def test_weights_that_changed_since_the_plan_fail_the_cell(settings, toy_cell):
     record = CellRunner(settings).measure(toy_cell(weights="those of yesterday"), lambda *_: None).record
     assert record.status == "failed"
     assert "model 'tiny' has other weights now than when the run was planned" in record.failure.message
+
+
+def test_k2_data_that_changed_since_the_plan_fail_the_cell(settings, toy_cell):
+    """FAULTS K2 "contents of two class folders swapped", between planning and running."""
+    record = CellRunner(settings).measure(toy_cell(data="those of yesterday"), lambda *_: None).record
+    assert record.status == "failed"
+    assert "suite 'toy' has other data now than when the run was planned" in record.failure.message
