@@ -157,7 +157,7 @@ class Search:
         if self._budget is not None:
             self._costs[name] = self._measure_widths(segment, site, loss)
         first = self._rescore(segment, site, population, loss)
-        half = max(1, o.cycles // 2)
+        half = (o.cycles + 1) // 2  # of three cycles two: a refresh after each one would be twice as many
         for cycle in range(o.cycles):
             children = self._evolution.children(population)
             self._score(segment, site, population, children)

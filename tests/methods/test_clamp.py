@@ -418,6 +418,15 @@ def test_k2_a_budget_is_exactly_what_was_asked(mean):
     assert not Budget({"wide": fitting + 1, "narrow": 10**8 - fitting - 1}, mean).fits({"wide": 8, "narrow": 0})
 
 
+@pytest.mark.parametrize(("cycles", "per_pass"), [(1, 1), (2, 2), (3, 1), (4, 2), (5, 1)])
+def test_a_refresh_comes_after_half_of_a_layers_cycles(cycles, per_pass):
+    """Of three cycles after the second; after every one it was, which is twice as often as half."""
+    options = {"images": 4, "steps": 1, "rounds": 1, "population": 2, "passes": 1, "refresh_steps": 1}
+    method, ctx = Clamp(ClampOptions(**options, cycles=cycles, refresh="cycles")), FakeContext()
+    quantized = method.quantize(tiny_model("vit"), spec=BitSpec(4, 6), scheme="full", calib=None, ctx=ctx)
+    assert ctx.stages.count("refresh") == per_pass * len(quantized.summary.layers)
+
+
 def test_refresh_cadences():
     counts, found = {}, {}
     for refresh in ("pass", "cycles", "never"):
