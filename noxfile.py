@@ -124,6 +124,12 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Hostile files and command lines: nox -s fuzz -- --cases 5000 --seed 1, or --kills 100."""
+    session.run(install(session), "tests/fuzz/run.py", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting with ruff."""
     python = install(session)

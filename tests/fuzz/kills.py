@@ -1,0 +1,95 @@
+"""Kills of a running sweep at random moments: nothing that was measured may be lost, changed or measured again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+from harness.store import Store
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = ROOT / "tests" / "harness" / "plugins"
+CELLS_PER_KILL = 40  # so that the sweep is never done before the last kill
+LATEST = 5.0  # seconds after the start; importing torch takes about two of them
+
+
+def kill_often(folder: Path, kills: int, seed: int) -> int:
+    """Kill a sweep `kills` times, then let it end.
+
+    Returns:
+        How many things went wrong; each is printed.
+    """
+    folder.mkdir(parents=True)
+    rng, wrong = Random(seed), 0
+    kept: dict[Path, bytes] = {}
+    whom: dict[str, int] = {"sweep": 0, "worker": 0, "both": 0}
+    for number in range(kills):
+        process = _start(folder, CELLS_PER_KILL * (number + 1))
+        time.sleep(rng.uniform(0.0, LATEST))
+        victim = rng.choice(sorted(whom))
+        whom[victim] += _kill(process, victim)
+        process.wait(120)
+        wrong += _compare(folder, kept, f"after kill {number}")
+    process = _start(folder, CELLS_PER_KILL * kills)
+    code = process.wait(3600)
+    wrong += _compare(folder, kept, "at the end")
+    records = Store(folder).records()
+    expected = 1 + CELLS_PER_KILL * kills
+    failed = [record.failure.type for record in records if record.failure is not None]
+    if len(records) != expected or code not in (0, 3) or set(failed) - {"WorkerDied"}:
+        wrong += 1
+        print(f"{len(records)} of {expected} cells at the end, exit code {code}, failures {failed}")
+    leftovers = [path for path in folder.iterdir() if path.name.startswith(".")]
+    print(f"{sum(whom.values())} kills ({whom}), {len(records)} cells, {len(leftovers)} temporary files, {wrong} wrong")
+    return wrong + len(leftovers)
+
+
+def _start(folder: Path, seeds: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "harness", "bench", "--suite", "toy", "--tasks", "toy", "--models", "tiny"]
+    command += ["--methods", "toynoise", "--bits", "W4A8", "--no-references", "--threads", "1"]
+    command += ["--seeds", str(seeds), "--out", str(folder), "--cache", str(folder.parent / "cache")]
+    path = os.pathsep.join([str(ROOT), str(PLUGINS)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def _kill(process: subprocess.Popen[bytes], victim: str) -> int:
+    """Kill the sweep, its worker or both; 1 if there was one to kill."""
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+    ).stdout.split()
+    targets = [process.pid] if victim == "sweep" else []
+    targets += [int(pid) for pid in children] if victim == "worker" else []
+    if victim == "both":
+        targets = [process.pid, *map(int, children)]
+    for pid in targets:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    if victim == "worker":  # the sweep goes on with a new one; it is stopped for the next round
+        time.sleep(0.5)
+        process.kill()
+    return int(bool(targets))
+
+
+def _compare(folder: Path, kept: dict[Path, bytes], when: str) -> int:
+    """Records of results that were there before must be there unchanged; take in those that are new."""
+    wrong = 0
+    for path, content in kept.items():
+        if not path.exists() or path.read_bytes() != content:
+            wrong += 1
+            print(f"{when}: {path.name} was lost or measured again")
+    store = Store(folder)
+    for record in store.records():
+        path = folder / f"{record.key}.json"
+        if record.status == "ok" and store.complete(record):
+            kept.setdefault(path, path.read_bytes())
+    return wrong
