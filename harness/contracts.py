@@ -212,8 +212,36 @@ class QuantSummary:
         return bits / 8 / 2**20
 
 
+@dataclass(frozen=True)
+class Grid:
+    """How finely the scales of a tensor are cut: one for each index of `axis`, None for one scale in all.
+
+    `group`, for weights only: one for each so many successive values of an index, 16 or more.
+    """
+
+    axis: int | None = None
+    group: int | None = None
+
+
 class QuantizedModel(Protocol):
-    """The result of a method: callable on normalised images, with a summary of what was quantized."""
+    """The result of a method: callable on normalised images, with a summary of what was quantized.
+
+    Calls are alike: what one has computed changes no later one, so that nothing is learned from evaluation images.
+
+    A result is checked in every run: values that operations receive, weights that they use, and the summary, against
+    scheme and precision. That takes attributes beside `summary`, without which a number is shown as unverified and is
+    never ranked:
+
+    - `net`: the network that a call runs, a copy of the float one whose modules have the same names and run the same
+      operations in the same order. How it quantizes, in its modules or by a mode around it, is the method's own
+      affair. A result that is a network itself needs none.
+    - `grids`: a mapping from a weight's name or a site's label to its `Grid`, for those that differ from one scale for
+      each output channel of a weight and one for an activation. It may be left out.
+
+    Sites are named as `summary.activation_ranges` names them: `MODULE/KIND.NUMBER:in0` for the first operand of the
+    operation that is the NUMBER-th of its KIND (linear, conv, matmul, add ...) in a call of the module, `:out` for its
+    result.
+    """
 
     summary: QuantSummary
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.contracts import LayerSummary, QuantSummary
+from harness.contracts import Grid, LayerSummary, QuantSummary
 from methods.core.intercept import Interceptor, OpKey
 from methods.core.quantizers import Quantizer, Uniform
 from methods.core.sites import Sites
@@ -72,6 +72,12 @@ class Quantized:
         """Output of the quantized network on normalised images (n, c, h, w)."""
         with self.interceptor():
             return self.net(images)
+
+    @property
+    def grids(self) -> dict[str, Grid]:
+        """Activation sites whose quantizer has a scale for each index of an axis."""
+        axes = {str(s): getattr((self.activations or {}).get(s.point), "axis", None) for s in self.sites.activations}
+        return {label: Grid(axis) for label, axis in axes.items() if axis is not None}
 
     @property
     def summary(self) -> QuantSummary:

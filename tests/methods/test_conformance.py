@@ -19,6 +19,7 @@ from harness.contracts import VisionModel, sealed_data
 from harness.errors import DataFreeViolation
 from harness.spec import SCHEMES, BitSpec
 from methods.catalog import CALIBRATORS, METHODS, SOURCES
+from methods.core.audit import audit
 from methods.core.quantized import MissingParametersError, Quantized
 from methods.core.sites import find_sites
 from methods.core.trace import trace
@@ -133,11 +134,10 @@ def test_contract(name: str, network: str, scheme: str) -> None:
     assert sum(layer.size for layer in summary.layers) + summary.float_values == total
     assert {layer.bits for layer in summary.layers} == {4}
     assert all(low <= 0.0 <= high for low, high in summary.activation_ranges.values())
-    # No weight matrix has more values in an output channel than its bits allow.
-    weights = dict(quantized.net.named_parameters())
-    for layer in summary.layers:
-        for channel in weights[layer.name].flatten(1):
-            assert len(channel.unique()) <= 2**layer.bits
+    # What layers receive and the weights that they use have no more values than their bits allow, site by site.
+    audited, findings = audit(model, quantized, x, scheme=scheme, spec=BitSpec(4, 6), thorough=True)
+    assert not findings
+    assert torch.equal(audited, output)
 
     repeated, _ = run(name, model, scheme)
     assert torch.equal(repeated(x), output)
@@ -153,6 +153,7 @@ def test_mixed_precision(name: str, network: str) -> None:
     layers = quantized.summary.layers
     assert sum(layer.size * layer.bits for layer in layers) <= 5 * sum(layer.size for layer in layers)
     assert quantized.summary.bit_operations > 0
+    assert not audit(model, quantized, images(3), scheme="full", spec=BitSpec.parse("MP5"), thorough=True)[1]
     repeated, _ = run(name, model, "full", "MP5")
     assert torch.equal(repeated(images(3, seed=5)), quantized(images(3, seed=5)))
 

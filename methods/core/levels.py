@@ -1,0 +1,67 @@
+"""How many values a tensor holds, and whether they are those of a quantizer of some width."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_SLACK = 2e-3  # steps that a value may lie off its grid: float32 rounding of 256 codes and an offset is a tenth of it
+
+
+def fault(rows: Tensor, bits: int) -> str | None:
+    """What shows that some row of (rows, values) was not rounded to `bits` bits, or None.
+
+    A row may have 2^bits values, with zero besides: padding brings it, and logarithmic codes leave it out. Where a row
+    is so short that any values would pass, they must repeat or lie on an even grid of 2^bits steps; a row of two or
+    fewer always does.
+    """
+    most = 2**bits
+    ordered = rows.detach().float().sort(1).values
+    if not bool(torch.isfinite(ordered[:, [0, -1]]).all()):  # NaN and infinities are sorted to the ends
+        return "are not all finite"
+    new = torch.nn.functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
+    counts = (new & (ordered != 0)).sum(1)
+    worst = int(counts.max())
+    if worst > most:
+        return f"hold {worst} different values, where {bits} bits give {most}"
+    if rows.shape[1] > 2 * most:  # so many values that few of them can only be a quantizer's
+        return None
+    for row in (counts > rows.shape[1] // 2).nonzero().flatten().tolist():
+        if not _even(ordered[row][new[row]].double(), most):
+            return f"hold {int(counts[row])} different values of {rows.shape[1]}, on no grid of {most} even steps"
+    return None
+
+
+def _even(values: Tensor, most: int) -> bool:
+    """Whether the ascending `values` (n,) lie on a grid of at most `most` even steps."""
+    steps = torch.arange(1, most, dtype=torch.float64, device=values.device)[:, None]
+    if len(values) <= 2:
+        return True
+    shares = (values - values[0]) / (values[-1] - values[0])
+    for some in (shares[:: len(shares) // 12 + 1], shares):  # a few values rule most grids out
+        places = some * steps  # (candidates, n)
+        steps = steps[(places - places.round()).abs_().amax(1) < _SLACK]
+    return len(steps) > 0
+
+
+def spread(x: Tensor, count: int | None) -> Tensor:
+    """`count` values from all over `x` as a row (1, count); all of them if there are no more, or for None."""
+    flat = x.detach().reshape(1, -1)
+    if count is None or flat.shape[1] <= count:
+        return flat
+    return flat.index_select(1, _places(flat.shape[1], count, x.device))
+
+
+def slices(x: Tensor, axis: int, count: int | None) -> Tensor:
+    """`count` slices from all over `axis` as rows (count, values); all of them if there are no more, or for None."""
+    rows = x.detach().movedim(axis, 0).flatten(1)
+    if count is None or len(rows) <= count:
+        return rows
+    return rows.index_select(0, _places(len(rows), count, x.device))
+
+
+@cache
+def _places(length: int, count: int, device: torch.device) -> Tensor:
+    return torch.linspace(0, length - 1, count, dtype=torch.float64).long().to(device)
