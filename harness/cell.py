@@ -27,6 +27,7 @@ class Cell(BaseModel):
     `weights` and `data` are the hashes that the suite gives of the model and of its data; `limit` is the number of
     evaluation images (None: all). `options` is `{"preset": name, "parts": {"kind:plugin": {option: value}}}`, complete
     enough to build the method again. Device, threads and batch size of evaluation are not part of the identity.
+    `calibration` is the hash of the images that the method is given; empty if it is given none or `data` covers them.
 
     `method` is for reading: brackets in it say again what `options` say, so that the key leaves them out. Fields that
     were added later have a default and are left out of the key there.
@@ -45,6 +46,7 @@ class Cell(BaseModel):
     bits: str
     scheme: str
     seed: int
+    calibration: str = ""
 
     @cached_property
     def key(self) -> str:

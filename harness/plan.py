@@ -16,7 +16,7 @@ from harness.names import parse_name
 from harness.provenance import is_stale
 from harness.record import Record
 from harness.registry import check_known
-from harness.runner import fingerprint
+from harness.runner import calibration_identity, fingerprint
 from harness.spec import SCHEMES, BitSpec, split_scheme
 from harness.store import Store
 
@@ -145,8 +145,6 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     for suite in suites:
         suite.check_limit(request.limit)
         _check_parts(request, suite)
-        if any(method.data == "images" for method in methods):
-            _calibration(suite)  # raises if there are no images to give
     estimator = Estimator(records.values())
     cells: dict[str, tuple[Cell, str]] = {}
     for suite, requested, weights in _models(request, suites):
@@ -188,12 +186,6 @@ def _check_parts(request: Request, suite: Suite) -> None:
             check_known(f"part of {suite.task} models in --schemes", part, known)
 
 
-def _calibration(suite: Suite) -> str:
-    """Revision of the suite's calibration data where it is apart from that of all its data, else empty."""
-    ask = getattr(suite, "calibration_identity", None)
-    return "" if ask is None else ask()
-
-
 def _names(request: Request, catalog: Catalog) -> list[str]:
     """The methods to run, as names: those asked for with the references, or a method with its ablations."""
     if not request.ablation:
@@ -226,6 +218,7 @@ def _cells(request: Request, methods: list[ResolvedMethod], suite: Suite, model:
     common: dict[str, Any] = {"suite": suite.name, "task": suite.task, "model": model, "weights": weights}
     common |= {"data": suite.data_identity(), "limit": request.limit}
     yield Cell(**common, method=FLOAT, options={}, bits=FLOAT_BITS, scheme=FLOAT_SCHEME, seed=0)
+    images = calibration_identity(suite) if any(method.data == "images" for method in methods) else ""
     for seed in range(request.seeds):
         for method in methods:
             for scheme in request.schemes:
@@ -237,6 +230,7 @@ def _cells(request: Request, methods: list[ResolvedMethod], suite: Suite, model:
                         bits=str(BitSpec.parse(bits)),
                         scheme=scheme,
                         seed=seed,
+                        calibration=images if method.data == "images" else "",
                     )
 
 

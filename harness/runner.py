@@ -65,6 +65,16 @@ def fingerprint(catalog: Catalog, cell: Cell) -> str:
     return code_fingerprint(packages_of(targets))
 
 
+def calibration_identity(suite: Suite) -> str:
+    """Revision of the suite's calibration data where that of all its data does not cover them, else empty.
+
+    Raises:
+        UsageError: there are none.
+    """
+    ask = getattr(suite, "calibration_identity", None)
+    return "" if ask is None else str(ask())
+
+
 def now() -> str:
     """The present time as it is written to records."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -187,6 +197,8 @@ class CellRunner:
         model.restrict(part)
         before = _weights_state(model), _hooks(model)
         free = method.data == "none"
+        if cell.calibration and calibration_identity(suite) != cell.calibration:
+            raise UsageError(f"suite '{cell.suite}' has other training images now than when the run was planned")
         calib = None if free else suite.calibration(model)
         with sealed_data(method.name) if free else nullcontext():
             built = method.build()

@@ -155,7 +155,7 @@ class _Images:
         """SHA-256 of every file."""
         return content.hash_files(self._folder, [file.path for file in self.files], self._check)
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Hash of class names, paths and content."""
         return content.identity(self._folder, [file.path for file in self.files], self.hashes, self._class_names)

@@ -26,6 +26,7 @@ FIELDS = {
     "bits": st.text(),
     "scheme": st.text(),
     "seed": st.integers(min_value=0),
+    "calibration": st.text(),
 }
 cells = st.fixed_dictionaries(FIELDS).map(lambda fields: Cell(**fields))
 

@@ -194,3 +194,28 @@ def test_a_record_of_a_key_with_brackets_is_found(catalog, store):
     made = record(make_plan(request, catalog, store).cells[1].cell, catalog)
     save(store, made.model_copy(update={"key": made.cell.labelled_key}))
     assert make_plan(request, catalog, store).cells[1].state == "done"
+
+
+def test_only_methods_that_are_given_images_have_them_in_their_key(catalog, store, monkeypatch):
+    import dfq_toy_suite
+
+    plain = Request(methods=("toynoise", "toyreal"), models=("tiny",), bits=("W4A8",), **TOY)
+    before = {p.cell.method: p.cell for p in make_plan(plain, catalog, store).cells}
+    assert {cell.calibration for cell in before.values()} == {""}
+    monkeypatch.setattr(dfq_toy_suite.Suite, "calibration_identity", lambda self: "pool", raising=False)
+    after = {p.cell.method: p.cell for p in make_plan(plain, catalog, store).cells}
+    assert {name: cell.calibration for name, cell in after.items()} == {"float": "", "toynoise": "", "toyreal": "pool"}
+    assert [name for name in before if before[name].key != after[name].key] == ["toyreal"]
+
+
+def test_k3_a_suite_without_training_images_is_refused_only_if_a_method_needs_them(catalog, store, monkeypatch):
+    """FAULTS K3 "`--suite imagenet` without `train/`, data-free methods, `--no-references`"."""
+    import dfq_toy_suite
+
+    def none(self):
+        raise UsageError("there are no training images")
+
+    monkeypatch.setattr(dfq_toy_suite.Suite, "calibration_identity", none, raising=False)
+    assert make_plan(Request(methods=("toynoise",), **TOY), catalog, store).cells
+    with pytest.raises(UsageError, match="no training images"):
+        make_plan(Request(methods=("toynoise", "toyreal"), **TOY), catalog, store)

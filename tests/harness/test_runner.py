@@ -174,3 +174,5 @@ def test_k2_data_that_changed_since_the_plan_fail_the_cell(settings, toy_cell):
     record = CellRunner(settings).measure(toy_cell(data="those of yesterday"), lambda *_: None).record
     assert record.status == "failed"
     assert "suite 'toy' has other data now than when the run was planned" in record.failure.message
+    record = CellRunner(settings).measure(toy_cell("toyreal", calibration="yesterday's"), lambda *_: None).record
+    assert "suite 'toy' has other training images now" in record.failure.message
