@@ -1,7 +1,8 @@
-"""Statistics of the report: pure functions on arrays.
+"""Statistics of the report and the gate: pure functions on arrays.
 
-Methods are evaluated on the same images, so they are compared image by image. Two spreads are kept apart: the p-values
-and intervals here are over *images*, given the seeds that ran; the spread over *seeds* is the table's ± column.
+Methods are evaluated with the same seeds on the same images, so they are compared pair by pair. `compare_outcomes` and
+`compare_resampled` ask whether a run with other seeds *and* other images would agree; that is what a report's verdicts
+are. `mcnemar` and `paired_test` take the seeds as given: they are for two runs of one computation, as in the gate.
 Knows nothing of records, methods or files.
 """
 
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import signal, stats
+from scipy import signal, special, stats
+
+Floats = NDArray[np.float64]
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
@@ -27,7 +30,7 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     return float(mcnemar_of_counts((first & ~second).sum(), (second & ~first).sum()))
 
 
-def mcnemar_of_counts(only_a: ArrayLike, only_b: ArrayLike) -> NDArray[np.float64]:
+def mcnemar_of_counts(only_a: ArrayLike, only_b: ArrayLike) -> Floats:
     """The same from numbers of images that one of the two alone gets right, of any shape; 1 where there are none."""
     first, second = np.asarray(only_a), np.asarray(only_b)
     return np.asarray(np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(first, second), first + second, 0.5)))
@@ -42,7 +45,7 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> float:
     is as likely to be -d. The sum of all d is compared with its distribution under independent random signs, which is
     computed exactly, as a convolution of scaled binomials. With one seed this is the exact McNemar test.
 
-    The seeds are taken as given: the test does not say whether other seeds would agree.
+    The seeds are taken as given: the test does not say whether other seeds would agree; `compare_outcomes` does.
 
     Args:
         a: Outcomes, (seeds, images), or (images,) for one seed.
@@ -64,7 +67,7 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> float:
     return min(1.0, 2.0 * tail)
 
 
-def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+def holm(p_values: ArrayLike) -> Floats:
     """Holm's adjustment of a family of p-values, in the order given. NaN (no test made) stays and does not count."""
     raw = np.asarray(p_values, dtype=np.float64)
     adjusted = raw.copy()
@@ -81,28 +84,159 @@ def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]
     return float(interval.low), float(interval.high)
 
 
-def discordance(a: ArrayLike, b: ArrayLike) -> float:
-    """Mean squared per-image difference of accuracy, (seeds, images) or (images,) each.
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods with the same seeds on the same images; all but the p-value in points.
 
-    With one seed: the share of images that exactly one of the two gets right.
+    `seed_error` and `image_error` are the two parts of the standard error of `difference`: over the seeds that could
+    have run, and over the images that could have been taken. From one seed neither `seed_error` nor `p_value` can be
+    known: both are NaN.
     """
-    first, second = _pair(np.atleast_2d(np.asarray(a)), np.atleast_2d(np.asarray(b)), dimensions=2)
-    return float(((first.mean(axis=0) - second.mean(axis=0)) ** 2).mean())
+
+    difference: float
+    seed_error: float
+    image_error: float
+    seeds: int
+    p_value: float
 
 
-def detectable_difference(images: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Difference of two accuracies (a share) that a paired test on `images` images finds with probability `power`.
+def margin(seed_variance: ArrayLike, image_variance: ArrayLike, seeds: int, images: int, alpha: ArrayLike) -> Floats:
+    """How large a difference may be by chance: half the interval that covers the true one with 1 - `alpha`.
 
-    Normal approximation, z * sqrt(discordant / images) with z = z_{1-alpha/2} + z_power and `discordant` from
-    `discordance`; at least z^2 / images, where the difference would be that of all discordant images.
+    The square root of t² · `seed_variance` + u² · `image_variance`, where t and u are the two-sided critical values of
+    Student's distribution with `seeds` - 1 and `images` - 1 degrees of freedom. This is Banerjee's interval for a sum
+    of variances that are estimated apart (Sankhya 22, 1960). It is exact where one of the two vanishes, and never too
+    short whatever their ratio: the distribution function F of the square of a normal variable is concave, so that for
+    shares w and 1 - w of the true variance the interval covers with a probability of at least
+    w · E F(t² X) + (1 - w) · E F(u² Y) = 1 - `alpha`, X and Y being mean squares over their expectations.
+    Satterthwaite's approximate number of degrees of freedom does not promise that.
+
+    Args:
+        seed_variance: Variance over seeds of the mean difference, any shape.
+        image_variance: Its variance over images, same shape.
+        seeds: How many seeds the first is estimated from; with one, or one image, the margin is infinite.
+        images: How many images the second is estimated from.
+        alpha: Probability of a false positive, a number or of the same shape.
     """
-    z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
-    return float(z * math.sqrt(max(discordant, z**2 / images) / images))
+    if seeds < 2 or images < 2:
+        return np.full(np.broadcast(seed_variance, image_variance, alpha).shape, np.inf)
+    of_seeds, of_images = (special.stdtrit(number - 1, np.asarray(alpha) / 2) for number in (seeds, images))
+    return np.asarray(np.sqrt(of_seeds**2 * np.asarray(seed_variance) + of_images**2 * np.asarray(image_variance)))
+
+
+def seeded_p(difference: float, seed_variance: float, image_variance: float, seeds: int, images: int) -> float:
+    """Two-sided p-value of a mean difference over seeds and images: the `alpha` at which it leaves the `margin`."""
+    if difference == 0 or seeds < 2 or images < 2:
+        return 1.0
+    low, high = -100.0, 0.0  # of the decimal logarithm; the margin falls as alpha grows
+    while high - low > 1e-10:
+        middle = (low + high) / 2
+        if margin(seed_variance, image_variance, seeds, images, 10**middle) < abs(difference):
+            high = middle
+        else:
+            low = middle
+    return float(10**high)
+
+
+def compare_outcomes(a: ArrayLike, b: ArrayLike) -> Comparison:
+    """Compare accuracies: would other seeds and other images agree?
+
+    Two tests must find the difference, so the larger p-value counts. The first, `seeded_p`, has the spread of the
+    paired differences over seeds beside their spread over images: what a seed does to single images is in both, which
+    makes the test a little too careful. It is normal theory, which few discordant images are too few for; the exact
+    `paired_test`, given the seeds, sees to those.
+
+    Args:
+        a: Outcome of every image, true where it was right, (seeds, images).
+        b: The other's outcomes, same shape: same seeds, same images.
+    """
+    first, second = _pair(a, b, dimensions=2)
+    seeds, images = first.shape
+    by_seed = 100 * (first.mean(axis=1) - second.mean(axis=1))
+    by_image = 100 * (first.mean(axis=0) - second.mean(axis=0))
+    image_variance = float(by_image.var(ddof=1)) / images if images > 1 else math.nan
+    found = _compared(by_seed, image_variance, images)
+    return found if seeds < 2 else replace(found, p_value=max(found.p_value, paired_test(first, second)))
+
+
+def compare_resampled(a: Sequence[Resampled], b: Sequence[Resampled]) -> Comparison:
+    """The same for metrics that are no mean over images, from their draws: one of each method and seed.
+
+    The variance over images is that of the paired bootstrap, of the difference averaged over seeds.
+    """
+    if len(a) != len(b) or len({len(x) for x in (*a, *b)}) != 1:
+        raise ValueError("resampled metrics of other images or seeds cannot be paired")
+    by_seed = np.array([x.value - y.value for x, y in zip(a, b, strict=True)])
+    draws = np.mean([x.draws - y.draws for x, y in zip(a, b, strict=True)], axis=0)
+    images = len(a[0])
+    # A bootstrap sample varies less than a new one by this factor.
+    return _compared(by_seed, float(np.var(draws, ddof=1)) * images / max(images - 1, 1), images)
+
+
+def _compared(by_seed: Floats, image_variance: float, images: int) -> Comparison:
+    """The comparison of paired differences, (seeds,), with their variance over images."""
+    seeds = len(by_seed)
+    difference, image_error = float(by_seed.mean()), math.sqrt(image_variance)
+    if seeds < 2:
+        return Comparison(difference, math.nan, image_error, seeds, math.nan)
+    variance = float(by_seed.var(ddof=1)) / seeds
+    p_value = seeded_p(difference, variance, image_variance, seeds, images)
+    return Comparison(difference, math.sqrt(variance), image_error, seeds, p_value)
+
+
+def chosen(p_values: ArrayLike, compared: int) -> Floats:
+    """Adjust p-values of comparisons with the best of `compared` methods for its being chosen on the same data.
+
+    The best is compared with the others only because it came out best, so that each of the
+    compared * (compared - 1) / 2 pairs could have been tested, `compared` / 2 times as many as are. With this factor
+    and then `holm`, a model's comparisons have a false one among them with no more than the nominal probability alpha:
+    if the methods fall into classes of c equal ones each, that needs one of the c (c - 1) / 2 pairs of the best's class
+    at or below 2 alpha / (compared (c - 1)), and the sum of their probabilities over the classes is alpha.
+    """
+    return np.minimum(1.0, np.asarray(p_values, dtype=np.float64) * max(1.0, compared / 2))
+
+
+def detectable_difference(
+    seed_variance: float, image_variance: float, seeds: int, images: int, *, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """True difference in points that leaves the `margin` with probability `power`; infinite for one seed.
+
+    The image variance is taken to be at least what the difference itself brings along: an accuracy cannot change by d
+    points without d % of the images changing.
+
+    Args:
+        seed_variance: True variance over seeds of the mean difference, in points squared.
+        image_variance: Its true variance over images.
+        seeds: Number of seeds.
+        images: Number of images.
+        alpha: Level of the test.
+        power: Probability wanted.
+    """
+    if seeds < 2 or images < 2:
+        return math.inf
+    steps = (np.arange(512) + 0.5) / 512
+    seen = seed_variance * stats.chi2.ppf(steps, seeds - 1) / (seeds - 1)  # what may be estimated of it
+
+    def found(difference: float) -> float:
+        variance = max(image_variance, 100 * difference / images)
+        limits = margin(seen, variance, seeds, images, alpha)
+        error = math.sqrt(seed_variance + variance)
+        return float(
+            np.mean(special.ndtr((difference - limits) / error) + special.ndtr((-difference - limits) / error))
+        )
+
+    low, high = 1e-6, 1.0
+    while found(high) < power:
+        low, high = high, 2 * high
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if found(middle) >= power else (middle, high)
+    return high
 
 
 # A metric of resampled images: counts of every image (resamples, images) -> points (resamples,). For metrics that are
 # no mean over images, such as average precision.
-Metric = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Metric = Callable[[Floats], Floats]
 RESAMPLES = 500  # enough for a standard error; the normal tail then reaches p-values far below 1/500
 
 
@@ -115,7 +249,7 @@ class Resampled:
 
     images: int
     value: float
-    draws: NDArray[np.float64]
+    draws: Floats
 
     def __len__(self) -> int:
         return self.images
@@ -126,22 +260,6 @@ def resample(metric: Metric, images: int, seed: int = 0) -> Resampled:
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
     value = metric(np.ones((1, images)))[0]
     return Resampled(images, float(value), np.asarray(metric(weights.astype(np.float64))))
-
-
-def bootstrap_test(a: Sequence[Resampled], b: Sequence[Resampled]) -> tuple[float, float, float]:
-    """Compare a metric on the same images, averaged over the same seeds (taken as given).
-
-    Returns:
-        The difference in points, its standard error over images by the paired bootstrap, and the two-sided p-value of
-        their ratio under the normal distribution.
-    """
-    if len(a) != len(b) or len({len(x) for x in (*a, *b)}) != 1:
-        raise ValueError("resampled metrics of other images or seeds cannot be paired")
-    difference = float(np.mean([x.value - y.value for x, y in zip(a, b, strict=True)]))
-    spread = float(np.std(np.mean([x.draws - y.draws for x, y in zip(a, b, strict=True)], axis=0), ddof=1))
-    if spread == 0:
-        return difference, 0.0, float(difference == 0)
-    return difference, spread, float(2 * stats.norm.sf(abs(difference) / spread))
 
 
 def _pair(a: ArrayLike, b: ArrayLike, *, dimensions: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -9,29 +9,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import stats
 from harness.cell import canonical_json
 from harness.names import parse_name
-from harness.report import tables
+from harness.report import tables, verdicts
 from harness.report.frame import GROUP, Outcomes
-from harness.report.summary import by_seed, paired
+from harness.report.summary import UNPAIRED, adjusted, by_seed, paired
 
 Labels = Mapping[str, Mapping[str, str]]  # base -> its variants in the order of the table -> label; as cells name them
 
 COLUMNS = [
     *("base", *GROUP, "model", "variant", "switch", "status", "metric", "images", "seeds", "seed_list"),
-    *("accuracy", "accuracy_sd", "delta", "p_value", "p_holm", "discordance", "total_s"),
+    *("verified", "accuracy", "accuracy_sd", "delta", "seed_error", "image_error", "common_seeds", "p_value", "p_holm"),
+    "total_s",
 ]
 _SHOWN: Mapping[str, tables.Shown] = {
     "": tables.accuracy,
     "Δ": lambda row: tables.number(row["delta"], 2, "+") if row["place"] else "",
-    "vs base": lambda row: tables.verdict(row) if row["place"] else "",
+    "vs base": lambda row: verdicts.verdict(row) if row["place"] else "",
     "total s": lambda row: tables.number(row["total_s"], 1),
 }
 NOTES = f"""\
-- **Δ** is the difference to the base in points, all other options being equal. **vs base** compares the two on the same
-  images: `=` means not distinguishable, else better or worse with the p-value ({tables.TEST}).
-{tables.SPREAD}- *total s* is the mean time of quantizing; neither loading nor evaluating.
+- **Δ** is the difference to the base in points, all other options being equal. **vs base**
+{verdicts.NOTE}{tables.SPREAD}{verdicts.UNVERIFIED_NOTE}\
+- *total s* is the mean time of quantizing; neither loading nor evaluating.
 {tables.REBUILT}"""
 
 
@@ -90,7 +90,8 @@ def ablations(
         family = summary[summary["method"].isin(order)]
         family = family.assign(place=family["method"].map(order.index), variant=family["method"].map(name_of))
         for group, members in family.sort_values(["place", "model"]).groupby(GROUP, sort=True):
-            of_base = members[members["place"] == 0].set_index("model")["accuracy"]
+            bases = members[members["place"] == 0].set_index("model")
+            of_base, trusted = bases["accuracy"], bases["verified"]
             if len(of_base) in (0, len(members)):
                 continue
             compared: list[dict[Any, Any]] = []
@@ -98,11 +99,11 @@ def ablations(
                 own = right[*group, row["model"]]
                 row |= {"base": base, "switch": known.get(row["variant"]) or _brackets(row["variant"])}
                 row |= {"delta": row["accuracy"] - of_base.get(row["model"], np.nan)}
-                row |= {"p_value": np.nan, "discordance": np.nan, "to_best": np.nan}  # those of the comparison
-                compared.append(row | (paired(own.get(row["method"], {}), own.get(base, {})) if row["place"] else {}))
-            adjusted = stats.holm([row["p_value"] for row in compared])
-            rows += [{**row, "p_holm": float(p)} for row, p in zip(compared, adjusted, strict=True)]
-    more = ("method", "role", "origin", "trains", "place", "to_best", "seeds_wanted")
+                comparable = row["place"] and row["verified"] and trusted.get(row["model"], False)
+                found = paired(own.get(row["method"], {}), own.get(base, {})) if comparable else {}
+                compared.append({**row, **UNPAIRED, **found})
+            rows += [{**row, "p_holm": p} for row, p in zip(compared, adjusted(compared), strict=True)]
+    more = ("method", "role", "origin", "trains", "place", "to_best", "chosen", "seeds_wanted")
     return pd.DataFrame(rows, columns=[*COLUMNS, *more])
 
 
@@ -130,7 +131,7 @@ def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
     """A table a scheme and precision: every switch's accuracy, difference to the base, significance and time."""
     parts = ["# Ablation\n"]
     for title, rows, table in split(frame):
-        parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(table)), tables.sensitivity(rows)]
+        parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(table)), verdicts.sensitivity(rows)]
     return "\n".join([*parts, NOTES, *tables.unmeasured(cells)])
 
 

@@ -6,46 +6,35 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from harness import stats
 from harness.cell import canonical_json
 from harness.names import parse_name
-from harness.report import tables
+from harness.report import tables, verdicts
 from harness.report.frame import GROUP, Outcomes, label_variants
-from harness.report.summary import against_best, by_seed
+from harness.report.summary import COMPARED, adjusted, against_best, by_seed
 
 TABLE = [*GROUP, "preset", "model"]  # what makes one table
 COLUMNS = [
     *(*TABLE, "source", "calibrator", "method", "role", "origin", "trains", "status", "metric", "images", "seeds"),
-    *(
-        "seed_list",
-        "seeds_wanted",
-        "accuracy",
-        "accuracy_sd",
-        "delta",
-        "best",
-        "to_best",
-        "p_value",
-        "p_holm",
-        "discordance",
-    ),
+    *("seed_list", "seeds_wanted", "verified", "accuracy", "accuracy_sd", "delta", "best", *COMPARED, "p_holm"),
 ]
 MEAN = "mean"
 NOTES = f"""\
 - Rows are sources: the floor (noise), the others from the best down, the ceiling (real training images). Columns are
-  calibrators from the best down. **Bold** is the best data-free source of its column, floor included; `=` cannot be
-  told from it, `?` could not be tested, what has no mark differs ({tables.TEST}).
+  calibrators from the best down. **Bold** is the data-free source of highest mean in its column, floor included: by
+  itself no verdict. Of the others, what has no mark differs from it by the verdict, which
+{verdicts.NOTE}  `?`: no verdict, since there is one seed in common or none.
 - *{MEAN}* of a row is over the calibrators that every source was measured with, that of a column over the sources that
   were measured with every calibrator, floor and ceiling included. {tables.NONE}: not measured, or no such mean.
-{tables.SPREAD}{tables.REBUILT.replace("a reconstruction", "rows and columns of reconstructions only")}"""
+{tables.SPREAD}{verdicts.UNVERIFIED_NOTE}\
+{tables.REBUILT.replace("a reconstruction", "rows and columns of reconstructions only")}"""
 
 
 def crosses(cells: pd.DataFrame, summary: pd.DataFrame, outcomes: Outcomes, names: Mapping[str, str]) -> pd.DataFrame:
     """One row a source and calibrator that were measured together, of every table that has at least two of each.
 
-    Columns `best` to `discordance` compare the sources of one calibrator; `p_holm` is adjusted over a table.
+    Columns `best` to `p_value` compare the sources of one calibrator; `p_holm` is adjusted over a table.
 
     Args:
         cells: The frame of cells.
@@ -64,8 +53,7 @@ def crosses(cells: pd.DataFrame, summary: pd.DataFrame, outcomes: Outcomes, name
         for _, column in found.sort_values(["calibrator", "source"]).groupby("calibrator"):
             compared += column.to_dict("records")
             against_best(compared[-len(column) :], right[*place[: len(GROUP)], place[-1]])
-        adjusted = stats.holm([row["p_value"] for row in compared])
-        rows += [{**row, "p_holm": float(p)} for row, p in zip(compared, adjusted, strict=True)]
+        rows += [{**row, "p_holm": p} for row, p in zip(compared, adjusted(compared), strict=True)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -115,7 +103,7 @@ def _shown(row: dict[Any, Any]) -> str:
     text = tables.accuracy(row)
     if row["best"] or row["status"] != "ok":
         return f"**{text}**" if row["best"] else text
-    return f"{text} ?" if np.isnan(row["p_holm"]) else f"{text} =" if row["p_holm"] >= tables.ALPHA else text
+    return text + verdicts.mark(row)
 
 
 def _labels(rows: pd.DataFrame, kind: str) -> dict[str, str]:
@@ -131,7 +119,8 @@ def _labels(rows: pd.DataFrame, kind: str) -> dict[str, str]:
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """A table of strings with margins."""
     sources, calibrators = order(rows)
-    measured = rows.pivot_table(index="source", columns="calibrator", values="accuracy")  # without what never was
+    ranked = rows.assign(accuracy=verdicts.checked(rows))
+    measured = ranked.pivot_table(index="source", columns="calibrator", values="accuracy")  # without what never was
     of_source = measured.dropna(axis=1).mean(axis=1).reindex(sources)
     of_calibrator = measured.dropna().mean().reindex(calibrators)
     text = {(row["source"], row["calibrator"]): _shown(row) for row in rows.to_dict("records")}
@@ -148,7 +137,7 @@ def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
     for title, rows in split(frame):
         shown = table(rows)
         shown.columns = pd.MultiIndex.from_product([shown.columns, [""]])
-        parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(shown)), tables.sensitivity(rows)]
+        parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(shown)), verdicts.sensitivity(rows)]
     return "\n".join([*parts, NOTES, *tables.unmeasured(cells[cells["method"].isin(frame["method"])])])
 
 

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 
 from harness.report.cross import order, split
 from harness.report.figures import seeds
-from harness.report.tables import ALPHA, METRICS, NONE
+from harness.report.tables import METRICS
+from harness.report.verdicts import NONE, mark, marked
 
 SPAN = 5.0  # points that the colours of a panel cover at least, so that noise does not look like a difference
 COLOURS = colormaps["cividis"]  # for every kind of colour vision, and grey in print
 EMPTY = "#E6E6E6"
-CAPTION = "bold: best data-free source of its column; =: cannot be told from it; ?: could not be tested"
+CAPTION = "bold: highest data-free mean of its column; =: another run could reverse the difference; ?: no verdict"
 
 
 def cross_figure(frame: pd.DataFrame) -> Figure | None:
@@ -64,5 +65,5 @@ def _text(row: dict[Any, Any]) -> str:
     """Mean with its mark over the spread, or why there is none."""
     if row.get("status") != "ok":
         return str(row.get("status", NONE))
-    untold = "" if row["best"] else " ?" if np.isnan(row["p_holm"]) else " =" * bool(row["p_holm"] >= ALPHA)
-    return f"{row['accuracy']:.1f}{untold}" + (f"\n±{row['accuracy_sd']:.1f}" if row["seeds"] > 1 else "")
+    spread = f"\n±{row['accuracy_sd']:.1f}" if row["seeds"] > 1 else ""
+    return marked(f"{row['accuracy']:.1f}", row["verified"]) + mark(row) + spread

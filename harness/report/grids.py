@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.report import published, tables
+from harness.report import published, tables, verdicts
 from harness.report.frame import STAGES
 
 FILTERS = ("suite", "task", "dataset", "model", "scheme", "bits", "role", "status")
@@ -156,7 +156,9 @@ def results_grid(summary: pd.DataFrame) -> Grid:
 def cells_grid(cells: pd.DataFrame) -> Grid:
     """Every cell, failed and skipped ones included."""
     shown = [
-        tables.number(row["accuracy"], 2) if row["status"] == "ok" else row["status"]
+        verdicts.marked(tables.number(row["accuracy"], 2), row.get("verified"))
+        if row["status"] == "ok"
+        else row["status"]
         for row in cells.to_dict("records")
     ]
     columns = [

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.published import Published
-from harness.report import ablation, conflicts, cross, grids, html, published, ranks, tables
+from harness.report import ablation, conflicts, cross, grids, html, published, ranks, tables, verdicts
 from harness.report.gallery import galleries
 from harness.report.origins import provenance_table
 from harness.report.pictures import KINDS, Snapshots, pictures
@@ -129,13 +129,13 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
         yield Section("conflicts", title, Markup("{}{}").format(body, html.notes(conflicts.NOTES)))
     summary = results.summary
     named = [
-        (title + tables.metric(group), tables.comparison_table(group), tables.sensitivity(group))
+        (title + tables.metric(group), tables.comparison_table(group), verdicts.sensitivity(group))
         for title, group in tables.groups(summary)
     ]
     if named:
         yield Section("comparison", "Comparison, a table a precision and scheme", _tables(named, tables.NOTES))
     if len(results.switches):
-        switched = [(t, frame, tables.sensitivity(rows)) for t, rows, frame in ablation.split(results.switches)]
+        switched = [(t, frame, verdicts.sensitivity(rows)) for t, rows, frame in ablation.split(results.switches)]
         yield Section("ablation", "Ablation", _tables(switched, ablation.NOTES))
     predicted = prediction_figures(results.cells, images.predictions)
     bodies = [
@@ -145,7 +145,7 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
     if bodies:
         yield Section("predictions", "What models say of the first evaluation images", _foldable(bodies))
     drawn = _drawn(results, images)
-    crossed = [(title, cross.table(rows), tables.sensitivity(rows)) for title, rows in cross.split(results.crossed)]
+    crossed = [(title, cross.table(rows), verdicts.sensitivity(rows)) for title, rows in cross.split(results.crossed)]
     for kind, title in KINDS.items():
         body = drawn.get(kind, Markup(""))
         if kind == WITH_TABLES and crossed:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from harness.report.figures import Style, amount, method_styles
 from harness.report.frame import CONTEXT
 from harness.report.tables import METRICS, bit_order
+from harness.report.verdicts import checked
 
 # Column of the summary -> axis label.
 COSTS = {"weight_mib": "size of all parameters (MiB)", "gbops": "bit operations of an image (10⁹ BOPs)"}
@@ -64,7 +65,7 @@ def _draw(axis: Axes, points: pd.DataFrame, cost: str, styles: dict[str, Style])
         of_method = points[points["method"] == method]
         axis.plot(of_method[cost], of_method["accuracy"], alpha=0.9, **{**style, "linestyle": ""})
     free = points[points["role"].isin(DATA_FREE)].sort_values([cost, "accuracy", "method"])
-    best = free[front(free[cost].to_numpy(dtype=float), free["accuracy"].to_numpy(dtype=float))]
+    best = free[front(np.asarray(free[cost], np.float64), np.asarray(checked(free), np.float64))]
     axis.plot(best[cost], best["accuracy"], color="#444444", linewidth=1, drawstyle="steps-post", zorder=0)
     # One label a precision, at its cheapest and best point: several methods often share a place.
     for bits in sorted(best["bits"].unique(), key=bit_order):

@@ -11,6 +11,7 @@ from scipy.stats import kendalltau
 
 from harness.report import tables
 from harness.report.frame import CONTEXT
+from harness.report.verdicts import checked
 
 PLACE = [*CONTEXT, "scheme", "preset", "model"]  # what a row of a table may mix precisions of
 COLUMNS = [*PLACE, "source", "precisions", "pairs", "within", "points", "overall"]
@@ -33,7 +34,7 @@ def ranks(crossed: pd.DataFrame) -> pd.DataFrame:
         `points` the calibrators and precisions compared overall. NaN where one side knows no order.
     """
     rows: list[dict[str, Any]] = []
-    measured = crossed.dropna(subset=["accuracy"])
+    measured = crossed.assign(accuracy=checked(crossed)).dropna(subset=["accuracy"])
     for place, members in measured.groupby(PLACE, sort=True):
         wide = members.pivot_table(index=["bits", "calibrator"], columns="source", values="accuracy")
         ceilings = members.loc[members["role"] == "ceiling", "source"].unique()

@@ -10,8 +10,12 @@ import pandas as pd
 
 from harness import stats
 from harness.report.frame import CONTEXT, GROUP, SECONDARY, STAGES, Outcome, Outcomes
+from harness.report.verdicts import unverified
 
 Seeds = dict[int, Outcome]  # of a method, by seed
+# What `paired` finds, and among how many the reference was `chosen`; NaN and 0 where nothing was compared.
+COMPARED = ["to_best", "seed_error", "image_error", "common_seeds", "p_value", "chosen"]
+UNPAIRED = {**dict.fromkeys(COMPARED, np.nan), "common_seeds": 0, "chosen": 0}
 _MEANS = [
     "seconds",
     "peak_memory_mib",
@@ -33,10 +37,8 @@ def summarise(cells: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
     """Average the seeds of every method and compare the methods of a group on the same images.
 
     Per model the *best* is the data-free method of highest mean accuracy among those with the most seeds; real-data
-    rows and the float model cannot be it, the noise floor can. Every other method is tested against it over the seeds
-    that both have, by `stats.paired_test`, or by `stats.bootstrap_test` where the metric is no share of images;
-    `to_best` is the difference. `p_holm` is adjusted over all comparisons of a group, all models together. The best is
-    picked on the images that it is tested on, so a p-value near 0.05 flatters it slightly.
+    rows, the float model and what could not be verified cannot be it, the noise floor can. Every other verified method
+    is compared with it by `paired`; `p_holm` is what `adjusted` makes of the p-values of a group, all models together.
 
     `seeds_wanted` counts the seeds that any method of the group was run with, on that model: a row with fewer `seeds`
     is incomplete. The float reference appears in every group of its model.
@@ -52,15 +54,14 @@ def summarise(cells: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
                 (floats["model"] == model) & (floats[CONTEXT] == list(group[: len(CONTEXT)])).all(axis=1)
             ]
             compared += _compare(of_model, reference, outcomes)
-        for row, adjusted in zip(compared, stats.holm([row["p_value"] for row in compared]), strict=True):
-            rows.append({**row, **coordinates, "p_holm": float(adjusted)})
+        rows += [{**row, **coordinates, "p_holm": p} for row, p in zip(compared, adjusted(compared), strict=True)]
     return pd.DataFrame(rows, columns=list(_columns()))
 
 
 def _columns() -> list[str]:
-    own = "model method role origin trains status metric per_image images seeds seed_list seeds_wanted accuracy"
-    compared = "accuracy_sd delta best to_best p_value p_holm discordance synthesize_cached"
-    return [*GROUP, *own.split(), *compared.split(), *_MEANS]
+    own = "model method role origin trains status verified metric per_image images seeds seed_list seeds_wanted"
+    means = "accuracy accuracy_sd delta best"
+    return [*GROUP, *own.split(), *means.split(), *COMPARED, "p_holm", "synthesize_cached", *_MEANS]
 
 
 def _compare(cells: pd.DataFrame, reference: pd.DataFrame, outcomes: Outcomes) -> list[dict[str, Any]]:
@@ -81,14 +82,22 @@ def _compare(cells: pd.DataFrame, reference: pd.DataFrame, outcomes: Outcomes) -
 
 
 def against_best(rows: Sequence[dict[Any, Any]], right: Mapping[str, Seeds]) -> None:
-    """Mark the best data-free row, see `summarise`, and compare the others with it, image by image."""
-    candidates = [row for row in rows if row["role"] in ("method", "floor") and row["seeds"]]
+    """Mark the best data-free row, see `summarise`, and compare the other verified ones with it, image by image."""
+    candidates = [row for row in rows if row["role"] in ("method", "floor") and row["seeds"] and row["verified"]]
     best = max(candidates, key=lambda row: (row["seeds"], row["accuracy"]), default=None)
     for row in rows:
-        row["best"] = row is best
-        row["p_value"] = row["discordance"] = row["to_best"] = np.nan
-        if best is not None and row is not best and row["role"] != "float":
+        row.update({"best": row is best, **UNPAIRED})
+        if best is not None and row is not best and row["role"] != "float" and row["verified"]:
             row.update(paired(right.get(row["method"], {}), right.get(best["method"], {})))
+    tested = [row for row in rows if row["common_seeds"]]
+    for row in tested:
+        row["chosen"] = len(tested) + 1
+
+
+def adjusted(rows: Sequence[Mapping[Any, Any]]) -> list[float]:
+    """The p-values of all comparisons of a table, adjusted for the choice of what they are with, and by Holm."""
+    raw = [float(stats.chosen(row["p_value"], row["chosen"])) for row in rows]
+    return [float(p) for p in stats.holm(raw)]
 
 
 def by_seed(cells: pd.DataFrame, outcomes: Outcomes) -> dict[str, Seeds]:
@@ -100,23 +109,26 @@ def by_seed(cells: pd.DataFrame, outcomes: Outcomes) -> dict[str, Seeds]:
     return right
 
 
-def paired(ours: Seeds, best: Seeds) -> dict[str, float]:
-    """Compare with the best, or with another reference, over the seeds that both have; empty if that cannot be."""
+def paired(ours: Seeds, best: Seeds) -> dict[str, Any]:
+    """Compare with the best, or with another reference, over the seeds that both have; empty if that cannot be.
+
+    `to_best` is the difference, `seed_error` and `image_error` its standard errors in points: of a `stats.Comparison`.
+    With one seed in common there is a difference and no p-value, since another seed could reverse it.
+    """
     seeds = sorted(ours.keys() & best.keys())
     if not seeds or any(len(ours[seed]) != len(best[seed]) for seed in seeds):
         return {}
     first, second = [ours[seed] for seed in seeds], [best[seed] for seed in seeds]
     a = [outcome for outcome in first if isinstance(outcome, stats.Resampled)]
     b = [outcome for outcome in second if isinstance(outcome, stats.Resampled)]
-    if a and b:
-        difference, error, p_value = stats.bootstrap_test(a, b)
-        # The variance that a single image's difference would have, if the metric were a mean over images.
-        return {"p_value": p_value, "discordance": len(a[0]) * (error / 100) ** 2, "to_best": difference}
-    right, other = np.stack(first), np.stack(second)  # type: ignore[arg-type]
+    resampled = bool(a and b)
+    found = stats.compare_resampled(a, b) if resampled else stats.compare_outcomes(np.stack(first), np.stack(second))  # type: ignore[arg-type]
     return {
-        "p_value": stats.paired_test(right, other),
-        "discordance": stats.discordance(right, other),
-        "to_best": 100 * float(right.mean() - other.mean()),
+        "to_best": found.difference,
+        "seed_error": found.seed_error,
+        "image_error": found.image_error,
+        "common_seeds": found.seeds,
+        "p_value": found.p_value,
     }
 
 
@@ -128,6 +140,7 @@ def _average(cells: pd.DataFrame) -> dict[str, Any]:
         "origin": cells["origin"].iloc[0],
         "trains": cells["trains"].iloc[0],
         "status": "ok" if len(measured) else "failed" if "failed" in statuses else "skipped",
+        "verified": not unverified(measured).any(),
         "metric": measured["metric"].iloc[0] if len(measured) else None,
         "per_image": bool(measured["per_image"].all()),
         "images": measured["images"].max(),

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import stats
+from harness.report import verdicts
 from harness.report.frame import CONTEXT, GROUP, SECONDARY
+from harness.report.verdicts import NOTE, UNVERIFIED_NOTE, checked, marked, sensitivity, verdict
 
 Shown = Callable[[dict[Any, Any]], str]  # from a row of a frame to what a table shows
+NONE = verdicts.NONE
 WIDTH = 120  # columns of a terminal that a table must fit
-ALPHA = 0.05
-NONE = "–"
 NUMERIC = {
     *("Δ", "mask AP", "synth. s", "calib. s", "search s", "refresh s", "total s", "peak MiB", "size MiB", "GBOPs"),
     *("W bits", "by layer", "A bits", "published", "difference"),
@@ -37,10 +37,6 @@ METRICS = {
 }
 SHORT = {"mask_ap": "mask AP"}  # and in a column's title
 
-TEST = (
-    "exact paired test over images,\n  or paired bootstrap over images for AP and mIoU, given the seeds that ran; "
-    f"Holm-adjusted over the table, level {ALPHA}"
-)
 SPREAD = """\
 - **±** is the standard deviation over seeds; [2/3] means that only 2 of 3 seeds were measured: an incomplete mean.
 """
@@ -49,10 +45,10 @@ REBUILT = """\
 - `†` learns quantizer parameters, the rounding of weights among them, by gradient descent; `‡` learns weights.
 """
 NOTES = f"""\
-- **Δ** is the difference to the float model in points. **vs best** compares with the model's best data-free method, in
-  bold, on the same images: `=` means not distinguishable, else better or worse with the p-value
-  ({TEST}).
-{SPREAD}- *floor*: calibrated on noise. *ceiling*: calibrated on real training images, so not data-free and not ranked.
+- **Δ** is the difference to the float model in points. **Bold** is the model's data-free method of highest mean, which
+  by itself is no verdict. **vs best**, the difference to that one,
+{NOTE}{SPREAD}{UNVERIFIED_NOTE}\
+- *floor*: calibrated on noise. *ceiling*: calibrated on real training images, so not data-free and not ranked.
 {REBUILT}"""
 
 
@@ -202,7 +198,7 @@ def order(group: pd.DataFrame) -> list[str]:
     """Methods of a group: float first, then by accuracy, unmeasured ones last.
 
     Over several models the mean distance to the highest accuracy of each counts, so that a method measured on the
-    easier model alone gains nothing by it.
+    easier model alone gains nothing by it. Unverified results count as unmeasured.
     """
     accuracy = standing(group, "method", ["model"])
     return sorted(accuracy.index, key=lambda name: (name != "float", -accuracy[name], name))
@@ -210,6 +206,7 @@ def order(group: pd.DataFrame) -> list[str]:
 
 def standing(rows: pd.DataFrame, what: str, within: list[str]) -> pd.Series[float]:
     """Mean distance of each `what` to the highest accuracy `within` the same coordinates; -inf if never measured."""
+    rows = rows.assign(accuracy=checked(rows))
     below_top = rows["accuracy"] - rows.groupby(within)["accuracy"].transform("max")
     return below_top.groupby(rows[what]).mean().fillna(-np.inf)
 
@@ -265,11 +262,12 @@ def by_model(group: pd.DataFrame, labels: Mapping[str, str], columns: Mapping[st
 
 
 def accuracy(row: dict[Any, Any]) -> str:
-    """Mean and spread of a row, or its status; how many seeds it has if some are missing."""
+    """Mean and spread of a row, or its status; how many seeds it has if some are missing, a mark if unverified."""
     if row["status"] != "ok":
         return str(row["status"])
     text = f"{row['accuracy']:.2f}" + (f" ± {row['accuracy_sd']:.2f}" if row["seeds"] > 1 else "")
-    return text + (f" [{row['seeds']}/{row['seeds_wanted']}]" if row["seeds"] < row["seeds_wanted"] else "")
+    text += f" [{row['seeds']}/{row['seeds_wanted']}]" if row["seeds"] < row["seeds_wanted"] else ""
+    return marked(text, row["verified"])
 
 
 def highlighted(row: dict[Any, Any]) -> str:
@@ -280,17 +278,6 @@ def highlighted(row: dict[Any, Any]) -> str:
 def significance(row: dict[Any, Any]) -> str:
     """How a row stands to the best data-free method: `best`, or the `verdict`; nothing for the float model."""
     return "best" if row["best"] else "" if row["role"] == "float" else verdict(row)
-
-
-def verdict(row: dict[Any, Any]) -> str:
-    """What the paired test says of a row that lies `to_best` points above the one that it is tested against."""
-    p = row["p_holm"]
-    if np.isnan(p):
-        return NONE
-    if p >= ALPHA:
-        return "="
-    direction = "better" if row["to_best"] > 0 else "worse"
-    return f"{direction} {'<0.001' if p < 0.001 else f'{p:.3f}'}"
 
 
 def fitting(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -324,16 +311,6 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
-def sensitivity(group: pd.DataFrame) -> str:
-    """What the paired test of this table could see, and what it could not."""
-    shares, images = group["discordance"].dropna(), group["images"].max()
-    if shares.empty or not images > 0:
-        return ""
-    share = float(shares.median())
-    points = 100 * stats.detectable_difference(int(images), share)
-    return f"A true difference of {points:.1f} points would be found with 80 % power (before Holm's adjustment).\n"
-
-
 def unmeasured(cells: pd.DataFrame) -> Iterator[str]:
     """Paragraphs on the cells that failed or were skipped, with the reason."""
     for status in ("failed", "skipped"):
@@ -364,6 +341,7 @@ _LATEX = str.maketrans(
         "†": r"$\dagger$",
         "‡": r"$\ddagger$",
         "Δ": r"$\Delta$",
+        "§": r"\S{}",
         "–": "--",
     }
 )

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import norm, ttest_rel
+from scipy.stats import t as student
+from scipy.stats import ttest_rel
 
 from harness import stats
 
@@ -98,20 +99,68 @@ def test_wilson_formula(correct: int, total: int) -> None:
     assert stats.wilson(correct, total) == pytest.approx((centre - half, centre + half), abs=1e-12)
 
 
+def test_the_p_value_is_the_level_at_which_the_difference_leaves_its_margin() -> None:
+    """Student's test where images vary not at all, its normal limit where seeds do not, and wider between the two."""
+    assert stats.seeded_p(3.0, 1.0, 0.0, 3, 500) == pytest.approx(2 * student.sf(3.0, 2), rel=1e-6)
+    assert stats.seeded_p(-3.0, 0.0, 1.0, 3, 500) == pytest.approx(2 * student.sf(3.0, 499), rel=1e-6)
+    both = stats.seeded_p(3.0, 0.5, 0.5, 3, 500)
+    assert both == pytest.approx(stats.seeded_p(-3.0, 0.5, 0.5, 3, 500))
+    assert float(stats.margin(0.5, 0.5, 3, 500, both)) == pytest.approx(3.0)
+    assert stats.seeded_p(3.0, 0.0, 1.0, 3, 500) < both < stats.seeded_p(3.0, 1.0, 0.0, 3, 500)
+    assert stats.seeded_p(0.0, 0.0, 0.0, 3, 500) == 1.0
+    assert stats.seeded_p(3.0, 0.0, 0.0, 3, 500) < 1e-99
+    assert stats.seeded_p(3.0, 0.0, 0.0, 3, 1) == stats.seeded_p(3.0, 0.0, 0.0, 1, 500) == 1.0
+    assert np.isinf(stats.margin(0.0, 0.0, 1, 500, 0.05))
+
+
+def test_comparison_of_outcomes_is_the_plain_formulas() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.random((3, 400)) < 0.8, generator.random((3, 400)) < 0.6
+    found = stats.compare_outcomes(a, b)
+    by_seed, by_image = 100 * (a.mean(axis=1) - b.mean(axis=1)), 100 * (a.mean(axis=0) - b.mean(axis=0))
+    assert found.difference == pytest.approx(100 * (a.mean() - b.mean()))
+    assert found.seed_error == pytest.approx(np.std(by_seed, ddof=1) / 3**0.5)
+    assert found.image_error == pytest.approx(np.std(by_image, ddof=1) / 20)
+    assert found.seeds == 3
+    assert found.p_value >= stats.paired_test(a, b)
+    one = stats.compare_outcomes(a[:1], b[:1])
+    assert one.difference == pytest.approx(100 * (a[0].mean() - b[0].mean()))
+    assert np.isnan([one.seed_error, one.p_value]).all()
+
+
+def test_few_discordant_images_are_counted_and_not_approximated() -> None:
+    """Four images of 500 on one side, with every seed: 2 of 16 ways are so one-sided, whatever a normal tail says."""
+    a = np.ones((3, 500), dtype=bool)
+    b = np.repeat([[False] * 4 + [True] * 496], 3, axis=0)
+    assert stats.compare_outcomes(a, b).p_value == pytest.approx(0.125)
+
+
+def test_the_choice_of_the_best_is_paid_for_by_the_pairs_that_could_have_been_tested() -> None:
+    np.testing.assert_allclose(stats.chosen([0.01, 0.5, np.nan], 6), [0.03, 1.0, np.nan])
+    np.testing.assert_allclose(stats.chosen([0.01], 2), [0.01])
+    np.testing.assert_allclose(stats.chosen([0.01], 0), [0.01])  # a base that was not chosen
+
+
 def test_detectable_difference() -> None:
-    # 3 % of 50,000 images differ: standard error 0.077 points, times 1.96 + 0.84
-    assert stats.detectable_difference(50_000, 0.03) == pytest.approx(0.00217, abs=1e-5)
-    # Of two methods that nearly agree, the difference cannot be more than the images on which they do not.
-    z = norm.ppf(0.975) + norm.ppf(0.8)
-    for discordant in (0.0, 0.004, 0.015):
-        assert stats.detectable_difference(500, discordant) == pytest.approx(z**2 / 500)
-    assert stats.detectable_difference(500, 0.02) == pytest.approx(z * (0.02 / 500) ** 0.5)
+    z = 1.959964 + 0.841621
+    found = stats.detectable_difference(0.0, 0.01, 3, 100_000)  # over images alone it is a normal test
+    assert found == pytest.approx(0.1 * z, rel=1e-3)
+    # With as few discordant images as there can be, the difference is that of all of them.
+    assert stats.detectable_difference(0.0, 0.0, 3, 500) == pytest.approx(100 * z**2 / 500, rel=0.02)
+    few, many = (stats.detectable_difference(25 / seeds, 0.5, seeds, 2000) for seeds in (3, 10))
+    assert few > 3 * many  # not only by the square root: two degrees of freedom are few
+    assert stats.detectable_difference(1.0, 0.5, 3, 2000, alpha=0.005) > stats.detectable_difference(1.0, 0.5, 3, 2000)
+    assert np.isinf(stats.detectable_difference(1.0, 0.5, 1, 2000))
 
 
-def test_discordance() -> None:
-    a, b = discordant(2, 3, both=5)
-    assert stats.discordance(a, b) == 0.5
-    assert stats.discordance([a, a], [b, a]) == pytest.approx(0.125)
+def test_a_detectable_difference_is_found_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    seed_variance, image_variance, runs = 0.6, 0.3, 20_000
+    true = stats.detectable_difference(seed_variance, image_variance, 4, 5000)
+    seen = generator.normal(true, (seed_variance + image_variance) ** 0.5, runs)
+    estimated = seed_variance * generator.chisquare(3, runs) / 3
+    found = np.abs(seen) > stats.margin(estimated, image_variance, 4, 5000, 0.05)
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
 
 
 def mean_of(scores: np.ndarray) -> stats.Metric:
@@ -124,20 +173,25 @@ def test_the_bootstrap_test_agrees_with_a_paired_t_test_where_the_metric_is_a_me
     a = generator.random(300)
     b = a - 0.01 + 0.1 * generator.standard_normal(300)
     first, second = (stats.resample(mean_of(scores), 300) for scores in (a, b))
-    difference, error, p_value = stats.bootstrap_test([first], [second])
-    assert difference == pytest.approx(100 * (a - b).mean())
-    assert error == pytest.approx(100 * (a - b).std() / math.sqrt(300), rel=0.1)
-    assert p_value == pytest.approx(ttest_rel(a, b).pvalue, abs=0.05)
-    assert stats.bootstrap_test([second], [first]) == (-difference, error, p_value)
-    assert stats.bootstrap_test([first], [first]) == (0.0, 0.0, 1.0)
+    found, back = stats.compare_resampled([first] * 2, [second] * 2), stats.compare_resampled([second] * 2, [first] * 2)
+    assert found.difference == pytest.approx(100 * (a - b).mean())
+    assert found.image_error == pytest.approx(100 * (a - b).std(ddof=1) / math.sqrt(300), rel=0.1)
+    assert found.seed_error == 0
+    assert found.p_value == pytest.approx(ttest_rel(a, b).pvalue, abs=0.05)
+    assert (back.difference, back.image_error) == (-found.difference, found.image_error)
+    assert back.p_value == pytest.approx(found.p_value)
+    assert stats.compare_resampled([first] * 2, [first] * 2) == stats.Comparison(0.0, 0.0, 0.0, 2, 1.0)
 
 
 def test_the_bootstrap_test_averages_seeds_before_it_looks_at_images() -> None:
     generator = np.random.default_rng(2)
     a = [stats.resample(mean_of(generator.random(200)), 200) for _ in range(3)]
     b = [stats.resample(mean_of(generator.random(200)), 200) for _ in range(3)]
-    difference, error, _ = stats.bootstrap_test(a, b)
-    assert difference == pytest.approx(np.mean([x.value for x in a]) - np.mean([x.value for x in b]))
-    assert error < stats.bootstrap_test(a[:1], b[:1])[1]  # independent here, so the mean of three is surer
+    found, one = stats.compare_resampled(a, b), stats.compare_resampled(a[:1], b[:1])
+    by_seed = [x.value - y.value for x, y in zip(a, b, strict=True)]
+    assert found.difference == pytest.approx(np.mean(by_seed))
+    assert found.seed_error == pytest.approx(np.std(by_seed, ddof=1) / 3**0.5)
+    assert found.image_error < one.image_error  # independent here, so the mean of three is surer
+    assert np.isnan([one.seed_error, one.p_value]).all()
     with pytest.raises(ValueError, match="cannot be paired"):
-        stats.bootstrap_test(a, [stats.resample(mean_of(generator.random(100)), 100)] * 3)
+        stats.compare_resampled(a, [stats.resample(mean_of(generator.random(100)), 100)] * 3)
