@@ -1,8 +1,8 @@
 """One hostile case each: damage something, use it as the project does, and say what happened.
 
 A case ends in `refused` (a sentence for the user), `left out` (named, the rest is used), `made anew` or `used` (what
-was damaged makes no difference). It raises `Wrong` if a number came out other than it was, and whatever the project raises
-beyond its own UsageError is a traceback that a user would see.
+was damaged makes no difference). It raises `Wrong` if a number came out other than it was, and whatever the project
+raises beyond its own UsageError is a traceback that a user would see.
 """
 
 from __future__ import annotations
