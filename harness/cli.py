@@ -227,6 +227,17 @@ def describe(method: Annotated[str, typer.Argument(help="a name from `list metho
 
 
 @app.command()
+def check(
+    plugin: Annotated[str, typer.Argument(help="a method, source, calibrator or task, also of a package")],
+) -> None:
+    """Does a plugin keep its contract? Runs it on tiny random networks; ends with 3 if something is wrong."""
+    from harness.check import check as look
+    from harness.sweep import SOME_FAILED
+
+    raise typer.Exit(0 if look(plugin, Catalog.default(), _console()) else SOME_FAILED)
+
+
+@app.command()
 def tables(
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/runs/embedded"),
     published: Annotated[

@@ -11,6 +11,7 @@ INFO = TaskInfo(
         "embedded": "2,000 Fashion-MNIST test images and two trained models that come with the project; no download",
         "cifar10": "CIFAR-10's 10,000 test images and two trained models; downloaded once, or --data-root DIR",
         "imagenet": "ImageNet-1k or any data in its folder layout (DIR/train, DIR/val); needs --data-root DIR",
+        "tiny": "tiny networks with random weights and random images, to check plugins; its numbers mean nothing",
     },
     target="tasks.timm_cls:open_suite",
     models={

@@ -55,7 +55,7 @@ class ImageData(Protocol):
 
 
 def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite:
-    """Open `embedded`, `cifar10` or `imagenet`.
+    """Open `embedded`, `cifar10`, `imagenet` or `tiny`.
 
     Raises:
         UsageError: no such suite, or its data cannot be used; the message says what is missing.
@@ -78,7 +78,11 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
         from tasks.image_folder import ImageFolder
 
         return ClassificationSuite(suite, ImageFolder(data_root), IMAGENET_MODELS)
-    raise UsageError(f"classification has no suite '{suite}'; it has embedded, cifar10, imagenet")
+    if suite == "tiny":
+        from tasks import tiny
+
+        return ClassificationSuite(suite, tiny.TinyData(), tuple(tiny.NETWORKS), tiny.build, tiny.INPUT)
+    raise UsageError(f"classification has no suite '{suite}'; it has embedded, cifar10, imagenet, tiny")
 
 
 @dataclass(frozen=True)

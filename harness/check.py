@@ -1,0 +1,161 @@
+"""`check PLUGIN`: does a plugin keep its contract? Runs it on tiny random networks and says what it finds.
+
+A method, source or calibrator is run as in any sweep, so that what a sweep checks in every cell is checked here too:
+what layers receive, that the float model and the process stay as they were, that data are not touched. On top of that
+cells are run twice, in new processes, since the same cell has to give the same number. A task is opened and its models
+are held against the contract of `VisionModel` and `Suite`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.catalog import Catalog, ResolvedMethod
+from harness.cell import Cell
+from harness.errors import UsageError
+from harness.plan import REFERENCES
+from harness.plugins import PRESETS, Kind, PluginInfo
+from harness.registry import check_known
+from harness.spec import SCHEMES
+
+if TYPE_CHECKING:
+    from harness.runner import Measured
+
+TASK, SUITE = "classification", "tiny"  # where methods are checked
+PRESET = "quick"
+WIDTHS = ("W8A8", "W4A4", "MP4.5")
+KINDS: tuple[Kind, ...] = ("method", "source", "calibrator")
+OK, FAILED, NOTE = "ok", "FAILED", "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: `result` is `ok`, `FAILED`, or `note` for what an author may want to know."""
+
+    what: str
+    result: str
+    detail: str = ""
+
+
+def check(name: str, catalog: Catalog, console: Console) -> bool:
+    """Check every plugin called `name` and print the findings; whether all is as it should be.
+
+    Raises:
+        UsageError: there is none of that name, or it cannot be imported.
+    """
+    known = [*catalog.method_names(), *catalog.tasks.names()]
+    check_known("plugin", name, known)
+    findings: list[Finding] = []
+    for kind in KINDS:
+        if name in catalog.of(kind):
+            info = catalog.of(kind).get(name)
+            findings += [*_description(info), *_cells(info, catalog)]
+    if name in catalog.tasks:
+        from harness.check_task import check_task
+
+        findings += check_task(catalog.tasks.get(name))
+    _show(name, findings, console)
+    return not any(finding.result == FAILED for finding in findings)
+
+
+def _show(name: str, findings: list[Finding], console: Console) -> None:
+    table = Table(show_edge=False, pad_edge=False)
+    for column in ("checked", "result", ""):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        style = {FAILED: "red", NOTE: "yellow"}.get(finding.result, "")
+        table.add_row(escape(finding.what), finding.result, escape(finding.detail), style=style)
+    console.print(table)
+    failed = sum(finding.result == FAILED for finding in findings)
+    console.print(f"{name}: {len(findings)} checks, {failed} failed.", markup=False, highlight=False)
+
+
+def _description(info: PluginInfo) -> Iterator[Finding]:
+    """What a plugin says of itself: all that `describe` prints."""
+    what = f"{info.kind}: description"
+    missing = [name for name, field in info.options.model_fields.items() if not field.description]
+    if not info.summary:
+        yield Finding(what, FAILED, "summary is empty; say in one line what it does")
+    elif info.origin == "reconstruction" and not info.deviations:
+        yield Finding(what, FAILED, "a reconstruction must list in `deviations` what is inferred")
+    elif info.origin != "baseline" and not info.paper:
+        yield Finding(what, FAILED, f"its origin is '{info.origin}', but `paper` is empty")
+    elif missing:
+        yield Finding(what, FAILED, f"option '{missing[0]}' has no description ({len(missing)} such)")
+    else:
+        yield Finding(what, OK)
+    if info.ablations:
+        try:
+            for preset in PRESETS:
+                info.check_ablations(preset, {})
+            yield Finding(f"{info.kind}: ablations", OK)
+        except UsageError as error:
+            yield Finding(f"{info.kind}: ablations", FAILED, str(error))
+
+
+def _methods(info: PluginInfo, catalog: Catalog) -> list[ResolvedMethod]:
+    """What it is run in: a source with the references' calibrator, a calibrator with both of their sources."""
+    names = [info.name]
+    if info.kind == "source":
+        names = [f"{info.name}+{catalog.sources.get(REFERENCES[0]).partner}"]
+    if info.kind == "calibrator":
+        names = [f"{source}+{info.name}" for source in REFERENCES]
+    return [catalog.resolve(name, PRESET) for name in names]
+
+
+def _cells(info: PluginInfo, catalog: Catalog) -> Iterator[Finding]:
+    """Findings of all cells of a method, source or calibrator."""
+    from harness.runner import Settings
+    from harness.worker import WorkerProcess
+
+    suite = catalog.tasks.get(TASK).open_suite(SUITE, None)
+    with tempfile.TemporaryDirectory() as folder:
+        executors = []
+        for name in ("first", "second"):  # caches of their own, or the second run would get the first one's images
+            (Path(folder) / name).mkdir()
+            executors.append(WorkerProcess(Settings(catalog, "cpu", 1, Path(folder) / name), timeout=600))
+        try:
+            for method in _methods(info, catalog):
+                for model in suite.models():
+                    for scheme in SCHEMES:
+                        for bits in WIDTHS:
+                            cell = Cell(
+                                suite=SUITE,
+                                task=TASK,
+                                model=model,
+                                weights=suite.model_identity(model),
+                                data=suite.data_identity(),
+                                limit=None,
+                                method=method.name,
+                                options=method.options,
+                                bits=bits,
+                                scheme=scheme,
+                                seed=0,
+                            )
+                            twice = [executor.run(cell, lambda *_: None) for executor in executors]
+                            yield _finding(cell, *twice)
+        finally:
+            for executor in executors:
+                executor.close()
+
+
+def _finding(cell: Cell, first: Measured, second: Measured) -> Finding:
+    record = first.record
+    if record.failure is not None:
+        lines = record.failure.message.splitlines() or [""]
+        return Finding(cell.label, FAILED, f"{record.failure.type}: {lines[0]}")
+    if record.status == "skipped":
+        return Finding(cell.label, OK, f"skipped: {record.reason}")
+    if first.outcomes is None or second.outcomes is None or not first.outcomes.equals(second.outcomes):
+        detail = "the same cell gave other outcomes the second time; take random numbers from ctx.generator"
+        return Finding(cell.label, FAILED, detail)
+    reason = getattr(record, "unverified", None)
+    return Finding(cell.label, NOTE, f"unverified: {reason}") if reason else Finding(cell.label, OK)
