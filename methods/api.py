@@ -1,0 +1,51 @@
+"""What plugins of other packages may import of `methods`: the shared substrate, by names that stay.
+
+Everything else in `methods` is an implementation detail and may move in any release. `docs/plugins.md` shows how these
+are used.
+"""
+
+from __future__ import annotations
+
+from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
+from methods.core.intercept import OUTPUT, Interceptor, OpKey, tap
+from methods.core.layers import LAYERS, output_axis
+from methods.core.observers import Ema, MinMax, Observer, Omse
+from methods.core.quantized import Quantized
+from methods.core.quantizers import Quantizer, Uniform, weight_quantizer
+from methods.core.sites import ActivationSite, NoSitesError, Sites, WeightSite, find_sites
+from methods.core.structure import Block, NotATransformerError, find_blocks, patch_grid, to_grid
+from methods.core.synthesis import start_images
+from methods.core.trace import Trace, trace
+
+__all__ = [
+    "LAYERS",
+    "OUTPUT",
+    "ActivationSite",
+    "Block",
+    "Ema",
+    "Interceptor",
+    "MinMax",
+    "NoSitesError",
+    "NotATransformerError",
+    "Observer",
+    "Omse",
+    "OpKey",
+    "Quantized",
+    "Quantizer",
+    "Sites",
+    "Trace",
+    "Uniform",
+    "WeightSite",
+    "activation_quantizers",
+    "find_blocks",
+    "find_sites",
+    "observe",
+    "output_axis",
+    "patch_grid",
+    "start_images",
+    "tap",
+    "to_grid",
+    "trace",
+    "weight_quantizer",
+    "weight_quantizers",
+]
