@@ -104,6 +104,11 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     return overrides
 
 
+Trust = Annotated[
+    bool, typer.Option("--trust-configs", help="Configs that --models names may run code; see docs/dense.md.")
+]
+
+
 def _sweep(  # noqa: PLR0917 - typer passes them by name
     ctx: typer.Context,
     methods: Annotated[
@@ -153,6 +158,7 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
         bool, typer.Option("--no-references", help="Leave out the floor and the ceiling (noise, real).")
     ] = False,
     sink: Annotated[str, typer.Option(help="Also report to a tracker: mlflow, wandb, trackio.")] = "",
+    trust_configs: Trust = False,
 ) -> None:
     check_known("--device", device, DEVICES)
     if timeout is not None and not 0 < timeout <= LONGEST:
@@ -174,6 +180,7 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
         overrides=parse_overrides(option or ()),
         references=not no_references,
         rerun=rerun,
+        trust_configs=trust_configs,
     )
     if ablation:
         typed = {name for name in ABLATION if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
@@ -201,7 +208,7 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.sweep import run_and_report
 
     root = data_root and data_root.absolute()
-    settings = Settings(catalog, device, threads or _cores(), cache.absolute(), root, plan.requested)
+    settings = Settings(catalog, device, threads or _cores(), cache.absolute(), root, plan.requested, trust_configs)
     code = run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process, sink=tracker)
     raise typer.Exit(code)
 
@@ -303,6 +310,9 @@ def regress(  # noqa: PLR0917 - typer passes them by name
     threads: Annotated[int | None, typer.Option(help="CPU threads; those of the suite if left out.")] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="No worker process: for debugging.")] = False,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the suite's data, if it needs one.")] = None,
+    trust_configs: Annotated[
+        bool, typer.Option("--trust-configs", help="Configs that the suite names may run code; see docs/dense.md.")
+    ] = False,
 ) -> None:
     """Measure the pinned suite and compare it, image by image, with the baseline; see docs/regression.md."""
     import os
@@ -310,9 +320,8 @@ def regress(  # noqa: PLR0917 - typer passes them by name
     from harness.regress.gate import Options, run_gate
 
     _check_threads(threads)
-    options = Options(
-        baseline, HISTORY, update_baseline, history, junit, out, threads, in_process, data_root and data_root.absolute()
-    )
+    root = data_root and data_root.absolute()
+    options = Options(baseline, HISTORY, update_baseline, history, junit, out, threads, in_process, root, trust_configs)
     try:
         code = run_gate(options, Catalog.default(), os.environ, _console())
     except KeyboardInterrupt:
@@ -332,7 +341,7 @@ def history(
 
 
 @app.command()
-def diagnose(
+def diagnose(  # noqa: PLR0917 - typer passes them by name
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/runs/embedded"),
     data_root: Annotated[Path | None, typer.Option(help="Folder of the suite's data, if it needs one.")] = None,
     models: Annotated[str, typer.Option(help="Models as given to bench, by comma; all if left out.")] = "",
@@ -340,6 +349,7 @@ def diagnose(
     site_images: Annotated[
         int, typer.Option(min=0, help="Also quantize every activation site alone, on this many real training images.")
     ] = 0,
+    trust_configs: Trust = False,
 ) -> None:
     """Look at the stored images of a results folder with the float models: how similar are their patches?"""
     from harness.diagnose import diagnose as look
@@ -351,6 +361,7 @@ def diagnose(
         models=_split(models),
         bits=bits,
         site_images=site_images,
+        trust_configs=trust_configs,
     ):
         typer.echo(str(path))
 

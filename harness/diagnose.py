@@ -39,6 +39,7 @@ def diagnose(
     models: Sequence[str] = (),
     bits: str = "",
     site_images: int = 0,
+    trust_configs: bool = False,
 ) -> list[Path]:
     """Write similarity.csv, similarity_<model>.png and similarity_maps_<model>.png to the folder's report.
 
@@ -52,6 +53,7 @@ def diagnose(
         models: Models as `bench` was given them, where a name holds the path of a checkpoint; all if empty.
         bits: Precision to look at, as in the tables; if empty, that with the most methods.
         site_images: Real training images on which sites are looked at, one by one; 0 leaves that out.
+        trust_configs: Configs of models may run code.
 
     Returns:
         The files that were written.
@@ -71,7 +73,8 @@ def diagnose(
     folder = store.folder / "report"
     frames, written, sites = [], [], []
     prepare_folder(folder, "--out")
-    for name, of_model, model, suite in _models(cells[cells["key"].isin(images)], catalog, data_root, models):
+    suites = _suites(cells[cells["key"].isin(images)], catalog, data_root, trust_configs=trust_configs)
+    for name, of_model, model, suite in _models(cells[cells["key"].isin(images)], suites, models):
         shown = one_precision(of_model)
         results = _similarities(shown, images, model)
         first = shown.iloc[0]
@@ -124,18 +127,24 @@ def _sites(
     return pd.DataFrame(rows)
 
 
+def _suites(
+    cells: pd.DataFrame, catalog: Catalog, data_root: Path | None, *, trust_configs: bool
+) -> dict[tuple[str, str], Suite]:
+    """The suites of all cells, by task and name."""
+    return {
+        place: catalog.tasks.get(place[0]).open_suite(place[1], data_root, trust_configs=trust_configs)
+        for place in sorted(set(zip(cells["task"], cells["suite"], strict=True)))
+    }
+
+
 def _models(
-    cells: pd.DataFrame, catalog: Catalog, data_root: Path | None, named: Sequence[str]
+    cells: pd.DataFrame, suites: Mapping[tuple[str, str], Suite], named: Sequence[str]
 ) -> Iterator[tuple[str, pd.DataFrame, VisionModel, Suite]]:
     """Label, cells, float model and suite of every model with images."""
     import torch
 
     if cells.empty:
         return
-    suites: dict[tuple[str, str], Suite] = {
-        place: catalog.tasks.get(place[0]).open_suite(place[1], data_root)
-        for place in sorted(set(zip(cells["task"], cells["suite"], strict=True)))
-    }
     present = set(zip(cells["task"], cells["suite"], cells["canonical"], strict=True))
     requested = {} if named else {model: model[-1] for model in present}  # task, suite and model -> the user's name
     for name in named:

@@ -54,6 +54,7 @@ class Request:
     references: bool = True
     rerun: str = "failed"
     ablation: str = ""
+    trust_configs: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     for task in request.tasks:
         check_known(f"suite of task '{task}'", request.suite, catalog.tasks.get(task).suites)
     records = {record.cell.key: record for record in store.records()}
-    suites = [catalog.tasks.get(task).open_suite(request.suite, request.data_root) for task in request.tasks]
+    suites = _suites(request, catalog)
     for suite in suites:
         suite.check_limit(request.limit)
         _check_parts(request, suite)
@@ -155,6 +156,13 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
         state = _state(records.get(cell.key), store, catalog)
         planned.append(Planned(cell, state, state in RERUN[request.rerun], estimator.seconds(cell), requested))
     return Plan(tuple(planned))
+
+
+def _suites(request: Request, catalog: Catalog) -> list[Suite]:
+    tasks = [catalog.tasks.get(task) for task in request.tasks]
+    if request.trust_configs and not any(task.runs_configs for task in tasks):
+        raise UsageError(f"--trust-configs: no model of {', '.join(request.tasks)} has a config; leave it out")
+    return [task.open_suite(request.suite, request.data_root, trust_configs=request.trust_configs) for task in tasks]
 
 
 def _check(request: Request) -> None:

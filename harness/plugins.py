@@ -148,7 +148,8 @@ class PluginInfo:
 @dataclass(frozen=True)
 class TaskInfo:
     """One task. `target` is `module:function`, called as `function(suite, data_root=Path | None) -> Suite`;
-    it raises UsageError when the suite's data cannot be used, saying what is missing.
+    it raises UsageError when the suite's data cannot be used, saying what is missing. `runs_configs`: its models may be
+    described by files that are programs, which it runs only when it is called with `trust_configs=True` as well.
     """
 
     name: str
@@ -159,6 +160,7 @@ class TaskInfo:
     # `module:function` for tasks whose primary metric is no share of images that are `correct`: the function makes a
     # `harness.stats.Metric` of the outcomes of one cell, a frame with a row an image. Reports resample images with it.
     resampling: str = ""
+    runs_configs: bool = False
 
     def check(self) -> None:
         """Check what can be known without importing the task's code.
@@ -179,15 +181,16 @@ class TaskInfo:
         """
         return imported(self.target, f"{self.target} of task '{self.name}'")
 
-    def open_suite(self, suite: str, data_root: Path | None) -> Suite:
-        """The suite with its data.
+    def open_suite(self, suite: str, data_root: Path | None, *, trust_configs: bool = False) -> Suite:
+        """The suite with its data. `trust_configs`: the user says that models' configs may run code.
 
         Raises:
             UsageError: the task's code cannot be imported, or raises anything else than a UsageError of its own.
         """
         opened = self.load()
         try:
-            found: Suite = opened(suite, data_root=data_root)
+            more = {"trust_configs": trust_configs} if self.runs_configs else {}
+            found: Suite = opened(suite, data_root=data_root, **more)
         except UsageError:
             raise
         except Exception as error:

@@ -41,6 +41,7 @@ class Settings:
     cache: Path
     data_root: Path | None = None
     requested: Mapping[str, str] = field(default_factory=dict)  # canonical model name -> the user's, where they differ
+    trust_configs: bool = False  # configs of models may run code
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,8 @@ class CellRunner:
         key = cell.task, cell.suite
         if key not in self._suites:
             task = self._settings.catalog.tasks.get(cell.task)
-            opened = task.open_suite(cell.suite, self._settings.data_root)
+            trusted = self._settings.trust_configs
+            opened = task.open_suite(cell.suite, self._settings.data_root, trust_configs=trusted)
             if opened.data_identity() != cell.data:
                 raise UsageError(
                     f"suite '{cell.suite}' has other data now than when the run was planned; run the command again"

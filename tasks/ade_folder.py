@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UsageError
-from tasks.dense_folder import file_reader, files_identity, images_in, need, read_rgb, scaled_size
+from tasks.dense_folder import (
+    file_reader,
+    files_identity,
+    images_in,
+    is_file,
+    need,
+    opened,
+    read_rgb,
+    scaled_size,
+    seen_sizes,
+)
 from tasks.dense_metrics import IGNORED
 from tasks.dense_suite import Facts, Split
+from tasks.openmmlab.data_config import respects_orientation
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -21,6 +33,7 @@ if TYPE_CHECKING:
 PARENT = "ADEChallengeData2016"  # as the archive unpacks; it or the folder that holds it is the root
 IMAGES: Mapping[Split, str] = {"evaluation": "images/validation", "calibration": "images/training"}
 LABELS = "annotations/validation"
+_THREADS = 8
 
 
 class AdeFolder:
@@ -39,36 +52,65 @@ class AdeFolder:
         need({**folders, self._root / LABELS: "label maps of evaluation"}, "ade20k", self._root)
         self._files = {split: images_in(self._root / folder) for split, folder in IMAGES.items()}
         self._labels = [self._root / LABELS / f"{path.stem}.png" for path in self._files["evaluation"]]
-        missing = [path.name for path in self._labels if not path.is_file()]
+        missing = [path.name for path in self._labels if not is_file(path)]
         if missing:
             raise UsageError(
                 f"{self._root / LABELS} lacks the label maps of {len(missing)} images, {missing[0]} among them"
             )
+        self._right: set[bool] = set()  # whether images are turned by EXIF data: where label maps have their sizes
 
     def count(self, split: Split) -> int:
         """Number of images."""
         return len(self._files[split])
 
     def identity(self) -> str:
-        """Hash of the names and sizes of all images and label maps."""
+        """Hash of what images and label maps hold; each is found to be whole."""
         return self._identity
 
     @cached_property
     def _identity(self) -> str:
-        return files_identity(self._root, (*self._files["evaluation"], *self._labels, *self._files["calibration"]))
+        files = [*self._files["evaluation"], *self._labels, *self._files["calibration"]]
+        return files_identity(self._root, files)
+
+    @cached_property
+    def _found(self) -> list[tuple[tuple[int, int], NDArray[np.bool_]]]:
+        """Of every label map height and width, and which of the labels 0 to 255 it has."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            maps = pool.map(_read_labels, self._labels)
+            return [(found.shape, np.bincount(found.ravel(), minlength=256) > 0) for found in maps]
 
     def input_size(self, config: Config) -> tuple[int, int]:
         """The crops that the model was trained on, else what its test pipeline makes of a landscape picture."""
         crop = config.get("crop_size")
         return (int(crop[0]), int(crop[1])) if crop else scaled_size(config, (512, 512), 32)
 
-    def check_model(self, model: str, facts: Facts) -> None:
-        """Check the first label map against the model's classes.
+    def check_model(self, model: str, facts: Facts, *, masks: bool) -> None:
+        """Check that every label map is as large as its image and has no label that the model does not know.
 
         Raises:
-            UsageError: it has a label that the model does not know.
+            UsageError: one is not, or has; the message names it.
         """
-        self.label_map(0, facts)
+        turned = respects_orientation(facts.pipeline)
+        if turned not in self._right:
+            sizes = seen_sizes(self._files["evaluation"], facts.pipeline)
+            for path, image, size, (found, _) in zip(
+                self._labels, self._files["evaluation"], sizes, self._found, strict=True
+            ):
+                if found != size:
+                    raise UsageError(
+                        f"label map {path} is {found[1]}x{found[0]} (width x height), but its image {image} is "
+                        f"{size[1]}x{size[0]}"
+                    )
+            self._right.add(turned)
+        classes, first = facts.labels or facts.classes, int(facts.zero_is_none)
+        who = "the data set" if facts.labels else "the model"
+        for path, (_, present) in zip(self._labels, self._found, strict=True):
+            highest = int(np.flatnonzero(present[:IGNORED]).max(initial=0)) - first
+            if highest >= len(classes):
+                raise UsageError(
+                    f"label map {path} has label {highest}, but {who} knows {len(classes)} "
+                    f"classes, 0 to {len(classes) - 1}{' (0 in the file being none)' if first else ''}"
+                )
 
     def reader(self, split: Split, pipeline: Sequence[Mapping[str, Any]]) -> Callable[[int], dict[str, Any]]:
         """Image by number; see `file_reader`."""
@@ -79,27 +121,24 @@ class AdeFolder:
         return read_rgb(self._files["evaluation"][index])
 
     def label_map(self, index: int, facts: Facts) -> NDArray[np.uint8]:
-        """Class of every pixel of an evaluation image, `IGNORED` where none is annotated.
+        """The model's class of every pixel of an evaluation image, `IGNORED` where there is none.
+
+        As mmseg has it: first 0 becomes none, where it does, then classes are found by name.
 
         Raises:
-            UsageError: the file cannot be read or has a label that the model does not know.
+            UsageError: the file cannot be read.
         """
-        from PIL import Image
-
-        path = self._labels[index]
-        try:
-            with Image.open(path) as image:
-                labels = np.asarray(image)
-        except OSError as error:
-            raise UsageError(f"label map {path} cannot be read: {error}") from None
-        if labels.ndim != 2 or labels.dtype != np.uint8:
-            raise UsageError(f"label map {path} is no picture of one 8-bit channel")
+        numbers = np.arange(256, dtype=np.uint8)
         if facts.zero_is_none:  # 0 becomes IGNORED, the rest count from 0; IGNORED stays
-            labels = np.where(labels == IGNORED, IGNORED, labels - np.uint8(1)).astype(np.uint8)
-        highest = labels[labels != IGNORED].max(initial=0)
-        if highest >= len(facts.classes):
-            raise UsageError(
-                f"label map {path} has label {highest}, but the model knows {len(facts.classes)} classes, 0 to "
-                f"{len(facts.classes) - 1}{' (0 in the file being none)' if facts.zero_is_none else ''}"
-            )
-        return labels
+            numbers = np.where(numbers == IGNORED, IGNORED, numbers - np.uint8(1)).astype(np.uint8)
+        if facts.labels is not None:
+            known = [facts.classes.index(name) if name in facts.classes else IGNORED for name in facts.labels]
+            numbers = np.array([*known, *range(len(known), 256)], np.uint8)[numbers]
+        return numbers[_read_labels(self._labels[index])]
+
+
+def _read_labels(path: Path) -> NDArray[np.uint8]:
+    with opened(path) as image:
+        if image.mode not in {"L", "P"}:
+            raise UsageError(f"label map {path} is no picture of one 8-bit channel (its mode is {image.mode})")
+        return np.asarray(image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UsageError
-from tasks.dense_folder import file_reader, files_identity, images_in, need, read_rgb, scaled_size
+from tasks import coco_annotations
+from tasks.dense_folder import file_reader, files_identity, images_in, is_file, need, read_rgb, scaled_size, seen_sizes
 from tasks.dense_suite import Facts, Split
+from tasks.openmmlab.data_config import respects_orientation
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+_SLACK = 2.0  # pixels; boxes of real annotations are rounded
 ANNOTATIONS = "annotations/instances_val2017.json"
 FOLDERS: Mapping[Split, str] = {"evaluation": "val2017", "calibration": "train2017"}
 
@@ -34,59 +37,115 @@ class CocoFolder:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._file = root / ANNOTATIONS
+        file = root / ANNOTATIONS
         folders = {root / folder: f"images of {split}" for split, folder in FOLDERS.items()}
-        need({self._file: "annotations of evaluation", **folders}, "coco", root)
-        try:
-            self._annotated: dict[str, Any] = json.loads(self._file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"annotations {self._file} cannot be read as JSON: {error}") from None
-        for part in ("images", "annotations", "categories"):
-            if not isinstance(self._annotated, dict) or not self._annotated.get(part):
-                raise UsageError(f"annotations {self._file} have no '{part}'; a COCO instances file is needed")
+        need({file: "annotations of evaluation", **folders}, "coco", root)
+        self._annotated = coco_annotations.read(file)
         self._files: dict[Split, list[Path]] = {
-            "evaluation": [root / FOLDERS["evaluation"] / i["file_name"] for i in self._annotated["images"]],
+            "evaluation": self._evaluation_files(),
             "calibration": images_in(root / FOLDERS["calibration"]),
         }
-        missing = [path.name for path in self._files["evaluation"] if not path.is_file()]
+        self._right: set[str] = set()  # what was checked and found to be so
+        self._warn_of_boxes()
+
+    def _evaluation_files(self) -> list[Path]:
+        """Images lie where the file says, seen from their folder or, with that folder's name in it, from the root."""
+        folder, missing, found = self._root / FOLDERS["evaluation"], [], {}
+        for image in self._annotated.images:
+            name = image["file_name"]
+            path = next((p for p in (folder / name, self._root / name) if is_file(p)), None)
+            if path is None:
+                missing.append(name)
+            elif path in found:
+                raise UsageError(
+                    f"annotations {self._annotated.path} have two entries of 'images' for {path}, '{found[path]}' and "
+                    f"'{name}'; leave one"
+                )
+            else:
+                found[path] = name
         if missing:
             raise UsageError(
-                f"annotations {self._file} name {len(missing)} images that are not in {root / FOLDERS['evaluation']}, "
-                f"{missing[0]} among them"
+                f"annotations {self._annotated.path} name {len(missing)} images that are not in {folder}, {missing[0]} "
+                "among them"
+            )
+        return list(found)
+
+    def _warn_of_boxes(self) -> None:
+        sizes = {image["id"]: (image["width"], image["height"]) for image in self._annotated.images}
+        beyond = [
+            place
+            for place, entry in enumerate(self._annotated.annotations)
+            for (x, y, w, h), (width, height) in [(entry["bbox"], sizes[entry["image_id"]])]
+            if min(x, y) < -_SLACK or x + w > width + _SLACK or y + h > height + _SLACK
+        ]
+        if beyond:
+            warnings.warn(
+                f"annotations {self._annotated.path}: {len(beyond)} boxes reach beyond their images, annotations"
+                f"[{beyond[0]}] among them; a box is [x, y, width, height]",
+                stacklevel=2,
             )
 
     def count(self, split: Split) -> int:
         """Number of images."""
         return len(self._files[split])
 
+    def has_objects(self, count: int) -> bool:
+        """Whether an object that counts is annotated on one of the first `count` images."""
+        first = {image["id"] for image in self._annotated.images[:count]}
+        return any(entry["image_id"] in first and not entry["iscrowd"] for entry in self._annotated.annotations)
+
     def identity(self) -> str:
-        """Hash of the annotations and of the names and sizes of all images."""
+        """Hash of what annotations and images hold; every image is found to be whole."""
         return self._identity
 
     @cached_property
     def _identity(self) -> str:
-        files = (path for split in FOLDERS for path in self._files[split])
-        return files_identity(self._root, files, [self._file.read_bytes()])
+        images = [path for split in FOLDERS for path in self._files[split]]
+        return files_identity(self._root, images, [self._annotated.path])
 
     def input_size(self, config: Config) -> tuple[int, int]:
         """What the config's test pipeline makes of a landscape picture."""
         divisor = int(config.model.get("data_preprocessor", {}).get("pad_size_divisor", 32))
         return scaled_size(config, (800, 1333), max(divisor, 32))
 
-    def check_model(self, model: str, facts: Facts) -> None:
-        """Check that all of the model's classes are annotated.
+    def check_model(self, model: str, facts: Facts, *, masks: bool) -> None:
+        """Check that all of the model's classes are annotated, images are as large as the annotations say and, with
+        `masks`, that every object has one.
 
         Raises:
-            UsageError: one is not; it is another data set's model.
+            UsageError: one is not, or does not fit; the message names it.
         """
-        known = [category["name"] for category in self._annotated["categories"]]
+        known, file = self._annotated.names, self._annotated.path
         missing = [name for name in facts.classes if name not in known]
         if missing:
             raise UsageError(
-                f"model '{model}' knows the class '{missing[0]}', which annotations {self._file} do not have "
-                f"({len(missing)} such of {len(facts.classes)}); name the data's classes as metainfo in its config's "
+                f"model '{model}' knows the class '{missing[0]}', which annotations {file} do not have "
+                f"({len(missing)} such of {len(facts.classes)}; there are {', '.join(known[:5])}"
+                f"{', ...' if len(known) > 5 else ''}); name the data's classes as metainfo in its config's "
                 "test_dataloader.dataset, or give the data that it was trained for"
             )
+        others = [name for name in known if name not in facts.classes]
+        if others:
+            warnings.warn(
+                f"model '{model}' does not know {len(others)} of the {len(known)} categories of annotations {file}, "
+                f"'{others[0]}' among them; their objects do not count",
+                stacklevel=2,
+            )
+        sizes = f"sizes {respects_orientation(facts.pipeline)}"
+        if sizes not in self._right:
+            self._check_sizes(facts)
+        if masks and "masks" not in self._right:
+            self._annotated.check_masks()
+        self._right |= {sizes, "masks"} if masks else {sizes}
+
+    def _check_sizes(self, facts: Facts) -> None:
+        seen = seen_sizes(self._files["evaluation"], facts.pipeline)
+        for path, size, said in zip(self._files["evaluation"], seen, self._annotated.sizes, strict=True):
+            if size != said:
+                raise UsageError(
+                    f"image {path} is {size[1]}x{size[0]} (width x height), but annotations {self._annotated.path} say "
+                    f"{said[1]}x{said[0]}; boxes would not fit it"
+                )
 
     def reader(self, split: Split, pipeline: Sequence[Mapping[str, Any]]) -> Callable[[int], dict[str, Any]]:
         """Image by number; see `file_reader`."""
@@ -99,21 +158,22 @@ class CocoFolder:
     def truth(self, count: int, facts: Facts) -> dict[str, Any]:
         """The first images as a COCO data set: images numbered from 1, the model's classes from 1 in its order.
 
-        mmdet numbers classes in the order in which the annotation file lists those that the model knows.
+        Categories are found by name. mmdet numbers classes in the order in which the annotation file lists those that
+        the model knows, which is the same as long as file and model agree, and wrong labels where they do not.
         """
-        images = self._annotated["images"][:count]
-        listed = [c for c in self._annotated["categories"] if c["name"] in facts.classes]
+        images = self._annotated.images[:count]
         numbers = {image["id"]: place for place, image in enumerate(images, start=1)}
-        categories = {category["id"]: place for place, category in enumerate(listed, start=1)}
+        ids = {category["name"]: category["id"] for category in self._annotated.categories}
+        categories = {ids[name]: place for place, name in enumerate(facts.classes, start=1)}
         kept = [
             {**a, "id": 0, "image_id": numbers[a["image_id"]], "category_id": categories[a["category_id"]]}
-            for a in self._annotated["annotations"]
+            for a in self._annotated.annotations
             if a["image_id"] in numbers and a["category_id"] in categories
         ]
         return {
             "info": {},
             "licenses": [],
             "images": [{**image, "id": numbers[image["id"]]} for image in images],
-            "categories": [{"id": categories[c["id"]], "name": c["name"]} for c in listed],
+            "categories": [{"id": place, "name": name} for place, name in enumerate(facts.classes, start=1)],
             "annotations": [{**annotation, "id": place} for place, annotation in enumerate(kept, start=1)],
         }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,19 @@ from numpy.typing import NDArray
 
 from harness.contracts import check_not_sealed
 from harness.errors import UsageError, first_line
+from tasks.content import hash_files, identity, open_regular, reason, signature
 from tasks.dense_suite import Split
-from tasks.image_folder import SUFFIXES
+from tasks.image_files import FORMATS, SUFFIXES, incomplete
+from tasks.openmmlab.data_config import image_pipeline, respects_orientation
 from tasks.openmmlab.models import Library
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+    from PIL.Image import Image
+
+_ORIENTATION = 274  # EXIF tag
+_THREADS = 8
+_SIZES = ("scale", "scale_factor", "size", "crop_size")  # of a step of a pipeline
 
 
 def need(paths: Mapping[Path, str], suite: str, root: Path) -> None:
@@ -31,11 +40,18 @@ def need(paths: Mapping[Path, str], suite: str, root: Path) -> None:
     Raises:
         UsageError: something is missing; the message says what else is, too.
     """
-    if not root.is_dir():
+    if not (_exists(root) and root.is_dir()):
         raise UsageError(f"data root {root} is not a folder; suite '{suite}' expects {_list(paths, root)} in it")
-    missing = {path: what for path, what in paths.items() if not path.exists()}
+    missing = {path: what for path, what in paths.items() if not _exists(path)}
     if missing:
         raise UsageError(f"data root {root} lacks {_list(missing, root)}; suite '{suite}' needs that to run")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be looked at: {reason(error)}") from None
 
 
 def _list(paths: Mapping[Path, str], root: Path) -> str:
@@ -46,22 +62,85 @@ def images_in(folder: Path) -> list[Path]:
     """Image files in `folder`, by name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or the folder cannot be read.
     """
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise UsageError(f"folder {folder} cannot be read: {reason(error)}") from None
     if not found:
         raise UsageError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     return found
 
 
-def files_identity(root: Path, files: Iterable[Path], more: Iterable[bytes] = ()) -> str:
-    """Hash of the relative paths and sizes of `files`, and of `more`: 16 hexadecimal digits."""
-    whole = hashlib.sha256()
-    for path in files:
-        whole.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
-    for part in more:
-        whole.update(part)
-    return whole.hexdigest()[:16]
+def is_file(path: Path) -> bool:
+    """Whether there is something at `path`.
+
+    Raises:
+        UsageError: there is, but it is no regular file, or cannot be looked at.
+    """
+    try:
+        signature(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UsageError(f"{path} cannot be used: {reason(error)}") from None
+    return True
+
+
+def files_identity(root: Path, images: Sequence[Path], others: Sequence[Path] = ()) -> str:
+    """Hash of what all files hold and of their places under `root`: 16 hexadecimal digits.
+
+    Raises:
+        UsageError: a file cannot be read, or one of `images` is not a whole image; the first one is named.
+    """
+    hashes = [*hash_files(root, images, incomplete), *hash_files(root, others)]
+    return identity(root, [*images, *others], hashes)
+
+
+def seen_sizes(files: Sequence[Path], pipeline: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Height and width of images as a config's test pipeline loads them, from the heads of the files.
+
+    Raises:
+        UsageError: an image cannot be read, or its EXIF data turn it, but not for this pipeline; the message names it.
+    """
+    turns = respects_orientation(pipeline)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda path: _seen_size(path, turns=turns), files))
+
+
+def _seen_size(path: Path, *, turns: bool) -> tuple[int, int]:
+    with opened(path) as image:
+        width, height = image.size
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation in range(2, 9) and not turns:
+        raise UsageError(
+            f"image {path} is to be turned (EXIF orientation {orientation}), but the config's pipeline loads it as it "
+            'lies in the file; load with color_type="color"'
+        )
+    return (width, height) if orientation in range(5, 9) else (height, width)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image]:
+    """An image file, opened by Pillow.
+
+    Raises:
+        UsageError: it cannot be read, now or while this is open.
+    """
+    from PIL import Image
+
+    try:
+        with open_regular(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of oddities that are none of the pixels'
+            with Image.open(file, formats=FORMATS) as image:
+                yield image
+    except UsageError:
+        raise
+    # A damaged file raises nearly anything (OSError, SyntaxError, ValueError, DecompressionBombError ...).
+    except Exception as error:
+        what = reason(error) if isinstance(error, OSError) else first_line(error)
+        raise UsageError(f"image {path} cannot be read: {what}") from None
 
 
 def file_reader(
@@ -78,7 +157,7 @@ def file_reader(
     from mmengine.registry import DefaultScope
 
     with DefaultScope.overwrite_default_scope(library):
-        compose = Compose([dict(step) for step in pipeline])
+        compose = Compose([_with_tuples(step) for step in pipeline])
 
     def read(index: int) -> dict[str, Any]:
         check_not_sealed(f"{split} images")
@@ -96,19 +175,21 @@ def file_reader(
     return read
 
 
+def _with_tuples(step: Mapping[str, Any]) -> dict[str, Any]:
+    """A step of a pipeline with its sizes as mmcv wants them; JSON, YAML and TOML have no tuples."""
+    return {key: tuple(v) if key in _SIZES and isinstance(v, list) else v for key, v in step.items()}
+
+
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """The image (height, width, 3).
+    """The image (height, width, 3), turned as its EXIF data say.
 
     Raises:
         UsageError: it cannot be read.
     """
-    from PIL import Image
+    from PIL import ImageOps
 
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise UsageError(f"image {path} cannot be read: {error}") from None
+    with opened(path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def scaled_size(config: Config, fallback: tuple[int, int], divisor: int) -> tuple[int, int]:
@@ -119,8 +200,6 @@ def scaled_size(config: Config, fallback: tuple[int, int], divisor: int) -> tupl
         fallback: if it has none.
         divisor: what the model pads to.
     """
-    from tasks.openmmlab.references import image_pipeline
-
     scales = [step["scale"] for step in image_pipeline(config) if step.get("type") == "Resize" and "scale" in step]
     longest, shortest = (max(scales[0]), min(scales[0])) if scales else (max(fallback), min(fallback))
     width = min(longest, round(shortest * 4 / 3))

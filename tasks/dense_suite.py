@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from harness.contracts import CalibrationData, VisionModel, check_not_sealed
 from harness.errors import UsageError
 from tasks.checkpoints import identity
-from tasks.openmmlab.references import Models, class_names, image_pipeline
+from tasks.openmmlab.data_config import class_names, image_pipeline
+from tasks.openmmlab.references import Models
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -42,6 +43,13 @@ class DenseData(Protocol):
     def reader(self, split: Split, pipeline: Sequence[Mapping[str, Any]]) -> Callable[[int], dict[str, Any]]:
         """Image by number: `inputs` (3, h, w) and the data sample that mm* models want with it."""
 
+    def check_model(self, model: str, facts: Facts, *, masks: bool) -> None:
+        """Check once that annotations can be compared with a model's predictions, and `masks` with its masks.
+
+        Raises:
+            UsageError: they cannot; the message says which.
+        """
+
     def picture(self, index: int) -> NDArray[np.uint8]:
         """Evaluation image (height, width, 3), RGB."""
 
@@ -53,6 +61,9 @@ class Facts:
     classes: tuple[str, ...]
     pipeline: tuple[Mapping[str, Any], ...]
     zero_is_none: bool = False  # label 0 of annotations is no class
+    # Classes of label maps by label, where the config names others than its data set has; those that it leaves out do
+    # not count. No part of what models were identified by before there was one.
+    labels: tuple[str, ...] | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -115,9 +126,11 @@ class DenseSuite:
         if named is None or len(named) != count:
             have = "no class names" if named is None else f"{len(named)} classes"
             raise UsageError(f"model '{model}' tells {count} classes apart, but its config or the data have {have}")
-        facts = Facts(named, tuple(image_pipeline(config)), self.zero_is_none(config))
-        self.data.check_model(model, facts)
+        facts = Facts(named, tuple(image_pipeline(config)), **self.label_facts(config))
+        self.data.check_model(model, facts, masks=self.makes_masks(net))
         described = {"model": repr(config.model.to_dict()), "facts": repr(facts)}
+        if facts.labels is not None:
+            described["labels"] = repr(facts.labels)
         self._identities[model] = identity(described, net)
         return config, net, facts
 
@@ -125,8 +138,12 @@ class DenseSuite:
         """Classes that `net` tells apart. Raises UsageError if it is no model of this task."""
         raise NotImplementedError
 
-    def zero_is_none(self, config: Config) -> bool:
-        """Whether label 0 of annotations is no class."""
+    def label_facts(self, config: Config) -> dict[str, Any]:
+        """What `Facts` are to have of label maps."""
+        return {}
+
+    def makes_masks(self, net: nn.Module) -> bool:
+        """Whether `net` makes a mask of every object."""
         return False
 
 

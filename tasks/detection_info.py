@@ -16,8 +16,9 @@ INFO = TaskInfo(
         "mask_rcnn_swin": "embedded: Mask R-CNN on a three-stage Swin of width 48, 3x128x128 input",
         "mask_rcnn_swin_t": "coco: Mask R-CNN on Swin-T (3x); downloads the weights once; mask_rcnn_swin_s likewise",
         "cascade_mask_rcnn_swin_s@FILE": "coco: Cascade Mask R-CNN on Swin-S, weights in FILE; ..._swin_t likewise",
-        "mmdet:CONFIG.py@FILE": "any suite: the model of any mmdet config with a checkpoint",
+        "mmdet:CONFIG@FILE": "any suite: the model of any mmdet config (.json, .yaml, .toml; .py with --trust-configs)",
         "NAME@random": "any suite: any of these with random weights (fixed seed), to try things out",
     },
+    runs_configs=True,
     resampling="tasks.dense_outcomes:average_precision_of",
 )

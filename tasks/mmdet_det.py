@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,8 +40,13 @@ COCO_MODELS = Models(
 )
 
 
-def open_suite(suite: str, data_root: Path | None = None) -> DetectionSuite:
+def open_suite(suite: str, data_root: Path | None = None, *, trust_configs: bool = False) -> DetectionSuite:
     """Open `embedded` or `coco`.
+
+    Args:
+        suite: which of them.
+        data_root: folder of its data; `embedded` has its own.
+        trust_configs: configs that users name may run code.
 
     Raises:
         UsageError: no such suite, its data cannot be used, or OpenMMLab is not installed.
@@ -52,7 +57,7 @@ def open_suite(suite: str, data_root: Path | None = None) -> DetectionSuite:
         from tasks.embedded.dense_zoo import known
         from tasks.embedded.scene_data import SceneData
 
-        return DetectionSuite(suite, SceneData("detection"), Models("mmdet", known("detection")))
+        return DetectionSuite(suite, SceneData("detection"), Models("mmdet", known("detection"), trust_configs))
     if suite == "coco":
         if data_root is None:
             raise UsageError(
@@ -61,7 +66,7 @@ def open_suite(suite: str, data_root: Path | None = None) -> DetectionSuite:
             )
         from tasks.coco_folder import CocoFolder
 
-        return DetectionSuite(suite, CocoFolder(data_root), COCO_MODELS)
+        return DetectionSuite(suite, CocoFolder(data_root), replace(COCO_MODELS, trusted=trust_configs))
     raise UsageError(f"detection has no suite '{suite}'; it has embedded, coco")
 
 
@@ -101,6 +106,20 @@ class DetectionSuite(DenseSuite):
             raise UsageError(f"model '{model}' is a {type(net).__name__}; only two-stage detectors are supported")
         head: Any = net.roi_head.bbox_head
         return int((head[0] if isinstance(head, nn.ModuleList) else head).num_classes)
+
+    def makes_masks(self, net: nn.Module) -> bool:
+        """Whether the detector has a mask head."""
+        return bool(net.with_mask)
+
+    def check_limit(self, limit: int | None) -> None:
+        """Raise UsageError unless there are `limit` evaluation images, with an object on one of them at least."""
+        super().check_limit(limit)
+        count = limit or self.data.count("evaluation")
+        if not self.data.has_objects(count):
+            raise UsageError(
+                f"no object is annotated on the first {count} evaluation images of '{self.name}', so there is no "
+                "average precision; raise --limit"
+            )
 
     def evaluate(self, model: VisionModel, forward: Callable[[Tensor], Any], limit: int | None) -> Evaluation:
         """`box_ap` and, if the model makes masks, `mask_ap`: mean over IoU 0.50 to 0.95, with those at 0.50 and 0.75.

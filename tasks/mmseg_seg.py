@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from tasks.dense_metrics import IGNORED, class_iou, confusion, mean_iou
 from tasks.dense_outcomes import segmentation_outcomes
 from tasks.dense_suite import PICTURES, DenseSuite, normalisation
 from tasks.drawing import draw_labels, side_by_side
-from tasks.openmmlab.references import Known, Models, reduces_zero_label
+from tasks.openmmlab.data_config import check_ignored, label_names, reduces_zero_label
+from tasks.openmmlab.references import Known, Models
 from tasks.openmmlab.samples import to_label_map
 from tasks.openmmlab_nets import SegmentationNet, segment
 
@@ -35,8 +36,13 @@ ADE_MODELS = Models(
 )
 
 
-def open_suite(suite: str, data_root: Path | None = None) -> SegmentationSuite:
+def open_suite(suite: str, data_root: Path | None = None, *, trust_configs: bool = False) -> SegmentationSuite:
     """Open `embedded` or `ade20k`.
+
+    Args:
+        suite: which of them.
+        data_root: folder of its data; `embedded` has its own.
+        trust_configs: configs that users name may run code.
 
     Raises:
         UsageError: no such suite, its data cannot be used, or OpenMMLab is not installed.
@@ -47,7 +53,9 @@ def open_suite(suite: str, data_root: Path | None = None) -> SegmentationSuite:
         from tasks.embedded.dense_zoo import known
         from tasks.embedded.scene_data import SceneData
 
-        return SegmentationSuite(suite, SceneData("segmentation"), Models("mmseg", known("segmentation")))
+        return SegmentationSuite(
+            suite, SceneData("segmentation"), Models("mmseg", known("segmentation"), trust_configs)
+        )
     if suite == "ade20k":
         if data_root is None:
             raise UsageError(
@@ -56,7 +64,7 @@ def open_suite(suite: str, data_root: Path | None = None) -> SegmentationSuite:
             )
         from tasks.ade_folder import AdeFolder
 
-        return SegmentationSuite(suite, AdeFolder(data_root), ADE_MODELS)
+        return SegmentationSuite(suite, AdeFolder(data_root), replace(ADE_MODELS, trusted=trust_configs))
     raise UsageError(f"segmentation has no suite '{suite}'; it has embedded, ade20k")
 
 
@@ -101,9 +109,10 @@ class SegmentationSuite(DenseSuite):
             )
         return int(classes)
 
-    def zero_is_none(self, config: Config) -> bool:
+    def label_facts(self, config: Config) -> dict[str, Any]:
         """As the config's data set says."""
-        return reduces_zero_label(config)
+        check_ignored(config)
+        return {"zero_is_none": reduces_zero_label(config), "labels": label_names(config)}
 
     def evaluate(self, model: VisionModel, forward: Callable[[Tensor], Any], limit: int | None) -> Evaluation:
         """`miou` over classes that occur or are predicted, in points, and `iou_CLASS` of each of them."""

@@ -17,7 +17,8 @@ INFO = TaskInfo(
         "upernet_vit": "embedded: UperNet on a ViT of 8 blocks of width 128, patch 8, 3x128x128 input",
         "upernet_swin_t": "ade20k: UperNet on Swin-T (mmseg); downloads the weights once; upernet_swin_s likewise",
         "upernet_deit_s": "ade20k: UperNet on DeiT-S (mmseg); downloads the weights once",
-        "mmseg:CONFIG.py@FILE": "any suite: the model of any mmseg config with a checkpoint",
+        "mmseg:CONFIG@FILE": "any suite: the model of any mmseg config (.json, .yaml, .toml; .py with --trust-configs)",
     },
+    runs_configs=True,
     resampling="tasks.dense_outcomes:mean_iou_of",
 )

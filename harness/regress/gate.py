@@ -36,7 +36,7 @@ class Options:
 
     `baseline` is the JSON file; the suite is the TOML file of the same name beside it. `update` is the reason for
     renewing it, `label` that of the rows for `history`; None: neither. `out` keeps the records; None: they go.
-    `data_root` is the folder of the suite's data, if it needs one.
+    `data_root` is the folder of the suite's data, if it needs one. `trust_configs`: configs of models may run code.
     """
 
     baseline: Path
@@ -48,6 +48,7 @@ class Options:
     threads: int | None = None
     in_process: bool = False
     data_root: Path | None = None
+    trust_configs: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], con
         raise UsageError(f'there is no baseline {path}; measure it with regress --update-baseline "why"')
     with tempfile.TemporaryDirectory(prefix="dfqbench-regress-") as temporary:
         store = Store(options.out or Path(temporary, "cells"))
-        cases = plan_cases(suite, suite_path, catalog, store, options.data_root)
+        cases = plan_cases(
+            suite, suite_path, catalog, store, data_root=options.data_root, trust_configs=options.trust_configs
+        )
         if options.update is None and baseline is not None:
             _check_same_cases(cases, baseline, suite_path, path)
         # The image cache is the run's own too: a gate that reads a cache tests the cache.
@@ -82,7 +85,8 @@ def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], con
         prepare_folder(store.folder, "--out")
         prepare_folder(cache, "--out")
         requested = plan_of(cases).requested
-        settings = Settings(catalog, "cpu", options.threads or suite.threads, cache, options.data_root, requested)
+        threads, trusted = options.threads or suite.threads, options.trust_configs
+        settings = Settings(catalog, "cpu", threads, cache, options.data_root, requested, trusted)
         run = _measure(cases, store, settings, console, in_process=options.in_process)
     report = _report(suite, cases, baseline, run)
     if report is not None:

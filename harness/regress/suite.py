@@ -112,7 +112,15 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
-def plan_cases(suite: Suite, path: Path, catalog: Catalog, store: Store, data_root: Path | None = None) -> list[Case]:
+def plan_cases(
+    suite: Suite,
+    path: Path,
+    catalog: Catalog,
+    store: Store,
+    *,
+    data_root: Path | None = None,
+    trust_configs: bool = False,
+) -> list[Case]:
     """The cases in the order in which they run: a model's together, its float reference first.
 
     Raises:
@@ -121,7 +129,8 @@ def plan_cases(suite: Suite, path: Path, catalog: Catalog, store: Store, data_ro
     cases: dict[str, Case] = {}
     try:
         for group in suite.cases:
-            for case in _cases(suite, group, catalog, store, data_root):
+            request = _request(suite, group, data_root, trust_configs=trust_configs)
+            for case in _cases(make_plan(request, catalog, store), group, suite.float_models):
                 known = cases.setdefault(case.cell.key, case)
                 if known is not case and not case.cell.is_float:
                     raise UsageError(f"'{case.name}' is in two groups of [[cases]]; leave it in one")
@@ -131,8 +140,8 @@ def plan_cases(suite: Suite, path: Path, catalog: Catalog, store: Store, data_ro
     return sorted(cases.values(), key=lambda case: (models.index(case.cell.model), not case.cell.is_float))
 
 
-def _cases(suite: Suite, group: Group, catalog: Catalog, store: Store, data_root: Path | None) -> Iterator[Case]:
-    request = Request(
+def _request(suite: Suite, group: Group, data_root: Path | None, *, trust_configs: bool) -> Request:
+    return Request(
         methods=group.methods,
         models=group.models,
         bits=group.bits,
@@ -145,10 +154,14 @@ def _cases(suite: Suite, group: Group, catalog: Catalog, store: Store, data_root
         references=False,
         data_root=data_root,
         rerun="all",  # what is stored was measured by who knows what code
+        trust_configs=trust_configs,
     )
-    for planned in make_plan(request, catalog, store).cells:
+
+
+def _cases(plan: Plan, group: Group, float_models: FloatModels) -> Iterator[Case]:
+    for planned in plan.cells:
         if planned.cell.is_float:
-            yield Case(planned, FLOAT_HERE, suite.float_models.elsewhere, suite.float_models.reason)
+            yield Case(planned, FLOAT_HERE, float_models.elsewhere, float_models.reason)
         else:
             yield Case(planned, group.tolerance, group.elsewhere, group.reason, group.xfail)
 

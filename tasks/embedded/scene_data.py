@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +68,24 @@ class SceneData:
         """The scenes'."""
         return FRAME
 
-    def check_model(self, model: str, facts: Facts) -> None:
-        """Any model with as many classes will do.
+    def check_model(self, model: str, facts: Facts, *, masks: bool) -> None:
+        """A model must know the scenes' classes, in any order.
 
         Raises:
-            UsageError: another number of classes.
+            UsageError: it knows others.
         """
         if len(facts.classes) != len(self.classes):
             raise UsageError(f"model '{model}' knows {len(facts.classes)} classes, but scenes have {len(self.classes)}")
+        unknown = [name for name in facts.classes if name not in self.classes]
+        if unknown:
+            raise UsageError(
+                f"model '{model}' knows the class '{unknown[0]}' ({len(unknown)} such of {len(facts.classes)}), but "
+                f"scenes have {', '.join(self.classes)}"
+            )
+
+    def has_objects(self, count: int) -> bool:
+        """Every scene has some."""
+        return count > 0
 
     def reader(self, split: Split, pipeline: Sequence[Mapping[str, Any]]) -> Callable[[int], dict[str, Any]]:
         """Scene by number, as mmdet's and mmseg's pipelines hand images over; `pipeline` is for files."""
@@ -95,8 +106,11 @@ class SceneData:
 
     def truth(self, count: int, facts: Facts) -> dict[str, Any]:
         """The first evaluation scenes as a COCO data set, classes numbered from 1."""
-        return coco.ground_truth(map(self._evaluation, range(count)), FRAME, self.classes)
+        numbers = np.array([facts.classes.index(name) for name in self.classes])
+        scenes = (replace(scene, classes=numbers[scene.classes]) for scene in map(self._evaluation, range(count)))
+        return coco.ground_truth(scenes, FRAME, facts.classes)
 
     def label_map(self, index: int, facts: Facts) -> NDArray[np.uint8]:
         """Class of every pixel of an evaluation scene."""
-        return self._evaluation(index).label_map
+        numbers = np.array([facts.classes.index(name) for name in self.classes], np.uint8)
+        return numbers[self._evaluation(index).label_map]

@@ -23,7 +23,7 @@ Library = Literal["mmdet", "mmseg"]
 
 
 def read_config(path: Path) -> Config:
-    """The mmengine config in `path`.
+    """The mmengine config in `path`, run in this process: for those of the project and of installed libraries.
 
     Raises:
         UsageError: there is no such file, or it cannot be read or run.
@@ -53,21 +53,21 @@ def build(library: Library, config: Config, checkpoint: Path | None = None) -> n
     from mmengine.registry import DefaultScope
 
     registry = _registry(library)
-    if "model" not in config:
+    if not isinstance(config.get("model"), dict):
         raise UsageError(f"config {config.filename} has no model")
     model = config.model.copy()
-    _forget_pretraining(model)
+    forget_pretraining(model)
     with DefaultScope.overwrite_default_scope(registry.scope):
         try:
             net = registry.build(model)
+            if checkpoint is None:
+                with _quiet():
+                    net.init_weights()
         except Exception as error:  # the registry passes on what constructors raise
             raise UsageError(
                 f"config {config.filename} has no model that {library} can build ({_reason(error)})"
             ) from None
-        if checkpoint is None:
-            with _quiet():
-                net.init_weights()
-        else:
+        if checkpoint is not None:
             load_weights(net, checkpoint)
     return net.eval()  # type: ignore[no-any-return]
 
@@ -87,18 +87,20 @@ def _registry(library: Library) -> Any:
     return MODELS
 
 
-def _forget_pretraining(config: Any) -> None:
+def forget_pretraining(config: Any) -> None:
     """Take the names of weights to start from out of `config`, which mmengine would download."""
     if isinstance(config, dict):
         config.pop("pretrained", None)
         start = config.get("init_cfg")
         if isinstance(start, dict) and start.get("type") == "Pretrained":
             config.pop("init_cfg")
+        elif isinstance(start, list):
+            config["init_cfg"] = [s for s in start if not (isinstance(s, dict) and s.get("type") == "Pretrained")]
         for part in config.values():
-            _forget_pretraining(part)
+            forget_pretraining(part)
     elif isinstance(config, list | tuple):
         for part in config:
-            _forget_pretraining(part)
+            forget_pretraining(part)
 
 
 def _reason(error: Exception) -> str:

@@ -1,19 +1,18 @@
-"""From the model that a user names to a config and weights: `NAME`, `NAME@FILE`, `mmdet:CONFIG.py@FILE`, `...@random`.
+"""From the model that a user names to a config and weights: `NAME`, `NAME@FILE`, `mmdet:CONFIG@FILE`, `...@random`.
 
 Importing this module imports nothing of OpenMMLab.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import UsageError, first_line
-from tasks.openmmlab import ops
 from tasks.openmmlab.models import Library, build, build_random, read_config
+from tasks.openmmlab.user_config import packaged, read_user_config
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -37,7 +36,7 @@ class Known:
 
     def read(self, library: Library) -> Config:
         """The config."""
-        config = read_config(self.config if isinstance(self.config, Path) else _configs(library) / self.config)
+        config = read_config(self.config if isinstance(self.config, Path) else packaged(library) / self.config)
         if self.changes is not None:
             config.merge_from_dict(read_config(self.changes).to_dict())
         return config
@@ -58,7 +57,7 @@ class Known:
             return None
         import yaml
 
-        path = _configs(library) / self.config
+        path = packaged(library) / self.config
         for index in sorted(path.parent.glob("metafile.y*ml")):
             for entry in yaml.safe_load(index.read_text(encoding="utf-8"))["Models"]:
                 if Path(entry["Config"]).name == path.name and "Weights" in entry:
@@ -66,21 +65,16 @@ class Known:
         return None
 
 
-def _configs(library: Library) -> Path:
-    """Folder of the configs in an installed library."""
-    ops.install()
-    place = importlib.util.find_spec(library)
-    if place is None or place.origin is None:
-        raise UsageError(f"{library} is not installed; install the project's extra 'dense'")
-    return Path(place.origin).parent / ".mim" / "configs"
-
-
 @dataclass(frozen=True)
 class Models:
-    """The models of one library that one suite knows by name, beside any config that the user has."""
+    """The models of one library that one suite knows by name, beside any config that the user has.
+
+    `trusted`: the user says that such configs may run code.
+    """
 
     library: Library
     known: Mapping[str, Known]
+    trusted: bool = False
 
     @property
     def prefix(self) -> str:
@@ -104,13 +98,13 @@ class Models:
         name, separator, weights = reference.partition("@")
         known = self.known.get(name)
         if name.startswith(self.prefix):
-            config = read_config(Path(name.removeprefix(self.prefix)).expanduser())
+            config = read_user_config(name.removeprefix(self.prefix), self.library, trusted=self.trusted)
             if not separator:
                 raise UsageError(f"model '{reference}' names no checkpoint; write {name}@FILE, or {name}@{RANDOM}")
         elif known is None:
             raise UsageError(
                 f"there is no {self.library} model '{name}' in this suite; it has {', '.join(self.known)}; "
-                f"{self.prefix}CONFIG.py@FILE works too"
+                f"{self.prefix}CONFIG@FILE works too"
             )
         else:
             config = known.read(self.library)
@@ -141,41 +135,3 @@ def _download(name: str, known: Known, library: Library) -> Path:
             reason = first_line(error)
             raise UsageError(f"weights of '{name}' cannot be had ({reason}); go online, or {advice}") from None
     return target
-
-
-def class_names(config: Config, library: Library) -> tuple[str, ...] | None:
-    """Names of the classes that the config's data set has, if it has one that says so."""
-    data = _dataset(config)
-    named = (data.get("metainfo") or {}).get("classes")
-    if named is None and "type" in data:
-        named = _metainfo(library, data["type"]).get("classes")
-    return None if named is None else tuple(named)
-
-
-def image_pipeline(config: Config) -> list[dict[str, Any]]:
-    """What the config does to an evaluation image, without reading annotations; empty if it has no data set."""
-    steps = (dict(step) for step in _dataset(config).get("pipeline", []))
-    return [step for step in steps if step.get("type") != "LoadAnnotations"]
-
-
-def reduces_zero_label(config: Config) -> bool:
-    """Whether label 0 of the annotations is no class: mmseg's `reduce_zero_label`, on the pipeline or the data set."""
-    data = _dataset(config)
-    steps = [step for step in data.get("pipeline", []) if step.get("type") == "LoadAnnotations"]
-    return any(bool(place.get("reduce_zero_label", False)) for place in (data, *steps))
-
-
-def _dataset(config: Config) -> dict[str, Any]:
-    data = (config.get("test_dataloader") or config.get("val_dataloader") or {}).get("dataset") or {}
-    while "dataset" in data:  # repeated, concatenated or otherwise wrapped
-        data = data["dataset"]
-    return data
-
-
-def _metainfo(library: Library, name: str) -> Mapping[str, Any]:
-    if library == "mmdet":
-        from mmdet.registry import DATASETS
-    else:
-        from mmseg.registry import DATASETS
-    found = DATASETS.get(name)
-    return getattr(found, "METAINFO", {}) if found is not None else {}

@@ -15,6 +15,7 @@ from tasks.embedded.scenes import SIZE
 
 IDS = (7, 3, 12)  # of images, in the order of the file
 CATEGORIES = {name: 10 * (9 - place) + 1 for place, name in enumerate(CLASS_NAMES)}  # neither ordered nor dense
+LISTED = tuple(sorted(CATEGORIES, key=CATEGORIES.__getitem__))  # as the file has them, by which mmdet numbers classes
 SIZES = ((128, 128), (96, 128), (128, 112))  # the scenes cropped, so that images differ in size
 
 CONFIG = """
@@ -108,7 +109,7 @@ def make_ade(root: Path) -> Path:
     return root
 
 
-def detection_config(path: Path, classes: tuple[str, ...] = CLASS_NAMES, scale: tuple[int, int] = (96, 64)) -> Path:
+def detection_config(path: Path, classes: tuple[str, ...] = LISTED, scale: tuple[int, int] = (96, 64)) -> Path:
     """The zoo's detector with a test pipeline for files."""
     text = CONFIG.format(
         base=str(Path(__file__).parents[2] / "tasks/embedded/dense_configs/mask_rcnn_swin.py"),
