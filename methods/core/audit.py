@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from harness.contracts import Grid, QuantizedModel, QuantSummary, VisionModel
 from harness.spec import MAX_BITS, MIN_BITS, BitSpec
-from methods.core.intercept import OUTPUT, KeyedMode, OpKey, operands
+from methods.core.intercept import OUTPUT, KeyedMode, OpKey
 from methods.core.layers import LAYERS
 from methods.core.levels import fault, slices, spread
+from methods.core.operations import operands
 from methods.core.sites import Point, Sites, find_sites
 from methods.core.trace import Op, Trace, trace
 

@@ -10,55 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from methods.core.layers import LAYERS
-
-# Operation name (as torch dispatches it) -> kind. Anything else only moves values around or is left in float.
-KINDS = {
-    "linear": "linear",
-    "conv2d": "conv",
-    "conv_transpose2d": "conv_transpose",
-    "matmul": "matmul",
-    "__matmul__": "matmul",
-    "__rmatmul__": "matmul",
-    "bmm": "matmul",
-    "layer_norm": "layer_norm",
-    "batch_norm": "batch_norm",
-    "gelu": "activation",
-    "relu": "activation",
-    "silu": "activation",
-    "softmax": "softmax",
-    "add": "add",
-    "__add__": "add",
-    "__radd__": "add",
-    "__iadd__": "add",
-    "add_": "add",
-    "cat": "cat",
-    "mean": "pool",
-    "adaptive_avg_pool2d": "pool",
-}
-_BINARY = {"matmul", "add"}
-# Operations that multiply by weights or by each other, but that no kind stands for: a network that uses one would
-# silently keep it in float, so it is refused.
-OPAQUE = {
-    "multi_head_attention_forward",
-    "_native_multi_head_attention",
-    "einsum",
-    "addmm",
-    "baddbmm",
-    "bilinear",
-    "conv1d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose3d",
-    "tensordot",
-}
+from methods.core.operations import BINARY, KINDS, is_compute, name_of, positional, writes_in_place
 
 
 class OpKey(NamedTuple):
@@ -88,8 +46,22 @@ class OpaqueOperationError(UnsupportedNetworkError):
     """The network multiplies in a way that the substrate cannot quantize."""
 
 
+class _Frame:
+    """One call of a module: how many operations of each kind it has run."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self.counts: Counter[str] = Counter()
+        self.functions: dict[str, _Frame] = {}
+
+
 class KeyedMode(TorchFunctionMode):
     """Gives every operation of `net` its key while entered; subclasses say what happens at one.
+
+    A module without parameters is a function: its operations are numbered through all its calls by one caller, as
+    those of `functional.relu` are, so that a ReLU used twice in a block has two keys. A module with parameters has the
+    same keys in every call: a head that runs on each level of a pyramid, or a layer that is applied again, has its
+    weights in common, and its ranges too.
 
     Hooks are registered on entry and removed on exit, so `net` itself stays unchanged.
     """
@@ -98,10 +70,10 @@ class KeyedMode(TorchFunctionMode):
         super().__init__()
         self._net = net
         self._handles: list[Any] = []
-        self._frames: list[tuple[str, Counter[str]]] = []
+        self._frames: list[_Frame] = []
 
     def __enter__(self) -> Self:
-        self._frames = [("outside", Counter())]
+        self._frames = [_Frame("outside")]
         for name, module in self._net.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(name)))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
@@ -115,36 +87,39 @@ class KeyedMode(TorchFunctionMode):
         self._handles.clear()
 
     def _enter(self, name: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            self._frames.append((name, Counter()))
+        def hook(module: nn.Module, *_: object) -> None:
+            frame = None
+            if self._running and next(module.parameters(), None) is None:
+                frame = self._frames[-1].functions.setdefault(name, _Frame(name))
+            self._frames.append(frame or _Frame(name))
 
         return hook
 
     def _leave(self, *_: object) -> None:
         self._frames.pop()
 
+    @property
+    def _running(self) -> bool:
+        """Whether the network runs; losses on its outputs are none of our business."""
+        return len(self._frames) > 1
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = name_of(func)
         if name == "scaled_dot_product_attention":
             raise FusedAttentionError(
                 "the network uses fused attention; set `fused_attn = False` on its attention modules before quantizing"
             )
-        if name in OPAQUE and len(self._frames) > 1:
-            raise OpaqueOperationError(
-                f"the network calls torch's {name}, which cannot be quantized here; write it with linear and matmul"
-            )
         kind = KINDS.get(name)
         if kind is not None and kwargs:
-            args, kwargs = _positional(kind, args, kwargs)
-        # With only the bottom frame the network is not running: losses on its outputs are none of our business.
-        if kind is None or len(self._frames) == 1 or not _is_compute(kind, args):
+            args, kwargs = positional(kind, args, kwargs)
+        if kind is None or not self._running or not is_compute(kind, args, kwargs):
             return self.other(func, args, kwargs)
-        module, counter = self._frames[-1]
-        key = OpKey(module, kind, counter[kind])
-        counter[kind] += 1
+        frame = self._frames[-1]
+        key = OpKey(frame.module, kind, frame.counts[kind])
+        frame.counts[kind] += 1
         return self.operation(key, func, args, kwargs)
 
     def operation(self, key: OpKey, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -156,38 +131,6 @@ class KeyedMode(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _positional(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same call with operands and weight as positional arguments, by which operations are told."""
-    second = "other" if kind in _BINARY else "weight" if kind in LAYERS else None
-    names = ("tensors",) if kind == "cat" else ("input", second)
-    moved = list(takewhile(kwargs.__contains__, names[len(args) :]))
-    left = {name: value for name, value in kwargs.items() if name not in moved}
-    return (*args, *(kwargs[name] for name in moved)), left
-
-
-def _is_compute(kind: str, args: tuple[Any, ...]) -> bool:
-    """Whether the operands are floating-point tensors: `x + 1` and index arithmetic are none of our business.
-
-    Neither is a number that comes as a tensor: mmdet adds `0 * features.sum()` wherever no box needs the features, so
-    how often it does so depends on the boxes.
-    """
-    if kind == "cat":
-        return bool(args) and all(map(_is_data, args[0]))
-    needed = 2 if kind in _BINARY else 1
-    return len(args) >= needed and all(map(_is_data, args[:needed]))
-
-
-def _is_data(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
-
-
-def operands(kind: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """The quantizable operands of a keyed operation: its data inputs, weights and biases excluded."""
-    if kind == "cat":
-        return tuple(args[0])
-    return tuple(args[: 2 if kind in _BINARY else 1])
-
-
 OUTPUT = -1  # slot of an operation's result; operands have slots 0, 1, ...
 Transform = Callable[[Tensor], Tensor]
 
@@ -195,11 +138,15 @@ Transform = Callable[[Tensor], Tensor]
 class Interceptor(KeyedMode):
     """Passes chosen operands and outputs through functions, and can replay recorded outputs instead of computing.
 
+    An operation in place (`x.add_(y)`) gives the same numbers as `x + y`: it is computed beside its first operand, into
+    which the result is then copied.
+
     Args:
         net: the network that will run while this is entered.
         transforms: (operation, slot) -> function of that tensor; it may return another tensor (quantization) or the
             same one (observation).
-        replay: operation -> its known output. Such an operation is not computed, and its transforms do not run.
+        replay: operation -> its known output. Such an operation is not computed, and its transforms do not run. The
+            network may write into these tensors, so they serve one pass.
         record: when given, every keyed operation's final output is stored in it; None for one that ran several times.
         instead: operation -> function of the operation's own arguments that is called in its place; transforms run.
     """
@@ -220,20 +167,29 @@ class Interceptor(KeyedMode):
 
     def operation(self, key: OpKey, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run, quantize or replay one operation."""
+        target = args[0] if writes_in_place(key.kind, name_of(func), args, kwargs) else None
         known = self.replay.get(key)
         if known is not None:
-            return known
+            return known if target is None else target.copy_(known)
+        if target is not None and not self._watches(key):
+            target = None  # the operation may write as it does by itself
         if key.kind == "cat":
             args = ([self._apply(key, i, t) for i, t in enumerate(args[0])], *args[1:])
         else:
-            count = 2 if key.kind in _BINARY else 1
-            args = (*(self._apply(key, i, args[i]) for i in range(count)), *args[count:])
+            count = 2 if key.kind in BINARY else 1
+            # What a transform keeps of a tensor that is written to must not change with it, nor may what it returns.
+            first = self._apply(key, 0, args[0] if target is None else args[0].clone())
+            second = (self._apply(key, 1, args[1]),) if count == 2 else ()
+            args = (first if target is None else first.clone(), *second, *args[count:])
         result = self._apply(key, OUTPUT, self.instead.get(key, func)(*args, **kwargs))
         if self.record is not None:
             # A module that runs several times (a head on every level of a pyramid) has one key for all its runs.
             # A copy, since the network may add to the result in place.
             self.record[key] = None if key in self.record else result.clone()
-        return result
+        return result if target is None else target.copy_(result)
+
+    def _watches(self, key: OpKey) -> bool:
+        return key in self.instead or any((key, slot) in self.transforms for slot in (0, 1, OUTPUT))
 
     def _apply(self, key: OpKey, slot: int, tensor: Tensor) -> Tensor:
         transform = self.transforms.get((key, slot))

@@ -27,6 +27,21 @@ FLOAT_BITS = 32
 
 Point = tuple[OpKey, int]
 
+# Scheme `full`: what makes values that are stored, and what is fused with the layer before it.
+_STORED = {
+    "matmul",
+    "layer_norm",
+    "norm",
+    "activation",
+    "function",
+    "pool",
+    "reduce",
+    "sub",
+    "mul",
+    "div",
+}
+_FUSED = {"activation", "function", "batch_norm"}
+
 
 class NoSitesError(UnsupportedNetworkError):
     """Nothing to quantize was found."""
@@ -210,31 +225,49 @@ def _full(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | Non
     slots: list[int] = []
     if kind in (*LAYERS, "matmul"):
         slots += [i for i, operand in enumerate(op.operands) if _needs_own_site(operand, stored)]
-    if kind == "add":
-        slots += [i for i, operand in enumerate(op.operands) if operand.is_parameter]
+    if kind == "add" and not _is_masking(op, trace):
+        slots += [i for i, operand in enumerate(op.operands) if operand.is_parameter or operand.is_constant]
     if _output_is_stored(op, trace):
         slots.append(OUTPUT)
     return [(slot, None) for slot in slots]
 
 
 def _needs_own_site(operand: Operand, stored: set[OpKey]) -> bool:
-    """An operand that no output site covers: the image, or the features of boxes, which are drawn from several stored
-    maps with a scale each. Softmax outputs stay in float in this scheme.
+    """An operand that no output site covers: the image, what was scaled by channels, resized or put together, or the
+    features of boxes, which are drawn from several stored maps. Softmax outputs stay in float in this scheme.
     """
-    return len(operand.ops) != 1 or not all(key in stored or key.kind == "softmax" for key in operand.ops)
+    if operand.altered or len(operand.ops) != 1:
+        return True
+    return not all(key in stored or key.kind == "softmax" for key in operand.ops)
 
 
 def _output_is_stored(op: Op, trace: Trace) -> bool:
-    kind = op.key.kind
-    if kind in ("matmul", "layer_norm", "activation", "pool"):
+    # Steps are inside an activation function or a normalisation that is written out.
+    if op.key in trace.steps or not trace.is_used(op):
+        return False
+    role = op.role
+    if role in _STORED:
         return True
-    if kind in (*LAYERS, "batch_norm"):
+    if role in (*LAYERS, "batch_norm"):
         consumers = trace.consumers[op.key]
         # fc1 -> GELU, convolution -> BatchNorm -> ReLU: one fused operation, whose input is never stored.
-        return not consumers or any(c.key.kind not in ("activation", "batch_norm") for c in consumers)
-    if kind == "add":
-        # Adding the attention mask (a buffer of 0 and -100) is part of softmax; its sum must not stretch the range.
-        return not any(o.is_constant for o in op.operands) and not all(o.is_parameter for o in op.operands)
-    if kind == "cat":
+        return not consumers or any(c.role not in _FUSED for c in consumers)
+    if role == "add":
+        return not _is_masking(op, trace) and not all(o.is_parameter or o.is_constant for o in op.operands)
+    if role == "cat":
         return any(o.is_parameter for o in op.operands)  # class token joins the patches
     return False
+
+
+def _is_masking(op: Op, trace: Trace) -> bool:
+    """Whether it adds an attention mask (a buffer of 0 and -100): constants, to what goes into a softmax.
+
+    It is part of softmax; its sum must not stretch the range.
+    """
+    consumers = trace.consumers[op.key]
+    return (
+        op.key.kind == "add"
+        and any(o.is_constant for o in op.operands)
+        and bool(consumers)
+        and all(c.key.kind == "softmax" or _is_masking(c, trace) for c in consumers)
+    )

@@ -15,7 +15,8 @@ from torch import nn
 from harness.spec import BitSpec
 from methods.core.intercept import OUTPUT, tap
 from methods.core.quantizers import Uniform
-from methods.core.trace import Trace, _Tracer, trace
+from methods.core.trace import Trace, trace
+from methods.core.tracer import Tracer
 from methods.repq.fold import find_pairs, fold
 from methods.repq.info import CALIBRATOR, RepqOptions
 from methods.repq.method import RepQ, merge
@@ -217,7 +218,7 @@ def test_folding_equals_the_formulas(reduction):
 
 def one_pair(net):
     x = torch.zeros(2, 12)
-    with _Tracer(net, x) as tracer:
+    with Tracer(net, x) as tracer:
         net(x)
     return Trace(tracer.ops)
 
