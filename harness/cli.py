@@ -1,8 +1,8 @@
 """The command line. Turns arguments into requests and errors into exit codes; decides nothing else.
 
 Exit codes: 0 ok, 1 accuracy regression (`merge`: records that contradict each other), 2 usage or configuration, 3 some
-cells failed, 4 nothing measured, 70 an error of the program itself, 74 all went well but its output could not be
-written (not of `regress`, nor where the reader has gone), 130 interrupted.
+cells failed (`merge`: some records cannot be used), 4 nothing measured, 70 an error of the program itself, 74 all went
+well but its output could not be written (not of `regress`, nor where the reader has gone), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -187,8 +187,9 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
         unset = {name: value for name, value in ABLATION.items() if name not in typed}
         request = replace(request, ablation=ablation, **unset)
     from harness.display import show_plan
+    from harness.files import prepare_folder
     from harness.sinks import open_sink
-    from harness.store import Store, prepare_folder
+    from harness.store import Store
 
     tracker = open_sink(sink) if sink else None
     store = Store(out or Path("results", "runs", f"{suite}-ablation" if ablation else suite))
@@ -197,6 +198,8 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     dry = ctx.info_name == "plan"
     _check_device(device)
     plan = make_plan(request, catalog, store)
+    for text in store.sentences():
+        typer.echo(text, err=True)
     if not dry:  # after planning, so that a mistyped name leaves no folder behind
         prepare_folder(store.folder, "--out")
         prepare_folder(cache, "--cache")
@@ -270,13 +273,16 @@ def report(
 
 def _measured(out: Path) -> Store:
     """The results in `out`; ends the program if nothing was measured there."""
+    from harness.files import is_folder
     from harness.store import Store
     from harness.sweep import NOTHING_MEASURED
 
-    if not out.is_dir():
+    if not is_folder(out):
         raise UsageError(f"there is no results folder {out}; run bench first or give another --out")
     store = Store(out)
     if not any(record.status == "ok" for record in store.records()):
+        for text in store.sentences():
+            typer.echo(text, err=True)
         typer.echo(f"Error: nothing was measured in {out}.", err=True)
         raise typer.Exit(NOTHING_MEASURED)
     return store
@@ -354,8 +360,9 @@ def diagnose(  # noqa: PLR0917 - typer passes them by name
     """Look at the stored images of a results folder with the float models: how similar are their patches?"""
     from harness.diagnose import diagnose as look
 
+    store = _measured(out)
     for path in look(
-        _measured(out),
+        store,
         Catalog.default(),
         data_root=data_root,
         models=_split(models),
@@ -364,6 +371,8 @@ def diagnose(  # noqa: PLR0917 - typer passes them by name
         trust_configs=trust_configs,
     ):
         typer.echo(str(path))
+    for text in store.sentences():
+        typer.echo(text, err=True)
 
 
 def _check_device(device: str) -> None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell import Cell, canonical_json, digest
 from harness.errors import first_line
+from harness.files import write_atomically
 from harness.memory import MemoryMeter
 from harness.provenance import decisive_versions
 from harness.record import Stage
 from harness.seeds import derive_seed
 from harness.spec import split_scheme
-from harness.store import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,6 +13,7 @@ import pandas as pd
 from harness.catalog import Catalog
 from harness.contracts import Suite, VisionModel
 from harness.errors import UsageError
+from harness.files import prepare_folder, writing_report
 from harness.record import Record
 from harness.registry import check_known
 from harness.report import tables
@@ -21,7 +22,7 @@ from harness.report.frame import cells_frame
 from harness.report.gallery import one_precision
 from harness.report.similarity_figures import Similarity, maps_figure, similarity_figure, similarity_frame
 from harness.spec import split_scheme
-from harness.store import Store, prepare_folder, writing_report
+from harness.store import Store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike
 
 from harness.cell import Cell
 from harness.errors import UsageError
+from harness.files import write_atomically
 from harness.provenance import Revision
-from harness.store import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

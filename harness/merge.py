@@ -5,7 +5,6 @@ A conflict's other side lies in `conflicts/` below the target, a folder a side, 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,12 +15,13 @@ from rich.console import Console
 
 from harness.cell import digest
 from harness.errors import UsageError
+from harness.files import is_folder, is_there, prepare_folder, read_regular, reason, write_atomically
+from harness.origin import origin, result
 from harness.record import Record
-from harness.report.conflicts import origin, result
-from harness.store import Conflict, Store, prepare_folder, write_atomically
-from harness.sweep import NOTHING_MEASURED, OK
+from harness.store import Conflict, Store
+from harness.text import visible
 
-CONTRADICTION = 1
+OK, CONTRADICTION, LEFT_OUT, NOTHING_MEASURED = 0, 1, 3, 4
 _PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
@@ -33,14 +33,15 @@ class Merged:
     same: int = 0
     better: int = 0  # measured ones that took the place of failed or incomplete ones
     conflicts: list[Conflict] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # a sentence per file of the sources that cannot be used
 
 
 def merge(sources: Sequence[Path], target: Path) -> Merged:
-    """Copy what `sources` have into `target`. Nothing that was measured is overwritten.
+    """Copy what `sources` have into `target`. Nothing that was measured is overwritten; records that cannot be used,
+    since they are damaged, contradict themselves or have lost their outcomes, stay where they are.
 
     Raises:
-        UsageError: a source is no folder with records or is the target, a record cannot be read, or the target cannot
-            be written.
+        UsageError: a source is no folder or is the target, a folder cannot be read, or the target cannot be written.
     """
     stores = [_source(folder, target) for folder in sources]
     contents = [store.records() for store in stores]  # all is read before anything is written
@@ -50,28 +51,38 @@ def merge(sources: Sequence[Path], target: Path) -> Merged:
     try:
         for store, records in zip(stores, contents, strict=True):
             for record in records:
-                _bring(record, store, there, into, done)
-            for conflict in store.conflicts():
+                if store.complete(record):
+                    _bring(record, store, there, into, done)
+            for conflict in store.conflicts(records):
                 kept = there.get(conflict.other.cell.key)
                 if kept is None or not _agree(conflict.other, conflict.store, kept, into):
                     _set_aside(conflict.other, conflict.store, into)
+            done.left_out += store.sentences()
     except OSError as error:
-        raise UsageError(f"cannot copy to {target} ({error.strerror}); what was copied before is kept") from None
+        raise UsageError(f"cannot copy to {target} ({reason(error)}); what was copied before is kept") from None
     return done
 
 
 def show(merged: Merged, target: Path, console: Console) -> int:
     """Say what was done and print both sides of every conflict; return the exit code.
 
-    0: merged; 1: some records contradict each other, perhaps since an earlier merge; 4: there was no record.
+    0: merged; 1: some records contradict each other, perhaps since an earlier merge; 3: some records cannot be used and
+    were left where they are; 4: there was no record.
     """
-    conflicts = Store(target).conflicts()
+    store = Store(target)
+    records = store.records()
+    conflicts = store.conflicts(records)
     for conflict in merged.conflicts:
-        console.print(f"CONFLICT {conflict.other.cell.suite} {conflict.other.cell.label}", style="red", **_PLAIN)
+        console.print(
+            visible(f"CONFLICT {conflict.other.cell.suite} {conflict.other.cell.label}"), style="red", **_PLAIN
+        )
         for side, record in ((target, conflict.kept), (conflict.store.folder, conflict.other)):
             if record is not None:
                 origins = ", ".join(f"{name} {value}" for name, value in origin(record.provenance).items())
                 console.print(f"    {side}: {result(record)} ({origins})", **_PLAIN)
+    left_out = [*merged.left_out, *store.sentences()]
+    for text in left_out:
+        console.print(f"LEFT OUT {text}", style="yellow", **_PLAIN)
     text = f"{merged.copied} records copied to {target}, {merged.same} were there already"
     text += f", {merged.better} took the place of failed or incomplete ones" * bool(merged.better)
     console.print(f"{text}, {len(merged.conflicts)} contradict what was there.", **_PLAIN)
@@ -80,11 +91,13 @@ def show(merged: Merged, target: Path, console: Console) -> int:
         text = f"Of {number} cells {target} now has records that contradict each other; its report shows them."
         console.print(text, style="yellow", **_PLAIN)
         return CONTRADICTION
-    return OK if Store(target).records() else NOTHING_MEASURED
+    if left_out:
+        return LEFT_OUT
+    return OK if records else NOTHING_MEASURED
 
 
 def _source(folder: Path, target: Path) -> Store:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UsageError(f"there is no results folder {folder}; give folders that hold records")
     if folder.resolve() == target.resolve():
         raise UsageError(f"{folder} is a source and the target; leave it out, what is there stays")
@@ -96,11 +109,10 @@ def _bring(record: Record, store: Store, there: dict[str, Record], into: Store, 
     if old is not None and (not _counts(record, store) or _agree(record, store, old, into)):
         done.same += 1
     elif old is None or not _counts(old, into):
-        done.better += old is not None
-        done.copied += old is None
-        if old is not None:
-            for path in into.files(old.key):
-                path.unlink()
+        done.better += (replaced := old is not None or is_there(into.folder / f"{record.key}.json"))
+        done.copied += not replaced
+        for key in {record.key, old.key} if old is not None else {record.key}:
+            into.make_room(key)
         _copy(store, record.key, into.folder)
         there[record.cell.key] = record
     else:
@@ -127,4 +139,9 @@ def _set_aside(record: Record, store: Store, into: Store) -> Store:
 
 def _copy(store: Store, key: str, folder: Path) -> None:
     for path in store.files(key):
-        write_atomically(folder / path.name, partial(shutil.copyfile, path))
+        content = read_regular(path)
+        write_atomically(folder / path.name, partial(_fill, content))
+
+
+def _fill(content: bytes, path: Path) -> None:
+    path.write_bytes(content)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from statistics import mean
 from typing import Any, Literal
 
 from harness.catalog import Catalog, ResolvedMethod
@@ -105,26 +105,35 @@ class Estimator:
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self._seconds: dict[tuple[str, ...], list[float]] = {}
+        self._sums: dict[tuple[str, ...], tuple[float, int]] = {}  # seconds of a group of cells, and their number
         for record in records:
             self.learn(record)
 
     def learn(self, record: Record) -> None:
         """Take a record into account, unless it ended early."""
         if record.status == "ok":
-            for group in self._groups(record.cell):
-                self._seconds.setdefault(group, []).append(record.seconds)
+            for group in _groups(record.cell):
+                total, number = self._sums.get(group, (0.0, 0))
+                self._sums[group] = total + record.seconds, number + 1
 
     def seconds(self, cell: Cell) -> float | None:
         """Estimate, or None if no such method was measured."""
-        return next((mean(self._seconds[g]) for g in self._groups(cell) if g in self._seconds), None)
+        total, number = next((self._sums[group] for group in _groups(cell) if group in self._sums), (0.0, 0))
+        return total / number if number else None
 
-    @staticmethod
-    def _groups(cell: Cell) -> tuple[tuple[str, ...], ...]:
-        own = (cell.task, cell.method, cell.preset, str(cell.limit))
-        base = "+".join(part.name for part in parse_name(cell.method))
-        family = ("variants", cell.task, base, cell.preset, str(cell.limit))
-        return (*own, cell.model), own, (*family, cell.model), family
+
+def _groups(cell: Cell) -> tuple[tuple[str, ...], ...]:
+    own = (cell.task, cell.method, cell.preset, str(cell.limit))
+    family = ("variants", cell.task, _without_brackets(cell.method), cell.preset, str(cell.limit))
+    return (*own, cell.model), own, (*family, cell.model), family
+
+
+@cache
+def _without_brackets(method: str) -> str:
+    try:
+        return "+".join(part.name for part in parse_name(method))
+    except UsageError:  # the name in a record need not be one
+        return method
 
 
 def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
 from harness.cell import Cell
 from harness.plugins import Origin, Trains
 
-SCHEMA_VERSION = 2  # harness/upgrade.py reads the older ones
+SCHEMA_VERSION = 3  # harness/upgrade.py reads the older ones
 Status = Literal["ok", "skipped", "failed"]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # JSON knows integers of any length
 
 
 class _Part(BaseModel):
@@ -21,7 +23,7 @@ class _Part(BaseModel):
 class Stage(_Part):
     """Seconds spent in a stage. If `cached`, some of them were spent in an earlier run whose result was reused."""
 
-    seconds: float
+    seconds: FiniteFloat
     cached: bool = False
 
 
@@ -37,8 +39,8 @@ class Layer(_Part):
     """One quantized weight: parameter name, number of values, bits."""
 
     name: str
-    size: int
-    bits: int
+    size: Whole
+    bits: Whole
 
 
 class Quantization(_Part):
@@ -49,14 +51,14 @@ class Quantization(_Part):
     sites (None in records that do not have their widths).
     """
 
-    weight_sites: int
-    activation_sites: int
-    weight_mib: float
-    float_values: int
+    weight_sites: Whole
+    activation_sites: Whole
+    weight_mib: FiniteFloat
+    float_values: Whole
     layers: list[Layer]
     activation_ranges: dict[str, tuple[float, float]]
-    activation_bits: dict[str, int] = Field(default_factory=dict)
-    bit_operations: int | None = None
+    activation_bits: dict[str, Whole] = Field(default_factory=dict)
+    bit_operations: Whole | None = None
 
     @property
     def mean_weight_bits(self) -> float:
@@ -81,7 +83,14 @@ class Notice(_Part):
     category: str
     message: str
     where: str
-    count: int
+    count: Whole
+
+
+class Sidecar(_Part):
+    """What a file beside the record is: SHA-256 of its bytes, and the shape of every array, or column, in it."""
+
+    sha256: str
+    shapes: dict[str, tuple[Whole, ...]]
 
 
 class Provenance(_Part):
@@ -92,9 +101,9 @@ class Provenance(_Part):
 
     code: str
     versions: dict[str, str]
-    hardware: dict[str, str | int | float]
+    hardware: dict[str, str | Whole | FiniteFloat]
     device: str
-    threads: int
+    threads: Whole
     git: dict[str, str | bool] | None
     variables: dict[str, str] | None = None
 
@@ -106,7 +115,9 @@ class Record(_Part):
     counted (images, steps). `seconds` is the wall time of the whole cell, `stages` its parts plus stages whose result
     came from the cache. `peak_memory_mib` is the process's (on CUDA: the allocator's) peak while quantizing,
     `added_memory_mib` the same less what was in use before; for the float reference both are those of the evaluation.
-    `warnings` are those that Python raised while the cell ran (None in records older than schema 2).
+    `warnings` are those that Python raised while the cell ran (None in records older than schema 2). `sidecars` has, by
+    kind, every file that was saved with the record, and no other file belongs to it (None in records older than schema
+    3, of which that is not known, and before a record is saved).
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -116,18 +127,33 @@ class Record(_Part):
     reason: str | None = None
     failure: Failure | None = None
     primary_metric: str | None = None
-    metrics: dict[str, float] = Field(default_factory=dict)
-    counters: dict[str, int] = Field(default_factory=dict)
+    metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
+    counters: dict[str, Whole] = Field(default_factory=dict)
     stages: dict[str, Stage] = Field(default_factory=dict)
     diagnostics: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    seconds: float = 0.0
-    peak_memory_mib: float | None = None
-    added_memory_mib: float | None = None
+    seconds: FiniteFloat = 0.0
+    peak_memory_mib: FiniteFloat | None = None
+    added_memory_mib: FiniteFloat | None = None
     quantization: Quantization | None = None
     data: Literal["none", "images"] = "none"
     origin: Origin = "baseline"
     trains: Trains = ""
     warnings: list[Notice] | None = None
+    sidecars: dict[str, Sidecar] | None = None
     provenance: Provenance
     started: str
     finished: str
+
+    @field_validator("diagnostics")
+    @classmethod
+    def _numbers_of_a_float(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Refuse what no diagnostic has, and what reports would stumble over: NaN, infinities, endless integers."""
+        left: list[Any] = [value]
+        while left:
+            found = left.pop()
+            left += found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else ()
+            if isinstance(found, float) and not math.isfinite(found):
+                raise ValueError("a number that is not finite")
+            if isinstance(found, int) and abs(found) >= 2**63:
+                raise ValueError("an integer of more than 64 bits")
+        return value

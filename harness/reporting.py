@@ -12,9 +12,10 @@ from rich.console import Console
 from harness import published
 from harness.catalog import Catalog
 from harness.errors import UsageError
+from harness.files import prepare_folder, write_atomically, writing_report
 from harness.provenance import is_stale
 from harness.record import Record
-from harness.store import Store, prepare_folder, write_atomically, writing_report
+from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.report.results import Results
@@ -24,7 +25,7 @@ def write_tables(store: Store, catalog: Catalog, console: Console, *, with_publi
     """Write tables and figures beside the records and print the main table, then the published numbers if asked for.
 
     Raises:
-        UsageError: a record or the published numbers cannot be read, or the folder cannot be written.
+        UsageError: the folder or the published numbers cannot be read, or the folder cannot be written.
     """
     from harness.report import write_report
 
@@ -62,9 +63,8 @@ def write_page(store: Store, catalog: Catalog, console: Console, html: Path | No
     results = write_report(store, store.folder, None, console, catalog)
     if numbers:
         _write_published(results, numbers, store.folder / "report")
-    text = page(
-        results, Images(store.images, store.snapshots, store.pictures), numbers, stale(results.records, catalog)
-    )
+    images = Images(store.images, store.snapshots, store.pictures)
+    text = page(results, images, numbers, stale(results.records, catalog), store.sentences())
     with writing_report(target.parent):
         write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
     return target

@@ -1,127 +1,110 @@
-"""The results folder: one JSON document per cell, written atomically, with sidecars. Knows nothing of running."""
+"""The results folder: one JSON document per cell, written atomically, with sidecars. Knows nothing of running.
+
+Nothing in the folder is believed unseen: a record that cannot be read, contradicts itself or has lost its outcomes is
+left out, said in a sentence (`Store.problems`), and measured again; it is never deleted.
+"""
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
 import re
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pydantic_core
 from pydantic import ValidationError
 
-from harness.errors import DAMAGED_ARRAYS, UsageError
+from harness import sidecars
+from harness.errors import UsageError
+from harness.files import flush, is_there, names_in, read_regular, reason, written
 from harness.record import SCHEMA_VERSION, Record
+from harness.sidecars import IMAGES, OUTCOMES, PICTURES, SNAPSHOTS, SUFFIXES, Damaged
+from harness.text import visible
 from harness.upgrade import UnknownVersion, upgrade
+from harness.verify import contradiction, flaw, resampling_of
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-_RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json")
-_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.tmp")
+_RECORD_NAME = re.compile(r"([0-9a-f]{64})\.json")
+LISTED = 20  # problems that are said one by one
 
 
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()) or "host"
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`."""
-    _write_together([(path, write)])
-
-
-def _write_together(files: Sequence[tuple[Path, Callable[[Path], object]]]) -> None:
-    """The same with several files. The last one, which says that all are there, is away while the others change."""
-    temporaries = [path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp") for path, _ in files]
-    try:
-        for temporary, (_, write) in zip(temporaries, files, strict=True):
-            write(temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-        if len(files) > 1:  # all is written: a full disk changes nothing
-            files[-1][0].unlink(missing_ok=True)
-        for temporary, (path, _) in zip(temporaries, files, strict=True):
-            temporary.replace(path)
-    finally:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing_report(folder: Path) -> Iterator[None]:
-    """A report's files are being written to `folder`, from records that stay as they are.
-
-    Raises:
-        UsageError: instead of the OSError if one of them cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the report in {folder} ({error.strerror or error}); all records are kept: make room there, "
-            "then run the command again"
-        ) from None
-
-
-def prepare_folder(folder: Path, option: str) -> None:
-    """Create `folder`, check that it can be written and remove what killed runs left half-written.
-
-    Raises:
-        UsageError: the folder cannot be created or written; the message names the `option` that changes it.
-    """
-    probe = folder / f".probe.{_host()}.{os.getpid()}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write to folder {folder} ({error.strerror}); choose another with {option}") from None
-    for path in folder.glob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(path.name)
-        # A live process, or one on another machine that shares the folder, may still be writing.
-        if match and match["host"] == _host() and not _alive(int(match["pid"])):
-            path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+class _Contradiction(Damaged):
+    """Outcomes that say otherwise than their record. The message follows the record's name."""
 
 
 class Store:
-    """Records of one folder. Two folders are merged by copying their files together."""
+    """Records of one folder. Two folders are merged by copying their files together.
 
-    def __init__(self, folder: Path) -> None:
+    `problems` has a reason for every file that could not be used, of those that were looked at since `records` was last
+    called. What was read is remembered under a hash of its bytes, so that reading a folder again costs little.
+    """
+
+    def __init__(self, folder: Path, resampling: Callable[[str], str | None] = resampling_of) -> None:
         self.folder = folder
+        self.problems: dict[Path, str] = {}
+        self._resampling_of = resampling
+        self._resampling: dict[str, str | None] = {}  # by task
+        self._records: dict[
+            str, tuple[bytes, Record | str]
+        ] = {}  # by key: hash of the bytes; a text says what is wrong
+        self._outcomes: dict[str, tuple[bytes, tuple[Path, str] | None]] = {}  # likewise, of both files together
 
     def records(self) -> list[Record]:
-        """All records, in order of their keys.
+        """All records that agree with themselves, in order of their keys. Whether their outcomes agree as well is
+        `complete`'s to say.
 
         Versions until 0.1 counted brackets in a method's name as part of a cell's key; their records keep the key that
         they have, `record.cell.key` is that of today. One whose cell has a record of today is left out.
 
         Raises:
-            UsageError: a record file is truncated or invalid; nothing is deleted.
+            UsageError: the folder cannot be read.
         """
-        found = list(self._read_all())
+        self.problems.clear()
+        matches = [match for name in names_in(self.folder) if (match := _RECORD_NAME.fullmatch(name))]
+        found = [record for match in matches if (record := self.record(match[1])) is not None]
         present = {record.key for record in found}
         return [record for record in found if record.key == record.cell.key or record.cell.key not in present]
 
-    def _read_all(self) -> Iterator[Record]:
-        if self.folder.is_dir():
-            for path in sorted(self.folder.iterdir()):
-                if _RECORD_NAME.fullmatch(path.name):
-                    yield _read(path)
+    def record(self, key: str) -> Record | None:
+        """The record of a cell; None if there is none that can be used."""
+        path = self._path(key)
+        try:
+            content = read_regular(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._problem(path, f"cannot be read ({reason(error)})")
+            return None
+        digest = hashlib.sha256(content).digest()
+        known, found = self._records.get(key, (b"", ""))
+        if known != digest:
+            try:
+                found = _parsed(content, key)
+            except ValueError as error:
+                found = str(error)
+            self._records[key] = digest, found
+        if isinstance(found, str):
+            self._problem(path, found)
+            return None
+        return found
+
+    def _problem(self, path: Path, text: str) -> None:
+        self.problems[path] = text
+
+    def sentences(self) -> list[str]:
+        """What to tell of `problems`, a sentence per file."""
+        named = [
+            f"{_called(path)} {visible(f'{path} {text}')}; it is left out, nothing was deleted"
+            for path, text in sorted(self.problems.items())
+        ]
+        more = len(named) - LISTED
+        return [*named[:LISTED], f"{more} more files in {self.folder} are left out"] if more > 0 else named
 
     def save(
         self,
@@ -130,65 +113,100 @@ class Store:
         images: np.ndarray | None = None,
         snapshots: Mapping[int, np.ndarray] | None = None,
         pictures: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
-        """Write the record and its sidecars, all or none: a record always has the sidecars that it was saved with."""
-        files: list[tuple[Path, Callable[[Path], object]]] = []
+    ) -> Record:
+        """Write the record and its sidecars, all or none; sidecars of an earlier record of the cell are removed.
+
+        The record says what its sidecars are. So whoever reads while several processes save a cell, or a copy of the
+        folder that was cut short, finds files that belong together or else none.
+
+        Returns:
+            The record as it was saved.
+        """
+        arrays = {
+            IMAGES: {} if images is None else {"images": images},
+            SNAPSHOTS: {str(step): part for step, part in (snapshots or {}).items()},
+            PICTURES: dict(pictures or {}),
+        }
+        writers = {kind: sidecars.array_writer(named) for kind, named in arrays.items() if named}
+        shapes = {kind: {name: part.shape for name, part in named.items()} for kind, named in arrays.items()}
         if outcomes is not None:
-            files.append((self._outcomes(record.key), lambda path: outcomes.to_parquet(path, index=False)))
-        if images is not None:
-            files.append((self._images(record.key), _arrays({"images": images})))
-        if snapshots:
-            steps = {str(step): part for step, part in snapshots.items()}
-            files.append((self._snapshots(record.key), _arrays(steps)))
-        if pictures:
-            files.append((self._pictures(record.key), _arrays(pictures)))
-        text = record.model_dump_json(indent=1) + "\n"
-        _write_together([*files, (self._record(record.key), lambda path: path.write_text(text, encoding="utf-8"))])
+            writers = {OUTCOMES: sidecars.table_writer(outcomes), **writers}
+            shapes[OUTCOMES] = {str(name): outcomes[name].shape for name in outcomes}
+        paths = [*(self._path(record.key, kind) for kind in writers), self._path(record.key)]
+        with written(paths) as temporaries:
+            said = {}
+            for temporary, (kind, write) in zip(temporaries, writers.items(), strict=False):
+                write(temporary)
+                flush(temporary)
+                said[kind] = sidecars.described(temporary.read_bytes(), shapes[kind])
+            saved = record.model_copy(update={"sidecars": said})
+            temporaries[-1].write_text(saved.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            flush(temporaries[-1])
+            self.make_room(record.key)  # all is written: a full disk changes nothing
+            for temporary, path in zip(temporaries, paths, strict=True):
+                temporary.replace(path)
+                self.problems.pop(path, None)
+        return saved
+
+    def make_room(self, key: str) -> None:
+        """Remove what there is of a cell, the record first; to `unusable/` if its record cannot be used, since it may
+        still be worth a look.
+        """
+        found = self.record(key)
+        files = [self._path(key), *(self._path(key, kind) for kind in SUFFIXES)]
+        if is_there(files[0]) and not (found is not None and self.complete(found)):
+            folders = (self.folder / "unusable" / str(number) for number in count(1))
+            place = next(folder for folder in folders if not is_there(folder / files[0].name))
+            place.mkdir(parents=True, exist_ok=True)
+            for path in files:
+                if is_there(path):
+                    path.replace(place / path.name)
+        for path in files:
+            path.unlink(missing_ok=True)
 
     def has_result(self, key: str) -> bool:
         """Whether the cell's record is there now, ok and complete."""
-        path = self._record(key)
-        try:
-            record = _read(path) if path.exists() else None
-        except UsageError:
-            return False
-        return record is not None and record.status == "ok" and self.complete(record)
+        found = self.record(key)
+        return found is not None and found.status == "ok" and self.complete(found)
 
     def files(self, key: str) -> list[Path]:
-        """The files that there are of a cell: sidecars first and the record last, the order in which to copy them."""
-        sidecars = (self._outcomes(key), self._images(key), self._snapshots(key), self._pictures(key))
-        return [path for path in (*sidecars, self._record(key)) if path.exists()]
+        """The files of a cell: its own sidecars first and the record last, the order in which to copy them."""
+        found = self.record(key)
+        own = SUFFIXES if found is None or found.sidecars is None else found.sidecars
+        paths = [*(self._path(key, kind) for kind in SUFFIXES if kind in own), self._path(key)]
+        return [path for path in paths if is_there(path)]
 
     @property
     def conflict_folder(self) -> Path:
-        """Where `merge` puts records that contradict those of this folder, a folder a side."""
+        """Where `merge` puts records that contradict those of this folder, a folder per side."""
         return self.folder / "conflicts"
 
-    def conflicts(self) -> list[Conflict]:
+    def conflicts(self, own: Iterable[Record] | None = None) -> list[Conflict]:
         """Records that were set aside since they contradict those of this folder, in order of their keys. One that
-        says what this folder's says by now is none.
+        agrees by now with what this folder has is not among them, nor is one that cannot be used.
+
+        Args:
+            own: This folder's records, if they are at hand.
 
         Raises:
-            UsageError: a record cannot be read.
+            UsageError: a folder cannot be read.
         """
-        if not self.conflict_folder.is_dir():
+        sides = [Store(self.conflict_folder / name, self._resampling_of) for name in names_in(self.conflict_folder)]
+        if not sides:
             return []
-        here = {record.cell.key: record for record in self.records()}
-        sides = [Store(path) for path in sorted(self.conflict_folder.iterdir()) if path.is_dir()]
-        found = [
-            Conflict(kept, record, side)
-            for side in sides
-            for record in side.records()
-            if (kept := here.get(record.cell.key)) is None or not self.agrees(kept, record, side)
-        ]
+        here = {record.cell.key: record for record in (self.records() if own is None else own)}
+        found = []
+        for side in sides:
+            for record in side.records():
+                kept = here.get(record.cell.key)
+                if side.complete(record) and (kept is None or not self.agrees(kept, record, side)):
+                    found.append(Conflict(kept, record, side))
+            self.problems |= side.problems
         return sorted(found, key=lambda conflict: conflict.other.key)
 
     def agrees(self, own: Record, other: Record, store: Store) -> bool:
         """Whether the record `other` of `store` says the same of its cell as `own` does; durations, machines and dates
         may differ. One whose outcomes are missing says nothing.
-
-        Raises:
-            UsageError: outcomes cannot be read.
         """
         if (own.status, own.metrics) != (other.status, other.metrics):
             return False
@@ -197,64 +215,99 @@ class Store:
         return own.status != "ok" or self.outcomes(own.key).equals(store.outcomes(other.key))
 
     def complete(self, record: Record) -> bool:
-        """Whether the outcomes that belong to the record are there and not cut short."""
+        """Whether the outcomes that belong to the record are there, are its own, and give its metric."""
         if record.status != "ok":
             return True
-        try:
-            with self._outcomes(record.key).open("rb") as file:
-                file.seek(-4, os.SEEK_END)
-                return file.read() == b"PAR1"
-        except OSError:
+        content = self._content(self._path(record.key, OUTCOMES))
+        if content is None:
             return False
+        said = (record.metrics, record.primary_metric, record.sidecars and record.sidecars.get(OUTCOMES))
+        digest = hashlib.sha256(repr(said).encode() + content).digest()
+        known, found = self._outcomes.get(record.key, (b"", None))
+        if known != digest:
+            try:
+                self._table(record, content)
+                found = None
+            except Damaged as error:
+                found = self._blamed(record.key, error), str(error)
+            self._outcomes[record.key] = digest, found
+        if found is not None:
+            self._problem(*found)
+        return found is None
+
+    def _blamed(self, key: str, error: Exception) -> Path:
+        return self._path(key, None if isinstance(error, _Contradiction) else OUTCOMES)
 
     def outcomes(self, key: str) -> pd.DataFrame:
         """Outcome of every evaluation image, in data order.
 
         Raises:
-            UsageError: the sidecar is missing or cannot be read.
+            UsageError: there is no record, or its outcomes are missing, cannot be read, or contradict it.
         """
-        import pandas as pd
-
-        path = self._outcomes(key)
+        path = self._path(key, OUTCOMES)
+        record = self.record(key)
         try:
-            return pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(
-                f"outcomes {path} cannot be read ({reason}); remove that file, then run the same bench "
-                "command again to measure the cell anew"
-            ) from None
+            if record is None:
+                raise Damaged("has no record that can be used")
+            return self._table(record, read_regular(path))
+        except (OSError, Damaged) as error:
+            text = f"cannot be read ({reason(error)})" if isinstance(error, OSError) else str(error)
+            self._problem(path := self._blamed(key, error), text)
+            advice = "run the same bench command again to measure the cell anew"
+            raise UsageError(f"{_called(path)} {path} {text}; {advice}") from None
+
+    def _table(self, record: Record, content: bytes) -> pd.DataFrame:
+        """Outcomes of a record from the bytes of their file; Damaged if they cannot be read or contradict it."""
+        said = record.sidecars
+        if said is not None and OUTCOMES not in said:
+            raise Damaged("is not its record's, which was saved without outcomes")
+        found = sidecars.table(content, said[OUTCOMES] if said is not None else None)
+        task = record.cell.task
+        if task not in self._resampling:
+            self._resampling[task] = self._resampling_of(task)
+        if (wrong := contradiction(record, found, self._resampling[task])) is not None:
+            raise _Contradiction(wrong)
+        return found
 
     def images(self, key: str) -> np.ndarray | None:
-        """Kept calibration images, (n, height, width, channels) uint8; None also if the file is damaged: no number
-        depends on them.
+        """Kept calibration images, (n, height, width, channels) uint8; None also if the file is not the record's or is
+        damaged: no number depends on them.
         """
-        return _read_arrays(self._images(key)).get("images")
+        return self._arrays(key, IMAGES).get("images")
 
     def snapshots(self, key: str) -> dict[int, np.ndarray]:
         """Optimisation step -> the first images as they were after it, in the form of `images`; empty if there are none
         or the file is damaged.
         """
-        return {int(step): images for step, images in _read_arrays(self._snapshots(key)).items() if step.isdecimal()}
+        return sidecars.steps(self._arrays(key, SNAPSHOTS))
 
     def pictures(self, key: str) -> dict[str, np.ndarray]:
         """What was drawn on the first evaluation images, see `Evaluation`; empty if nothing was, or it is damaged."""
-        return _read_arrays(self._pictures(key))
+        return self._arrays(key, PICTURES)
 
-    def _record(self, key: str) -> Path:
-        return self.folder / f"{key}.json"
+    def _arrays(self, key: str, kind: str) -> dict[str, np.ndarray]:
+        record = self.record(key)
+        said = None if record is None else record.sidecars
+        path = self._path(key, kind)
+        if record is None or (said is not None and kind not in said) or (said is None and not is_there(path)):
+            return {}
+        content = self._content(path)
+        try:
+            return {} if content is None else sidecars.arrays(content, said[kind] if said is not None else None)
+        except Damaged as error:
+            self._problem(path, str(error))
+            return {}
 
-    def _outcomes(self, key: str) -> Path:
-        return self.folder / f"{key}.parquet"
+    def _content(self, path: Path) -> bytes | None:
+        """The bytes of a sidecar; None, and a problem, if it cannot be read."""
+        try:
+            return read_regular(path)
+        except OSError as error:
+            self._problem(path, f"cannot be read ({reason(error)})")
+            return None
 
-    def _images(self, key: str) -> Path:
-        return self.folder / f"{key}.images.npz"
-
-    def _snapshots(self, key: str) -> Path:
-        return self.folder / f"{key}.snapshots.npz"
-
-    def _pictures(self, key: str) -> Path:
-        return self.folder / f"{key}.pictures.npz"
+    def _path(self, key: str, kind: str | None = None) -> Path:
+        return self.folder / f"{key}{'.json' if kind is None else SUFFIXES[kind]}"
 
 
 @dataclass(frozen=True)
@@ -268,47 +321,33 @@ class Conflict:
     store: Store
 
 
-def _arrays(arrays: Mapping[str, np.ndarray]) -> Callable[[Path], object]:
-    """Writes `arrays` to the file that it is given."""
-    import numpy as np
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:  # given a name, numpy would append .npz to it
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # none is named allow_pickle
-
-    return write
+def _called(path: Path) -> str:
+    return "record" if path.suffix == ".json" else "file"
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    import numpy as np
+def _parsed(content: bytes, key: str) -> Record:
+    """The record in the bytes of a file that is named after `key`.
 
+    Raises:
+        ValueError: it is none, or has a flaw; the message says which, in words that follow its name.
+    """
     try:
-        with np.load(path) as file:
-            return {name: np.asarray(file[name]) for name in file.files}
-    except DAMAGED_ARRAYS:
-        return {}
-
-
-def _read(path: Path) -> Record:
-    advice = "nothing was deleted; remove or repair the file, a removed cell is measured again"
-    try:
-        text = path.read_text(encoding="utf-8")
-        # Only a document that pydantic would take for a present one goes to it as it is; upgrading needs a parsed one.
-        document = json.loads(text)
-        if isinstance(document, dict) and document.get("schema_version") != SCHEMA_VERSION:
-            text = json.dumps(upgrade(document))
-        record = Record.model_validate_json(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"record {path} cannot be read (Invalid JSON: {error}); {advice}") from None
-    except UnknownVersion as error:
-        raise UsageError(f"record {path} cannot be read ({error}); {advice}") from None
+        document = pydantic_core.from_json(content, allow_inf_nan=False)
+        if not isinstance(document, dict):
+            raise UnknownVersion("it is no record")
+        if document.get("schema_version") != SCHEMA_VERSION:
+            document = upgrade(document)
+        record = Record.model_validate(document)
+        wrong = flaw(record) if record.key == key else "does not hold the cell that its name says"
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         problem = f"{where}: {first['msg']}" if where else first["msg"]
-        raise UsageError(f"record {path} cannot be read ({problem}); {advice}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"record {path} cannot be read ({error}); {advice}") from None
-    if path.stem != record.key or record.key not in (record.cell.key, record.cell.labelled_key):
-        raise UsageError(f"record {path} does not hold the cell that its name says; {advice}")
+        raise ValueError(f"cannot be read ({problem})") from None
+    except UnknownVersion as error:
+        raise ValueError(f"cannot be read ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"cannot be read (Invalid JSON: {error})") from None
+    if wrong is not None:
+        raise ValueError(wrong)
     return record

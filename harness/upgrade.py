@@ -42,4 +42,9 @@ def _from_1(document: Document) -> Document:
     return {**document, "warnings": None}
 
 
-_STEPS: Mapping[int, Callable[[Document], Document]] = {1: _from_1}
+def _from_2(document: Document) -> Document:
+    """Version 3 added `sidecars`."""
+    return {**document, "sidecars": None}
+
+
+_STEPS: Mapping[int, Callable[[Document], Document]] = {1: _from_1, 2: _from_2}

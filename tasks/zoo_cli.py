@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
-from harness.store import prepare_folder
+from harness.files import prepare_folder
 from tasks.cifar import zoo as cifar
 from tasks.embedded import dense_zoo, zoo
 from tasks.embedded.fashion import CACHE_ROOT, default_root, download

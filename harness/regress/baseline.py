@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.cell import Cell
 from harness.errors import UsageError
+from harness.files import write_atomically
 from harness.provenance import Revision
 from harness.regress.environment import Environment, differences
 from harness.regress.measure import Fact, Measurement, is_share
 from harness.regress.suite import Case, first_problem, name_of
-from harness.store import write_atomically
 
 
 class _Part(BaseModel):

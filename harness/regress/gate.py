@@ -13,6 +13,7 @@ from harness import history
 from harness.catalog import Catalog
 from harness.display import Display
 from harness.errors import UsageError
+from harness.files import prepare_folder
 from harness.provenance import revision
 from harness.record import Record
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, renewed, write_baseline
@@ -23,7 +24,7 @@ from harness.regress.publish import publish
 from harness.regress.show import Report, print_report
 from harness.regress.suite import Case, Suite, name_of, plan_cases, plan_of, read_suite
 from harness.runner import Settings
-from harness.store import Store, prepare_folder
+from harness.store import Store
 from harness.sweep import NOTHING_MEASURED, OK, SOME_FAILED, exit_code, run_plan
 from harness.worker import Executor, InProcess, WorkerProcess
 

@@ -9,9 +9,9 @@ from xml.etree import ElementTree as ET
 from rich.console import Console
 
 from harness.errors import UsageError
+from harness.files import write_atomically
 from harness.regress.judge import Verdict
 from harness.regress.show import Report, explain, markdown
-from harness.store import write_atomically
 
 
 def publish(report: Report, environ: Mapping[str, str], console: Console, junit: Path | None) -> None:

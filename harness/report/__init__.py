@@ -9,6 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 from harness.catalog import Catalog
+from harness.files import prepare_folder, writing_report
 from harness.report import ablation, conflicts, cross, ranks, tables
 from harness.report.files import save, save_svg
 from harness.report.gallery import galleries, gallery_figure
@@ -16,7 +17,7 @@ from harness.report.pictures import KINDS, pictures
 from harness.report.prediction_figures import prediction_figures
 from harness.report.range_figures import range_frame
 from harness.report.results import Results, load
-from harness.store import Store, prepare_folder, writing_report
+from harness.store import Store
 
 PAGE = "report.html"  # of all of it, in the same folder; `harness.reporting` makes it
 
@@ -47,7 +48,7 @@ def write_report(
         What the report was made of.
 
     Raises:
-        UsageError: a record or its outcomes cannot be read, or the folder cannot be written.
+        UsageError: the folder cannot be read or written.
     """
     results = load(store, catalog or Catalog.default(), keys)
     cells = results.cells
@@ -62,6 +63,8 @@ def write_report(
     main = switched if len(results.switches) and ablation.is_ablation(cells, results.names) else comparison
     shown = console or Console()
     shown.print(main, markup=False, highlight=False, soft_wrap=True)
+    for text in store.sentences():
+        shown.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if not results.conflicts.empty:
         shown.print(conflicts.sentence(results.conflicts), style="yellow", markup=False, soft_wrap=True)
     return results

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from harness.record import Provenance, Record
-from harness.report.tables import NONE, markdown
+from harness.origin import origin, result
+from harness.record import Record
+from harness.report.tables import markdown
 from harness.store import Conflict
+from harness.text import visible
 
 COLUMNS = ("cell", "record", "result", "finished", "git", "versions", "hardware", "threads", "key")
 NOTES = (
@@ -50,32 +52,12 @@ def sentence(frame: pd.DataFrame) -> str:
     )
 
 
-def result(record: Record) -> str:
-    """Metrics, or what stands instead of them."""
-    if record.status != "ok":
-        return record.status
-    return ", ".join(f"{name} {value:.4f}" for name, value in sorted(record.metrics.items()))
-
-
-def origin(provenance: Provenance) -> dict[str, str]:
-    """What may explain that two numbers differ."""
-    git = provenance.git
-    versions = {name: provenance.versions.get(name) for name in ("torch", "timm", "numpy")}
-    hardware = {name: provenance.hardware.get(name) for name in ("processor", "instructions", "gpu")}
-    return {
-        "git": f"{str(git['commit'])[:12]}{', with changes' if git.get('modified') else ''}" if git else NONE,
-        "versions": ", ".join(f"{name} {value}" for name, value in versions.items() if value) or NONE,
-        "hardware": ", ".join(str(value) for value in hardware.values() if value) or NONE,
-        "threads": str(provenance.threads),
-    }
-
-
 def _row(side: str, record: Record) -> dict[str, str]:
     return {
-        "cell": f"{record.cell.suite} {record.cell.label}",
+        "cell": visible(f"{record.cell.suite} {record.cell.label}"),
         "record": side,
         "result": result(record),
-        "finished": record.finished[:10],
+        "finished": visible(record.finished[:10]),
         **origin(record.provenance),
         "key": record.key,
     }

@@ -49,7 +49,9 @@ class Images:
     predictions: Callable[[str], Pictures]
 
 
-def page(results: Results, images: Images, numbers: Published | None, stale: int | None) -> str:
+def page(
+    results: Results, images: Images, numbers: Published | None, stale: int | None, left_out: Sequence[str] = ()
+) -> str:
     """The page. The same records give the same bytes, in whatever order they come.
 
     Args:
@@ -57,6 +59,7 @@ def page(results: Results, images: Images, numbers: Published | None, stale: int
         images: What was kept beside them.
         numbers: Published numbers; None leaves the section out.
         stale: How many records other code or versions have made than are here now; None if that is not known.
+        left_out: A sentence per file that could not be used.
     """
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     shown = [grids.results_grid(results.summary), grids.cells_grid(results.cells)]
@@ -71,7 +74,7 @@ def page(results: Results, images: Images, numbers: Published | None, stale: int
         payload=Markup(payload.replace("<", "\\u003c")),
         facts=_facts(results),
         grids=by_name,
-        sections=list(_sections(results, images)),
+        sections=[*_left_out(left_out), *_sections(results, images)],
         published=compared,
         unmeasured=html.lines(tables.unmeasured(results.cells)),
         provenance=_provenance(results, stale),
@@ -119,6 +122,13 @@ def _facts(results: Results) -> dict[str, str]:
         "first": min((record.started for record in results.records), default="")[:10],
         "last": max((record.finished for record in results.records), default="")[:10],
     }
+
+
+def _left_out(sentences: Sequence[str]) -> Iterator[Section]:
+    """What is missing from the page since its files cannot be used, if there is such."""
+    if sentences:
+        items = Markup("\n").join(Markup("<li>{}</li>").format(text) for text in sentences)
+        yield Section("left-out", "Files that cannot be used", Markup("<ul>{}</ul>").format(items))
 
 
 def _sections(results: Results, images: Images) -> Iterator[Section]:

@@ -52,7 +52,7 @@ def assemble(records: Iterable[Record], outcomes: Outcomes, catalog: Catalog) ->
 
 
 def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Results:
-    """The results of a folder.
+    """The results of a folder. What cannot be used of it is left out, and in the store's `problems`.
 
     Args:
         store: Where they are.
@@ -60,9 +60,10 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
         keys: Cells to take; all if None.
 
     Raises:
-        UsageError: a record or its outcomes cannot be read.
+        UsageError: the folder cannot be read.
     """
-    records = [record for record in store.records() if keys is None or record.cell.key in keys]
+    there = store.records()
+    records = [record for record in there if (keys is None or record.cell.key in keys) and store.complete(record)]
     outcomes: dict[str, Outcome] = {}
     for record in records:
         if record.status == "ok":
@@ -71,7 +72,7 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
                 outcomes[record.key] = frame["correct"].to_numpy(dtype=bool)
             elif resampling := _resampling(catalog, record.cell.task):
                 outcomes[record.key] = stats.resample(import_target(resampling)(frame), len(frame))
-    conflicts = [conflict for conflict in store.conflicts() if keys is None or conflict.other.cell.key in keys]
+    conflicts = [conflict for conflict in store.conflicts(there) if keys is None or conflict.other.cell.key in keys]
     return replace(assemble(records, outcomes, catalog), conflicts=conflict_frame(conflicts))
 
 

@@ -117,8 +117,11 @@ def test_an_incomplete_record_gives_way(fill, tmp_path):
     a, b = fill("a", {0: [1]}), fill("b", {0: [1, 2]})
     next(a.folder.glob("*.parquet")).unlink()
     done = merge([a.folder, b.folder], tmp_path / "into")
-    assert (done.better, done.conflicts) == (1, [])
+    assert (done.copied, done.better, done.conflicts) == (1, 0, [])
     assert contents(tmp_path / "into") == contents(b.folder)
+    (left_out,) = done.left_out
+    assert left_out.startswith("file ")
+    assert ".parquet cannot be read" in left_out
 
 
 def test_bad_folders(fill, tmp_path):
@@ -128,9 +131,9 @@ def test_bad_folders(fill, tmp_path):
     with pytest.raises(UsageError, match="source and the target"):
         merge([a.folder], tmp_path / "x" / ".." / "a")
     (a.folder / f"{'0' * 64}.json").write_text("{")
-    with pytest.raises(UsageError, match="cannot be read"):
-        merge([a.folder], tmp_path / "into")
-    assert not (tmp_path / "into").exists()
+    done = merge([a.folder], tmp_path / "into")
+    assert (done.copied, len(done.left_out)) == (1, 1)
+    assert "cannot be read" in done.left_out[0]
 
 
 def test_the_report_shows_conflicts(fill, catalog, tmp_path, capsys):

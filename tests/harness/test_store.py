@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,20 @@ import pytest
 from harness.cell import Cell
 from harness.errors import UsageError
 from harness.record import Provenance, Quantization, Record
-from harness.store import Store, prepare_folder, write_atomically, writing_report
+from harness.store import Store
+from harness.files import prepare_folder, write_atomically, writing_report
+
+
+HALF = pd.DataFrame({"correct": [True, False]})
+
+
+class Unwritable:
+    """An array until it is written."""
+
+    shape = ()
+
+    def __array__(self, *_, **__):
+        raise ValueError("cannot pickle")
 
 
 @pytest.fixture
@@ -30,9 +44,10 @@ def test_round_trip(store, record):
     outcomes = pd.DataFrame({"correct": [True, False]})
     images = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
     snapshots = {20: images[:1], 0: images[1:]}
-    store.save(record, outcomes, images, snapshots)
-    assert store.records() == [record]
-    assert store.complete(record)
+    saved = store.save(record, outcomes, images, snapshots)
+    assert store.records() == [saved] == Store(store.folder).records()
+    assert saved.model_copy(update={"sidecars": None}) == record
+    assert store.complete(saved)
     pd.testing.assert_frame_equal(store.outcomes(record.key), outcomes)
     np.testing.assert_array_equal(store.images(record.key), images)
     found = store.snapshots(record.key)
@@ -59,28 +74,30 @@ def test_damaged_images_are_none(store, record, keep):
     assert store.snapshots(record.key) == {}
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"key": 3}', "\x00", None])
+@pytest.mark.parametrize("text", ["", "{", '{"key": 3}', "\x00", "[]", None])
 def test_bad_record_is_named_and_kept(store, record, text):
-    store.save(record, pd.DataFrame({"correct": [True]}))
+    store.save(record, HALF)
     path = store.folder / f"{record.key}.json"
     path.write_text(path.read_text()[:-40] if text is None else text)
-    with pytest.raises(UsageError, match=rf"record .*{record.key}\.json cannot be read .* nothing was deleted"):
-        store.records()
+    assert store.records() == []
+    (sentence,) = store.sentences()
+    assert re.search(rf"record .*{record.key}\.json cannot be read .* nothing was deleted", sentence)
     assert path.exists()
 
 
 def test_record_under_another_name(store, record):
-    store.save(record, pd.DataFrame({"correct": [True]}))
+    store.save(record, HALF)
     (store.folder / f"{record.key}.json").rename(store.folder / f"{'0' * 64}.json")
-    with pytest.raises(UsageError, match="does not hold the cell that its name says"):
-        store.records()
+    assert store.records() == []
+    assert "does not hold the cell that its name says" in store.sentences()[0]
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: os.truncate(path, 40)])
 def test_damaged_outcomes(store, record, damage):
-    store.save(record, pd.DataFrame({"correct": [True]}))
+    saved = store.save(record, HALF)
+    assert store.complete(saved)
     damage(store.folder / f"{record.key}.parquet")
-    assert not store.complete(record)
+    assert not store.complete(saved)
     with pytest.raises(UsageError, match="run the same bench command again"):
         store.outcomes(record.key)
 
@@ -107,7 +124,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_leftovers_of_dead_processes_only_are_cleaned(tmp_path):
     script = (
-        "import os, pathlib, sys; from harness.store import write_atomically\n"
+        "import os, pathlib, sys; from harness.files import write_atomically\n"
         "write_atomically(pathlib.Path(sys.argv[1]), lambda p: (p.write_text('half'), os._exit(9)))"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], check=False)
@@ -130,29 +147,29 @@ def test_empty_folder(tmp_path):
 
 def test_a_save_that_fails_changes_nothing(store, record):
     """Not even the sidecars that were written before the one that failed: the old record would stand beside them."""
-    first = pd.DataFrame({"correct": [True, False]})
-    store.save(record, first, np.zeros((1, 4, 4, 1), np.uint8))
+    first = HALF
+    saved = store.save(record, first, np.zeros((1, 4, 4, 1), np.uint8))
 
     class Full(pd.DataFrame):
         def to_parquet(self, path, **_):
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-    newer = record.model_copy(update={"metrics": {"top1": 90.0}})
-    with pytest.raises(TypeError):  # at the pictures, after the outcomes were written
-        store.save(newer, pd.DataFrame({"correct": [True, True]}), pictures=5)
+    newer = record.model_copy(update={"metrics": {"top1": 100.0}})
+    with pytest.raises(ValueError, match="pickle"):  # at the pictures, after the outcomes were written
+        store.save(newer, pd.DataFrame({"correct": [True, True]}), pictures={"truth": Unwritable()})
     with pytest.raises(OSError, match="No space"):
         store.save(newer, Full({"correct": [True, True]}))
-    assert store.records() == [record]
+    assert store.records() == [saved]
     pd.testing.assert_frame_equal(store.outcomes(record.key), first)
     assert not list(store.folder.glob(".*"))
-    store.save(newer, pd.DataFrame({"correct": [True, True]}))
-    assert store.records() == [newer]
+    saved = store.save(newer, pd.DataFrame({"correct": [True, True]}))
+    assert store.records() == [saved]
 
 
 def test_a_result_is_one_that_is_ok_and_complete(store, record):
     assert not store.has_result(record.key)
-    store.save(record, pd.DataFrame({"correct": [True]}))
+    store.save(record, HALF)
     assert store.has_result(record.key)
     (store.folder / f"{record.key}.parquet").unlink()
     assert not store.has_result(record.key)
@@ -175,14 +192,14 @@ def test_records_whose_keys_count_brackets_are_read(store, record):
     old = labelled(record, "toynoise[count=4]")
     old = old.model_copy(update={"key": old.cell.labelled_key})
     assert old.key != old.cell.key == record.key
-    store.save(old, pd.DataFrame({"correct": [True]}))
+    old = store.save(old, HALF)
     assert store.records() == [old]
     assert store.complete(old)
-    store.save(record, pd.DataFrame({"correct": [False]}))
-    assert store.records() == [record]  # the same cell, measured since
+    new = store.save(record, HALF)
+    assert store.records() == [new]  # the same cell, measured since
 
 
 def test_a_record_under_a_key_of_neither_kind_is_refused(store, record):
-    store.save(labelled(record, "toynoise[count=4]", key="0" * 64), pd.DataFrame({"correct": [True]}))
-    with pytest.raises(UsageError, match="does not hold the cell that its name says"):
-        store.records()
+    store.save(labelled(record, "toynoise[count=4]", key="0" * 64), HALF)
+    assert store.records() == []
+    assert "does not hold the cell that its key says" in store.sentences()[0]
