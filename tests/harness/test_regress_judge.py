@@ -283,14 +283,18 @@ def test_the_committed_suite_says_what_it_tolerates():
 
 
 @pytest.mark.parametrize(
-    ("outcomes_of", "metric"),
-    [({"score": [0.5, 0.6]}, 55.0), ({"correct": [True, False]}, 51.0), ({"correct": []}, 0.0)],
+    ("outcomes_of", "metric", "message"),
+    [
+        ({"score": [0.5, 0.6]}, 55.0, "ap of 'toy tiny toynoise W4A8 full seed 0' is no share of such images"),
+        ({"correct": [True, False]}, 51.0, "says ap 51.0000, but its outcomes give 50.0000 points"),
+        ({"correct": []}, 0.0, "has outcomes of no image"),
+    ],
 )
-def test_only_shares_of_right_images_can_be_paired(toy_cell, store, outcomes_of, metric):
+def test_only_shares_of_right_images_can_be_paired(toy_cell, store, outcomes_of, metric, message):
     cell = toy_cell()
     provenance = Provenance(code="c", versions={}, hardware={}, device="cpu", threads=1, git=None)
     fields = {"key": cell.key, "cell": cell, "provenance": provenance, "started": "", "finished": ""}
     record = Record(**fields, status="ok", primary_metric="ap", metrics={"ap": metric})
     store.save(record, pd.DataFrame(outcomes_of))
-    with pytest.raises(UsageError, match="ap of 'toy tiny toynoise W4A8 full seed 0' is no share of such images"):
+    with pytest.raises(UsageError, match=message):
         measurement(record, store)

@@ -11,10 +11,9 @@ import pytest
 
 from harness.cell import Cell
 from harness.errors import UsageError
+from harness.files import prepare_folder, write_atomically, writing_report
 from harness.record import Provenance, Quantization, Record
 from harness.store import Store
-from harness.files import prepare_folder, write_atomically, writing_report
-
 
 HALF = pd.DataFrame({"correct": [True, False]})
 

@@ -85,9 +85,12 @@ def fill(store: Store, models: Sequence[str] = MODELS, seeds: int = 3, bits: Seq
                     save(store, record(method, seed, bits=width, model=model), right, images=picture(method))
 
 
-def save(store: Store, cell_record: Record, right: np.ndarray, images: np.ndarray | None = None) -> None:
+def save(
+    store: Store, cell_record: Record, right: np.ndarray, images: np.ndarray | None = None, **sidecars: Any
+) -> Record:
+    """Save a record with the metric that its outcomes give; returns it as it was saved."""
     measured = cell_record.model_copy(update={"metrics": {"top1": 100 * float(right.mean())}})
-    store.save(measured, pd.DataFrame({"correct": right}), images)
+    return store.save(measured, pd.DataFrame({"correct": right}), images, **sidecars)
 
 
 def picture(method: str) -> np.ndarray:

@@ -72,8 +72,7 @@ def mixed(seed: int, bits: str) -> Record:
 
 
 def save(store: Store, record: Record, snapshots: dict[int, np.ndarray] | None = None) -> None:
-    outcomes = pd.DataFrame({"correct": fake.outcome(80, record.cell.seed)})
-    store.save(record, outcomes, fake.picture(record.cell.method), snapshots)
+    fake.save(store, record, fake.outcome(80, record.cell.seed), fake.picture(record.cell.method), snapshots=snapshots)
 
 
 def snapshots(method: str, last: int) -> dict[int, np.ndarray]:
@@ -195,7 +194,7 @@ def test_what_was_measured_on_other_images_has_figures_of_its_own(store: Store) 
         for record in (mixed(0, "MP4.5"), searched(0)):
             cell = Cell(**{**record.cell.model_dump(), "limit": limit})
             changed = record.model_copy(update={"cell": cell, "key": cell.key})
-            store.save(changed, pd.DataFrame({"correct": fake.outcome(80, 0, limit)}))
+            fake.save(store, changed, fake.outcome(80, 0, limit))
     write_report(store, store.folder, console=Console(file=io.StringIO()), catalog=Catalog.default())
     names = sorted(path.name for path in (store.folder / "report").glob("bits_*.png"))
     assert names == ["bits_vit_a__limit_100_.png", "bits_vit_a__limit_400_.png"]
@@ -242,7 +241,7 @@ def galleries(store: Store) -> Store:
         images = fake.picture(source)[:3]
         if source == "noise":
             images = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
-        store.save(record, pd.DataFrame({"correct": fake.outcome(80, 0)}), images)
+        fake.save(store, record, fake.outcome(80, 0), images)
     return store
 
 

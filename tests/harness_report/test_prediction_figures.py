@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from harness.report import write_report
@@ -58,7 +57,7 @@ def test_without_pictures_of_a_method_there_is_no_figure(kept):
 def test_files_are_written_and_none_is_left_over(tmp_path):
     store = Store(tmp_path)
     for record in RECORDS[:3]:
-        store.save(record, pd.DataFrame({"correct": [True] * 400}), pictures=drawn(9))
+        fake.save(store, record, np.ones(400, bool), pictures=drawn(9))
     assert store.pictures(RECORDS[0].key)["truth"].shape == (5, 20, 30, 3)
     assert store.pictures("0" * 64) == {}
     (tmp_path / "report").mkdir()

@@ -203,8 +203,8 @@ def test_csv_keeps_full_precision(store: Store) -> None:
 
 
 def test_unaligned_outcomes_are_not_tested(store: Store) -> None:
-    fake.save(store, fake.record("clamp"), fake.outcome(90, 0))
-    fake.save(store, fake.record("psaq+minmax"), fake.outcome(80, 0, images=300))
+    fake.save(store, fake.record("clamp", limit=None), fake.outcome(90, 0))
+    fake.save(store, fake.record("psaq+minmax", limit=None), fake.outcome(80, 0, images=300))
     _, summary = frames(store)
     assert summary["p_value"].isna().all()
 
