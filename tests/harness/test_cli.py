@@ -194,13 +194,17 @@ def test_an_unexpected_error_is_no_regression(monkeypatch, capsys):
     assert "RuntimeError: a bug" in capsys.readouterr().err
 
 
-def test_a_truncated_record_stops_before_measuring(bench):
+def test_a_truncated_record_is_named_measured_again_and_kept(bench):
     bench("toynoise", "--bits", "W8A8")
     path = sorted(RUNS.glob("*.json"))[0]
-    path.write_bytes(path.read_bytes()[:100])
-    before = {each: each.read_bytes() for each in RUNS.iterdir() if each.is_file()}
-    assert path.name in bench("toynoise", code=2).stderr
-    assert {each: each.read_bytes() for each in RUNS.iterdir() if each.is_file()} == before
+    cut = path.read_bytes()[:100]
+    path.write_bytes(cut)
+    others = {each: each.read_bytes() for each in RUNS.glob("*.json") if each != path}
+    result = bench("toynoise", "--bits", "W8A8")
+    assert f"record {path} cannot be read" in result.stderr
+    assert len(path.read_bytes()) > len(cut)
+    assert (RUNS / "unusable" / "1" / path.name).read_bytes() == cut
+    assert {each: each.read_bytes() for each in others} == others
 
 
 def test_plan_runs_and_writes_nothing(cli, tmp_path):
