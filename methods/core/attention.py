@@ -36,18 +36,24 @@ def find_attention(trace: Trace) -> list[Attention]:
     """Attention of every transformer block, in execution order.
 
     Raises:
-        NotATransformerError: the network has no transformer block, or its attention is no product of queries and keys.
+        NotATransformerError: the network has no transformer block, its attention is no product of queries and keys, or
+            its tokens are no grid of patches.
     """
     found = []
     blocks = find_blocks(trace)
     in_windows, whole = windowed(trace), patch_grid(trace)
     for block in blocks:
-        sources = [key for operand in trace.by_key[block.context[0]].operands for key in operand.ops]
-        softmax = next(trace.by_key[key] for key in sources if key.kind == "softmax")
+        softmax = trace.by_key[block.softmax]
         rows, heads, _, tokens = softmax.shape
-        prefix, grid = _layout(tokens, in_windows, whole)
+        windows = rows // TRACED_IMAGES
+        layout = _windows(tokens, windows, whole) if in_windows else _whole(tokens, whole)
+        if layout is None:
+            raise NotATransformerError(
+                f"the {tokens} tokens of {block.softmax} in {windows} windows are no grid of patches of an image, "
+                f"which has {whole[0]}x{whole[1]}"
+            )
         products = (_products(trace, softmax).key, OUTPUT)
-        found.append(Attention((softmax.key, OUTPUT), products, heads, rows // TRACED_IMAGES, prefix, grid))
+        found.append(Attention((softmax.key, OUTPUT), products, heads, windows, *layout))
     return found
 
 
@@ -63,14 +69,27 @@ def _products(trace: Trace, softmax: Op) -> Op:
     return op
 
 
-def _layout(tokens: int, in_windows: bool, grid: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+def _whole(tokens: int, grid: tuple[int, int]) -> tuple[int, tuple[int, int]] | None:
     """How many of `tokens` are class and register tokens, and the grid of the others; `grid` is the whole image's."""
-    if not in_windows and (found := fit_grid(tokens, grid)) is not None:
-        return tokens - found[0] * found[1], found
-    # A window's sides are not recorded, so they are the factors whose ratio is nearest to the image's. Networks with
-    # windows have no class token, and pad where a window is larger than what is left of the image.
+    found = fit_grid(tokens, grid)
+    return None if found is None else (tokens - found[0] * found[1], found)
+
+
+def _windows(tokens: int, windows: int, grid: tuple[int, int]) -> tuple[int, tuple[int, int]] | None:
+    """The same for windows, which have no class token: together they must cover the image's grid, or that halved.
+
+    A window's sides are not recorded, so they are the factors whose ratio is nearest to the image's.
+    """
     sides = [(a, tokens // a) for a in range(1, tokens + 1) if tokens % a == 0]
-    return 0, min(sides, key=lambda side: abs(math.log(side[0] * grid[1] / (side[1] * grid[0]))))
+    height, width = min(sides, key=lambda side: abs(math.log(side[0] * grid[1] / (side[1] * grid[0]))))
+    h, w = grid
+    while True:
+        # Networks pad where a window is larger than what is left of the image.
+        if windows == -(-h // height) * -(-w // width):
+            return 0, (height, width)
+        if (h, w) == (1, 1):
+            return None
+        h, w = (h + 1) // 2, (w + 1) // 2
 
 
 def patch_attention(weights: Tensor, attention: Attention) -> Tensor:
