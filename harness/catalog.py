@@ -74,6 +74,11 @@ class ResolvedMethod:
         """What the parts learn by gradient descent: weights, quantizers or nothing."""
         return max((info.trains for info in self.infos), key=_LEARNING.index, default="")
 
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """What the parts require of a network, each once."""
+        return tuple(dict.fromkeys(info.requires for info in self.infos if info.requires))
+
     def build(self) -> Method:
         """Import the parts and make the method."""
         built = [info.load()(options) for info, options in self.parts]

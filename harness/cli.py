@@ -211,7 +211,9 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.sweep import run_and_report
 
     root = data_root and data_root.absolute()
-    settings = Settings(catalog, device, threads or _cores(), cache.absolute(), root, plan.requested, trust_configs)
+    settings = Settings(
+        catalog, device, threads or _cores(), cache.absolute(), root, plan.requested, trust_configs, plan.skips
+    )
     code = run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process, sink=tracker)
     raise typer.Exit(code)
 

@@ -143,7 +143,9 @@ class Suite(Protocol):
     `parts`, which may be left out, names the parts of its models that can be quantized alone: the keys of
     `VisionModel.parts`. So may `calibration_identity() -> str`, the revision of the calibration data where
     `data_identity` does not cover them (else empty). It is asked for only if a method of the run is given images, and
-    raises UsageError if there are none.
+    raises UsageError if there are none. And `untrained(model) -> VisionModel | None`, which is what `load` gives but
+    without its weights, at no cost (nothing is downloaded; perhaps on the meta device): by it a run is planned. None
+    for models that come with the suite.
     """
 
     name: str

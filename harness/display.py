@@ -32,23 +32,34 @@ def show_plan(plan: Plan, console: Console) -> None:
     table = Table(title="Plan", title_justify="left")
     for name in ("task", "model", "method"):
         table.add_column(name, overflow="fold")
-    for name in ("cells", "done", "stale", "failed", "new", "to run", "estimate"):
+    for name in ("cells", "done", "stale", "failed", "new", "skip", "to run", "estimate"):
         table.add_column(name, justify="right")
     groups: dict[tuple[str, str, str], list[Planned]] = {}
     for planned in plan.cells:
         groups.setdefault((planned.cell.task, planned.cell.model, planned.cell.method), []).append(planned)
     for group, members in groups.items():
         states = [member.state for member in members]
-        run = [member.estimate for member in members if member.run]
-        counts = [len(members), *(states.count(s) for s in ("done", "stale", "failed", "new")), len(run)]
+        run = [member.estimate for member in members if member.run and member.state != "skip"]
+        counts = [len(members), *(states.count(s) for s in ("done", "stale", "failed", "new", "skip")), len(run)]
         table.add_row(*map(escape, group), *(str(n) if n else "-" for n in counts), _estimate(run))
     console.print(table)
+    for text in _skips(plan):
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(_time_sentence(plan))
     if plan.reused_stale:
         console.print(
             f"[yellow]{plan.reused_stale} stale cells were measured with other code or versions and are used as they "
             "are; --rerun stale measures them again.[/]"
         )
+
+
+def _skips(plan: Plan) -> list[str]:
+    """One sentence for each reason that a method cannot run on a model."""
+    methods: dict[tuple[str, str], dict[str, None]] = {}
+    for planned in plan.cells:
+        if planned.reason is not None:
+            methods.setdefault((planned.cell.model, planned.reason), {})[planned.cell.method] = None
+    return [f"{model}: {', '.join(names)} skipped: {reason}" for (model, reason), names in methods.items()]
 
 
 def _estimate(seconds: Sequence[float | None]) -> str:
@@ -59,7 +70,7 @@ def _estimate(seconds: Sequence[float | None]) -> str:
 
 
 def _time_sentence(plan: Plan) -> str:
-    run = [planned.estimate for planned in plan.todo]
+    run = [planned.estimate for planned in plan.todo if planned.state != "skip"]
     known = [value for value in run if value is not None]
     if not run:
         return f"{len(plan.cells)} cells, all of them done: nothing to run."

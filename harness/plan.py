@@ -16,15 +16,16 @@ from harness.names import parse_name
 from harness.provenance import is_stale
 from harness.record import Record
 from harness.registry import check_known
+from harness.requirements import Unmet, unmet
 from harness.runner import calibration_identity, fingerprint
 from harness.spec import SCHEMES, BitSpec, split_scheme
 from harness.store import Store
 
-State = Literal["done", "stale", "failed", "new"]
+State = Literal["done", "stale", "failed", "new", "skip"]
 RERUN: Mapping[str, tuple[State, ...]] = {
-    "failed": ("new", "failed"),
-    "stale": ("new", "failed", "stale"),
-    "all": ("new", "failed", "stale", "done"),
+    "failed": ("new", "skip", "failed"),
+    "stale": ("new", "skip", "failed", "stale"),
+    "all": ("new", "skip", "failed", "stale", "done"),
 }
 MOST_SEEDS = 1000
 REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
@@ -61,7 +62,8 @@ class Request:
 class Planned:
     """A cell, what is known of it, and the seconds it may take (None: nothing like it was measured before).
 
-    `requested` is the model as the user named it, perhaps with a path; the cell has the canonical name.
+    `requested` is the model as the user named it, perhaps with a path; the cell has the canonical name. `reason` says
+    why the method cannot run on the network; such a cell is recorded as skipped, and the model need not be loaded.
     """
 
     cell: Cell
@@ -69,6 +71,7 @@ class Planned:
     run: bool
     estimate: float | None
     requested: str
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,11 @@ class Plan:
     def requested(self) -> dict[str, str]:
         """The user's name of every model, by its canonical name."""
         return {planned.cell.model: planned.requested for planned in self.cells}
+
+    @property
+    def skips(self) -> dict[str, str]:
+        """Key -> reason of the cells that are known beforehand to make no sense."""
+        return {planned.cell.key: planned.reason for planned in self.cells if planned.reason is not None}
 
     @property
     def reused_stale(self) -> int:
@@ -156,14 +164,17 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
         suite.check_limit(request.limit)
         _check_parts(request, suite)
     estimator = Estimator(records.values())
-    cells: dict[str, tuple[Cell, str]] = {}
-    for suite, requested, weights in _models(request, suites):
+    cells: dict[str, tuple[Cell, str, str | None]] = {}
+    for suite, requested, weights, reasons in _models(request, suites, methods):
         for cell in _cells(request, methods, suite, suite.canonical_name(requested), weights):
-            cells.setdefault(cell.key, (cell, requested))
+            cells.setdefault(cell.key, (cell, requested, reasons.get((cell.method, cell.scheme))))
     planned = []
-    for cell, requested in cells.values():
+    for cell, requested, reason in cells.values():
         state = _state(records.get(cell.key), store, catalog)
-        planned.append(Planned(cell, state, state in RERUN[request.rerun], estimator.seconds(cell), requested))
+        if reason is not None and state in ("new", "failed"):
+            state = "skip"
+        seconds = estimator.seconds(cell) if reason is None else 0.0
+        planned.append(Planned(cell, state, state in RERUN[request.rerun], seconds, requested, reason))
     return Plan(tuple(planned))
 
 
@@ -214,17 +225,23 @@ def _names(request: Request, catalog: Catalog) -> list[str]:
     return [request.ablation, *variants]
 
 
-def _models(request: Request, suites: list[Suite]) -> list[tuple[Suite, str, str]]:
-    """Suite, model as named and weight hash; a named model must be known to at least one suite."""
+def _models(
+    request: Request, suites: list[Suite], methods: list[ResolvedMethod]
+) -> list[tuple[Suite, str, str, Unmet]]:
+    """Suite, model as named, weight hash and what methods lack there; one suite at least must know a named model.
+
+    What is lacking is found first: it needs no weights, which may have to be downloaded.
+    """
     found = []
     errors: dict[str, UsageError] = {}
     for suite in suites:
         for model in request.models or suite.models():
             try:
-                found.append((suite, model, suite.model_identity(model)))
+                reasons = unmet(suite, model, methods, request.schemes)
+                found.append((suite, model, suite.model_identity(model), reasons))
             except UsageError as error:
                 errors.setdefault(model, error)
-    known = {model for _, model, _ in found}
+    known = {model for _, model, *_ in found}
     for model, reason in errors.items():
         if model not in known:
             raise reason

@@ -64,7 +64,9 @@ class PluginInfo:
     a calibrator says `none`, since its images come from the source. `mixed`: it chooses layers' bit-widths when the
     precision is a mixed one (`MP4.5`); a method without such a part is skipped there. `trains`: what it
     learns by gradient descent, quantizer parameters (which include the rounding of weights) or weights themselves; not
-    to be compared unsaid with methods that only choose quantizer parameters.
+    to be compared unsaid with methods that only choose quantizer parameters. `requires` is `module:function`, called as
+    `function(model, scheme) -> str | None` with a VisionModel, perhaps on the meta device, and `full` or `matmul`. It
+    says in one sentence what the method lacks in that network, and raises UsageError if no method could quantize it.
     """
 
     name: str
@@ -79,6 +81,7 @@ class PluginInfo:
     partner: str | None = None
     mixed: bool = False
     trains: Trains = ""
+    requires: str = ""
     paper: str = ""
     code: str = ""  # reference code and its licence, or that there is none
     deviations: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ from harness.errors import UsageError
 from harness.notices import noticed
 from harness.provenance import code_fingerprint, collect, packages_of
 from harness.record import Failure, Layer, Quantization, Record
+from harness.requirements import Requirements
 from harness.spec import BitSpec, split_scheme
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Settings:
     data_root: Path | None = None
     requested: Mapping[str, str] = field(default_factory=dict)  # canonical model name -> the user's, where they differ
     trust_configs: bool = False  # configs of models may run code
+    skips: Mapping[str, str] = field(default_factory=dict)  # key -> why the cell makes no sense, known when planned
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class CellRunner:
         self._settings = settings
         self._device = resolve_device(settings.device)
         self._suites: dict[tuple[str, str], Suite] = {}
-        self._loaded: tuple[Any, VisionModel] | None = None
+        self._loaded: tuple[Any, VisionModel, Requirements] | None = None
 
     def measure(self, cell: Cell, progress: Progress) -> Measured:
         """Measure `cell`; whatever goes wrong becomes a failed record."""
@@ -135,31 +137,28 @@ class CellRunner:
         method = catalog.restore(cell.method, cell.options)
         code = fingerprint(catalog, cell)
         ctx = Context(cell, cache=self._settings.cache, code=code, device=self._device, report=progress)
-        progress("load", 0.0)
-        with ctx.stage("load"):
-            suite = self._suite(cell)
-            model = self._float_model(suite, cell)
-        seed_everything(ctx.seed("global"))
+        suite = self._suite(cell)
         common: dict[str, Any] = {"key": cell.key, "cell": cell, "data": method.data, "origin": method.origin}
         common |= {"trains": method.trains, "primary_metric": suite.primary_metric, "started": started}
-        provenance = collect(code, str(self._device), self._settings.threads)
+        common["provenance"] = collect(code, str(self._device), self._settings.threads)
+
+        def skipped(reason: str) -> Measured:
+            seconds = time.perf_counter() - clock
+            return Measured(Record(**common, status="skipped", reason=reason, seconds=seconds, finished=now()))
+
+        if cell.key in self._settings.skips:
+            return skipped(self._settings.skips[cell.key])
+        progress("load", 0.0)
+        with ctx.stage("load"):
+            model = self._float_model(suite, cell)
+        seed_everything(ctx.seed("global"))
         ctx.restart_memory()
         quantization = None
         forward: Callable[[Any], Any] = model.net
         if not cell.is_float:
             outcome = self._quantize(cell, method, suite, model, ctx)
             if isinstance(outcome, str):
-                seconds = time.perf_counter() - clock
-                return Measured(
-                    Record(
-                        **common,
-                        status="skipped",
-                        reason=outcome,
-                        seconds=seconds,
-                        provenance=provenance,
-                        finished=now(),
-                    )
-                )
+                return skipped(outcome)
             forward, quantization = outcome
         peak = None if cell.is_float else (ctx.memory.peak_mib, ctx.memory.added_mib)
         progress("evaluate", 1.0)
@@ -181,7 +180,6 @@ class CellRunner:
             peak_memory_mib=peak[0],
             added_memory_mib=peak[1],
             quantization=quantization,
-            provenance=provenance,
             finished=now(),
         )
         images, snapshots = ctx.kept_images(model), ctx.kept_snapshots(model)
@@ -195,6 +193,10 @@ class CellRunner:
         if spec.mixed and not any(info.mixed for info in method.infos):
             return f"{method.name} gives all layers one width; {spec} needs a method that chooses them, such as clamp"
         tensors, part = split_scheme(cell.scheme)
+        assert self._loaded is not None
+        lacking = self._loaded[2].unmet(method.requires, cell.scheme)
+        if lacking is not None:
+            return lacking
         model.restrict(part)
         before = _weights_state(model), _hooks(model)
         free = method.data == "none"
@@ -234,7 +236,8 @@ class CellRunner:
                 raise UsageError(
                     f"model '{requested}' has other weights now than when the run was planned; run the command again"
                 )
-            self._loaded = key, replace(loaded, name=cell.model)
+            model = replace(loaded, name=cell.model)
+            self._loaded = key, model, Requirements(model)
         return self._loaded[1]
 
 

@@ -32,6 +32,7 @@ CALIBRATOR = PluginInfo(
     kind="calibrator",
     summary="AdaLog: adaptive-base logarithmic softmax and GELU outputs, ranges searched by layer output error",
     target="methods.adalog.method:AdaLogSearch",
+    requires="methods.core.requirements:sites",
     origin="published code",
     options=AdalogOptions,
     presets={

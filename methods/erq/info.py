@@ -38,6 +38,7 @@ CALIBRATOR = PluginInfo(
     kind="calibrator",
     summary="ERQ: RepQ-ViT, then weights changed by ridge regression and refined rounding (closed form, not trained)",
     target="methods.erq.calibrator:Erq",
+    requires="methods.core.requirements:pieces",
     origin="published code",
     options=ErqOptions,
     presets={"quick": _RELATIVE, "default": _RELATIVE, "paper": {}},

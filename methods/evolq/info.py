@@ -70,6 +70,7 @@ CALIBRATOR = PluginInfo(
     kind="calibrator",
     summary="Evol-Q: evolves attention's weight scales block by block under a contrastive loss of the outputs",
     target="methods.evolq.calibrator:EvolQ",
+    requires="methods.core.requirements:pieces",
     origin="published code",
     options=EvolqOptions,
     presets={

@@ -48,6 +48,7 @@ SOURCE = PluginInfo(
     kind="source",
     summary="FDD: PSAQ-ViT's losses on low, then high frequencies, high ones taught by the low ones' prediction",
     target="methods.fdd.source:Fdd",
+    requires="methods.core.requirements:blocks",
     origin="published code",
     options=FddOptions,
     # As many steps as PSAQ-ViT's presets have, so that the two compare at one budget.

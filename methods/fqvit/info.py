@@ -44,6 +44,7 @@ CALIBRATOR = PluginInfo(
     kind="calibrator",
     summary="FQ-ViT: power-of-two factors per channel for LayerNorm inputs, log2 softmax, integer LayerNorm",
     target="methods.fqvit.calibrator:FqVit",
+    requires="methods.core.requirements:sites",
     origin="published code",
     options=FqvitOptions,
     presets={"quick": _CORRECT, "default": _CORRECT, "paper": {"batch": 100}},

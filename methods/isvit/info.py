@@ -59,6 +59,7 @@ CALIBRATOR = PluginInfo(
     kind="calibrator",
     summary="I&S-ViT: trains weights by blocks, before and after LayerNorm ranges are merged; shifted log2 softmax",
     target="methods.isvit.calibrator:Isvit",
+    requires="methods.core.requirements:pieces",
     origin="published code",
     options=IsvitOptions,
     presets={"quick": _preset(25, 5e-4), "default": _preset(75, 3e-4), "paper": {}},

@@ -32,6 +32,7 @@ SOURCE = PluginInfo(
     kind="source",
     summary="MimiQ's images only (its quantization-aware training is out of scope): heads that attend alike",
     target="methods.mimiq.source:Mimiq",
+    requires="methods.core.requirements:attention",
     origin="reconstruction",
     options=MimiqOptions,
     # As many steps as PSAQ-ViT's presets have, so that the two compare at one budget.

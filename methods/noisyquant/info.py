@@ -28,6 +28,7 @@ CALIBRATOR = PluginInfo(
     kind="calibrator",
     summary="NoisyQuant: a fixed noise before rounding a linear layer's input, taken out by the bias",
     target="methods.noisyquant.calibrator:NoisyQuant",
+    requires="methods.core.requirements:sites",
     origin="published code",
     options=NoisyquantOptions,
     presets={

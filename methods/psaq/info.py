@@ -21,6 +21,7 @@ SOURCE = PluginInfo(
     kind="source",
     summary="PSAQ-ViT: images of high patch-similarity entropy, random classes, bounded total variation",
     target="methods.psaq.source:Psaq",
+    requires="methods.core.requirements:blocks",
     origin="published code",
     options=PsaqOptions,
     presets={"quick": {"steps": 25}, "default": {"steps": 75}, "paper": {}},

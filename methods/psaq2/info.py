@@ -68,6 +68,7 @@ METHOD = PluginInfo(
     kind="method",
     summary="PSAQ-ViT V2 (our reconstruction): trains the quantized model's weights and images against each other",
     target="methods.psaq2.method:Psaq2",
+    requires="methods.core.requirements:blocks",
     origin="reconstruction",
     options=Psaq2Options,
     presets={"quick": _preset(20, 2, 5, 10, 1e-4), "default": _preset(75, 5, 20, 20, 5e-5), "paper": {}},

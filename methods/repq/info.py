@@ -38,6 +38,7 @@ CALIBRATOR = PluginInfo(
     kind="calibrator",
     summary="RepQ-ViT: per-channel LayerNorm ranges reparameterised to per-tensor, log-sqrt2 softmax",
     target="methods.repq.method:RepQ",
+    requires="methods.core.requirements:sites",
     origin="published code",
     options=RepqOptions,
     presets={"quick": {}, "default": {}, "paper": {}},

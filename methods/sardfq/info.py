@@ -49,6 +49,7 @@ SOURCE = PluginInfo(
     kind="source",
     summary="SARDFQ: images whose attention follows random Gaussian mixtures, with several soft-labelled regions each",
     target="methods.sardfq.source:Sardfq",
+    requires="methods.core.requirements:attention",
     origin="reconstruction",
     options=SardfqOptions,
     # As many steps as PSAQ-ViT's presets have, so that the two compare at one budget.

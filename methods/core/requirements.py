@@ -1,0 +1,118 @@
+"""What methods require of a network, as `PluginInfo.requires` names it. All that is needed is its architecture: the
+network may lie on the meta device.
+
+Each function says in one sentence what the network lacks, or None. All of them raise UsageError if it cannot be
+quantized at all in the scheme (`full` or `matmul`): an operation is unknown, or there is nothing to quantize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from harness.contracts import VisionModel
+from harness.errors import UsageError, first_line
+from harness.spec import BitSpec
+from methods.core.attention import find_attention
+from methods.core.intercept import UnsupportedNetworkError
+from methods.core.sites import find_sites
+from methods.core.structure import NotATransformerError, branch_grid, find_blocks, patch_grid
+from methods.core.trace import TRACED_IMAGES, Trace, trace
+
+ANY_WIDTH = BitSpec.parse("W8A8")  # which sites there are does not depend on their widths
+# Traces of networks while these live: several requirements and schemes ask about one network, which stays as it is.
+_graphs: WeakKeyDictionary[nn.Module, dict[Any, Trace]] = WeakKeyDictionary()
+FEWEST_TOKENS = 2  # of which one may be the class token
+
+
+def sites(model: VisionModel, scheme: str) -> str | None:
+    """All arithmetic is seen, and the scheme has something to quantize."""
+    _traced(model, scheme)
+    return None
+
+
+def blocks(model: VisionModel, scheme: str) -> str | None:
+    """There are transformer blocks, and attention in one of them sees patches beside a class token."""
+    return _lacks(model, scheme, _blocks)
+
+
+def pieces(model: VisionModel, scheme: str) -> str | None:
+    """The blocks can be run one by one: each is called once, with one tensor first, and returns one."""
+    return _lacks(model, scheme, _pieces)
+
+
+def patches(model: VisionModel, scheme: str) -> str | None:
+    """Where the blocks' attention enters the residual sum, there is a grid of the image's patches."""
+    return _lacks(model, scheme, _patches)
+
+
+def patches_and_pieces(model: VisionModel, scheme: str) -> str | None:
+    """Both."""
+    return _lacks(model, scheme, _patches, _pieces)
+
+
+def attention(model: VisionModel, scheme: str) -> str | None:
+    """The blocks' attention maps are of queries and keys, between patches whose grid is known."""
+    return _lacks(model, scheme, lambda _model, graph: find_attention(graph))
+
+
+def _lacks(model: VisionModel, scheme: str, *needed: Callable[[VisionModel, Trace], object]) -> str | None:
+    graph = _traced(model, scheme)
+    try:
+        for need in needed:
+            need(model, graph)
+    except NotATransformerError as error:
+        return first_line(error)
+    return None
+
+
+def _blocks(_model: VisionModel, graph: Trace) -> None:
+    if all(graph.by_key[block.softmax].shape[2] <= FEWEST_TOKENS for block in find_blocks(graph)):
+        raise NotATransformerError("no attention of the network sees two patches; larger images may have them")
+
+
+def _patches(_model: VisionModel, graph: Trace) -> None:
+    grid = patch_grid(graph)
+    if all(branch_grid(graph, block, grid) == (1, 1) for block in find_blocks(graph)):
+        raise NotATransformerError("no block of the network has a patch with neighbours; larger images may have them")
+
+
+@torch.no_grad()
+def _pieces(model: VisionModel, graph: Trace) -> None:
+    net = model.net
+    calls: dict[str, list[bool]] = {block.path: [] for block in find_blocks(graph)}
+    paths = list(calls)
+    if any(f"{path}.".startswith(f"{other}.") for path in paths for other in paths if path != other):
+        raise NotATransformerError("transformer blocks of the network lie in each other, and cannot be run one by one")
+    with ExitStack() as stack:
+        for path in paths:
+
+            def hook(_module: nn.Module, args: Any, _kwargs: Any, result: Any, path: str = path) -> None:
+                alone = bool(args) and isinstance(args[0], Tensor) and isinstance(result, Tensor)
+                calls[path].append(alone and len(args[0]) == len(result))
+
+            handle = net.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        net(torch.zeros(TRACED_IMAGES, *model.input_shape, device=model.device))
+    for path, found in calls.items():
+        if found != [True]:
+            raise NotATransformerError(
+                f"block {path} of the network cannot be run alone: it runs {len(found)} times, or takes or gives other "
+                "than one tensor"
+            )
+
+
+def _traced(model: VisionModel, scheme: str) -> Trace:
+    known = _graphs.setdefault(model.net, {})
+    key = model.input_shape, getattr(model.net, "quantized_part", None)
+    try:
+        graph = known.get(key) or known.setdefault(key, trace(model.net, model.input_shape))
+        find_sites(graph, scheme, ANY_WIDTH)
+    except UnsupportedNetworkError as error:
+        raise UsageError(f"model '{model.name}' cannot be quantized in scheme {scheme}: {first_line(error)}") from None
+    return graph
