@@ -13,7 +13,7 @@ import torch
 from harness.contracts import CalibrationData, Evaluation, VisionModel, check_not_sealed
 from harness.errors import UsageError
 from tasks.checkpoints import identity
-from tasks.timm_models import PREFIX, RANDOM, Preprocessing, build_timm, vision_model
+from tasks.timm_models import PREFIX, RANDOM, Preprocessing, build_timm, untrained_timm, vision_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -114,6 +114,13 @@ class ClassificationSuite:
         if not (model.startswith(PREFIX) and separator) or weights == RANDOM:
             return model
         return f"{name}@{self.model_identity(model)[:8]}"
+
+    def untrained(self, model: str) -> VisionModel | None:
+        """A timm model without its weights, or None for one of the suite's own."""
+        if not model.startswith(PREFIX):
+            return None
+        net, preprocessing = untrained_timm(model, classes=self.data.classes, fixed=self.fixed)
+        return vision_model(model, net, preprocessing, next(net.parameters()).device)
 
     def check_limit(self, limit: int | None) -> None:
         """Raise UsageError unless there are `limit` evaluation images."""

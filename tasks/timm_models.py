@@ -1,9 +1,12 @@
-"""timm's vision transformers by name, ready to be quantized. Knows nothing of data sets."""
+"""timm's image classifiers by name, ready to be quantized. Knows nothing of data sets.
+
+No architecture is refused by its class: whether one can be quantized is seen from its trace (`PluginInfo.requires`).
+"""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +42,9 @@ class Preprocessing:
         """Data config that timm knows for `net`."""
         from timm.data import resolve_data_config
 
-        config = resolve_data_config(model=net)
-        config["input_shape"] = config.pop("input_size")
-        return cls(**config)
+        config = resolve_data_config(model=net)  # a later timm's may say more than is known here
+        known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
+        return cls(input_shape=config["input_size"], **known)
 
 
 def build_timm(reference: str, *, classes: int, fixed: Preprocessing | None = None) -> nn.Module:
@@ -55,53 +58,100 @@ def build_timm(reference: str, *, classes: int, fixed: Preprocessing | None = No
     Raises:
         UsageError: an unknown or unsupported model, weights that cannot be had, or a bad checkpoint.
     """
-    name, separator, weights = reference.removeprefix(PREFIX).partition("@")
-    _check_supported(name)
-    if not separator:
-        if fixed is not None:
-            raise UsageError(
-                f"model '{reference}' is pretrained on other images than this suite's "
-                f"{'x'.join(map(str, fixed.input_shape))}; give weights: {reference}@FILE, or {reference}@random"
-            )
+    name, options, weights = _read(reference, classes, fixed)
+    if weights is None:
         return _build_pretrained(name, classes)
-    if not weights:
-        raise UsageError(f"model '{reference}' names no checkpoint after '@'; give a file or 'random'")
-    options: dict[str, Any] = {"num_classes": classes}
-    if fixed is not None:
-        options |= {"in_chans": fixed.input_shape[0], "img_size": fixed.input_shape[1]}
     net = _create(name, **options)
     if weights != RANDOM:
         load_weights(net, Path(weights).expanduser())
     return net
 
 
-def _check_supported(name: str) -> None:
-    """Raise unless timm knows `name` and it is a plain ViT, DeiT or Swin."""
+def untrained_timm(
+    reference: str, *, classes: int, fixed: Preprocessing | None = None
+) -> tuple[nn.Module, Preprocessing]:
+    """What `build_timm` builds, but without its weights, and how images reach it: no file is read, nothing downloaded.
+
+    It lies on the meta device (no memory, no arithmetic), or on the CPU with random weights where timm's code does not
+    run there. It has run once, so that it is known to be a classifier that takes such images.
+
+    Raises:
+        UsageError: as `build_timm`, apart from what only the weights can show; or the model cannot run on images of
+            this shape, or is no classifier.
+    """
+    name, options, weights = _read(reference, classes, fixed)
+    options = {} if weights is None else options
+    try:
+        net, preprocessing, output = _run_once(name, options, fixed, "meta")
+    except Exception:  # a network's code may raise anything, above all where it looks at values
+        net, preprocessing, output = _run_once(name, options, fixed, "cpu")
+    if weights is None:
+        _check_classes(name, net, classes)
+    if not isinstance(output, torch.Tensor) or output.shape != (2, classes):
+        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UsageError(f"timm model '{name}' is no classifier: for two images it returns {found}")
+    return net, preprocessing
+
+
+@torch.no_grad()
+def _run_once(
+    name: str, options: dict[str, Any], fixed: Preprocessing | None, device: str
+) -> tuple[nn.Module, Preprocessing, Any]:
+    """The network on `device`, how images reach it, and what it returns for two blank ones."""
+    with torch.device(device):
+        net = _create(name, **options).eval().requires_grad_(False)
+    preprocessing = fixed or Preprocessing.of(net)
+    try:
+        return net, preprocessing, unfused(net)(torch.zeros(2, *preprocessing.input_shape, device=device))
+    except Exception as error:
+        shape = "x".join(map(str, preprocessing.input_shape))
+        raise UsageError(f"timm model '{name}' cannot run on {shape} images: {first_line(error)}") from None
+
+
+def _read(reference: str, classes: int, fixed: Preprocessing | None) -> tuple[str, dict[str, Any], str | None]:
+    """The name in timm, options to build it with, and the checkpoint or `random`; None for pretrained weights."""
+    name, separator, weights = reference.removeprefix(PREFIX).partition("@")
+    _check_known(name)
+    if not separator:
+        if fixed is not None:
+            raise UsageError(
+                f"model '{reference}' is pretrained on other images than this suite's "
+                f"{'x'.join(map(str, fixed.input_shape))}; give weights: {reference}@FILE, or {reference}@random"
+            )
+        return name, {}, None
+    if not weights:
+        raise UsageError(f"model '{reference}' names no checkpoint after '@'; give a file or 'random'")
+    options: dict[str, Any] = {"num_classes": classes}
+    if fixed is not None:
+        options |= {"in_chans": fixed.input_shape[0], "img_size": fixed.input_shape[1]}
+    return name, options, weights
+
+
+def _check_known(name: str) -> None:
     import timm
-    from timm.models import SwinTransformer, VisionTransformer
 
     if not timm.is_model(name.partition(".")[0]):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(PREFIX + c for c in close)}?" if close else "timm.list_models() lists all"
         raise UsageError(f"timm has no model '{name}'; {hint}")
-    try:
-        with torch.device("meta"):  # the class alone: no memory, no initialisation
-            net = timm.create_model(name)
-    except RuntimeError as error:
-        raise UsageError(f"timm cannot build '{name}': {error}") from None
-    if not isinstance(net, VisionTransformer | SwinTransformer):
-        raise UsageError(f"timm model '{name}' is a {type(net).__name__}; only ViT, DeiT and Swin models are supported")
 
 
 def _create(name: str, **options: Any) -> nn.Module:
+    """Build it. Networks that take images of any size (ConvNeXt) know no option for it."""
     import timm
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         try:
             return timm.create_model(name, **options)
-        except (AssertionError, TypeError, ValueError) as error:
+        except TypeError as error:
+            if "img_size" not in options or "img_size" not in str(error):
+                raise UsageError(f"timm cannot build '{name}' with {options}: {error}") from None
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if options.get("pretrained"):
+                raise  # the hub's, of a host that cannot be reached
             raise UsageError(f"timm cannot build '{name}' with {options}: {error}") from None
+    return _create(name, **{key: value for key, value in options.items() if key != "img_size"})
 
 
 def _build_pretrained(name: str, classes: int) -> nn.Module:
@@ -116,9 +166,13 @@ def _build_pretrained(name: str, classes: int) -> nn.Module:
             f"pretrained weights of '{name}' cannot be had ({reason}); go online, or give a local checkpoint: "
             f"{PREFIX}{name}@FILE"
         ) from None
+    _check_classes(name, net, classes)
+    return net
+
+
+def _check_classes(name: str, net: nn.Module, classes: int) -> None:
     if net.num_classes != classes:
         raise UsageError(f"model '{PREFIX}{name}' knows {net.num_classes} classes, but the data have {classes}")
-    return net
 
 
 def vision_model(name: str, net: nn.Module, preprocessing: Preprocessing, device: torch.device) -> VisionModel:
