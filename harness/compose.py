@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from harness.contracts import (
     CalibrationData,
     Calibrator,
     ImageSource,
     QuantizedModel,
     RunContext,
+    Skips,
     VisionModel,
+    images_of,
 )
 from harness.plugins import Options, PluginInfo
 from harness.spec import BitSpec
@@ -28,8 +28,8 @@ class SourceThenCalibrator:
     def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
         """Ask both parts, if they have a say."""
         for part in (self._source, self._calibrator):
-            if hasattr(part, "skip"):
-                reason: str | None = part.skip(model, spec=spec, scheme=scheme)
+            if isinstance(part, Skips):
+                reason = part.skip(model, spec=spec, scheme=scheme)
                 if reason is not None:
                     return reason
         return None
@@ -38,18 +38,11 @@ class SourceThenCalibrator:
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
     ) -> QuantizedModel:
         """Make images (cached if they are synthetic), keep them for galleries, calibrate on them."""
-
-        def make() -> Any:
-            return self._source.images(model, spec=spec, scheme=scheme, calib=calib, ctx=ctx)
-
         if self._info.data == "none":
-            identity = {"source": self._info.name, "options": self._options.model_dump(mode="json")}
-            if hasattr(self._source, "precision"):
-                identity["precision"] = self._source.precision(spec, scheme)
-            images = ctx.cached_images(identity, make)
+            images = images_of(self._info, self._options, self._source, model, spec=spec, scheme=scheme, ctx=ctx)
         else:
             with ctx.stage("images"):
-                images = make()
+                images = self._source.images(model, spec=spec, scheme=scheme, calib=calib, ctx=ctx)
         ctx.keep_images(images)
         with ctx.stage("calibrate"):
             return self._calibrator.calibrate(model, images, spec=spec, scheme=scheme, ctx=ctx)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cell import Cell, canonical_json, digest
-from harness.errors import first_line
-from harness.files import write_atomically
+from harness.cell import Cell, digest
+from harness.code import Code
+from harness.image_cache import Cached, ImageCache, LeftBehind
 from harness.memory import MemoryMeter
-from harness.provenance import decisive_versions
-from harness.record import Stage
+from harness.provenance import arithmetic_variables, processor_of
+from harness.record import ImagesFrom, Stage
 from harness.seeds import derive_seed
 from harness.spec import split_scheme
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.contracts import VisionModel
+    from harness.plugins import PluginInfo
 
 KEPT_IMAGES = 16
 SNAPSHOT_IMAGES = 4
-_SNAPSHOT = "snapshot-"  # name of a snapshot in the cache, before its step
 
 
 def seed_everything(seed: int) -> None:
@@ -45,25 +45,34 @@ def seed_everything(seed: int) -> None:
 
 
 class Context:
-    """Serves one cell. `code` is the fingerprint of the code that makes images; only the same code reuses them."""
+    """Serves one cell.
+
+    Images are reused only where the same code made them on the same kind of processor with as many threads: `code` is
+    the cell's, which counts unless a method says which plugin makes the images; `code_of` gives that one's.
+    """
 
     def __init__(
         self,
         cell: Cell,
         *,
         cache: Path,
-        code: str,
+        code: Code,
+        code_of: Callable[[PluginInfo], Code],
         device: torch.device,
+        threads: int,
         report: Callable[[str, float], None],
     ) -> None:
         self._cell = cell
-        self._cache = cache
+        self._cache = ImageCache(cache)
         self._code = code
+        self._code_of = code_of
         self._device = device
+        self._threads = threads
         self._report = report
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._from_cache: set[str] = set()
         self._open: list[tuple[str, float]] = []
+        self.images_from: ImagesFrom | None = None  # what made the images, if they came from the cache
         self.counters: Counter[str] = Counter()
         self.kept_diagnostics: dict[str, dict[str, Any]] = {}
         self._kept: Tensor | None = None
@@ -125,74 +134,64 @@ class Context:
         """Add to the counters."""
         self.counters.update({name: int(amount) for name, amount in amounts.items()})
 
-    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+    def cached_images(
+        self, identity: Mapping[str, Any], make: Callable[[], Tensor], by: PluginInfo | None = None
+    ) -> Tensor:
         """Images from the cache, else from `make()`.
 
         Whatever else `make` leaves behind (counters, diagnostics, snapshots, stage times, memory) is cached with the
         images, and the global generators are seeded before and after, so that a hit and a miss differ in nothing but
         time. The one thing that cannot be restored is a generator that `make` shares with the code outside.
         """
-        made_with = {"code": self._code, "versions": decisive_versions()}
+        origin = self._origin(self._code if by is None else self._code_of(by))
         made_for = {"identity": dict(identity), "scope": dict(self.scope)}
-        key, seed = digest(made_for | made_with), digest(made_for)  # what made images does not choose their numbers
-        path = self._cache / f"{key}.safetensors"
-        images = self._read_cache(path)
-        if images is None:
+        # What made images does not choose their numbers.
+        key, seed = digest(made_for | {"made_by": origin.model_dump(mode="json")}), digest(made_for)
+        found = self._cache.read(key)
+        if found is None:
             known: set[str | int] = {*self.kept_diagnostics, *self._snapshots}
             seed_everything(derive_seed(key=seed))
             with self.stage("synthesize"):
                 # Within the stage: the outer one's time until now is its own and none of the images'.
                 before = dict(self._seconds), Counter(self.counters), known
                 images = make().detach().contiguous()
-            self._write_cache(path, images, *before)
+            self._cache.write(key, self._made(images, *before))
+        else:
+            images = found.images
+            self._take(found)
+            self.images_from = origin
         seed_everything(derive_seed(key=seed, after=True))
         return images.to(self._device)
 
-    def _read_cache(self, path: Path) -> Tensor | None:
-        from safetensors import SafetensorError, safe_open
+    def _origin(self, code: Code) -> ImagesFrom:
+        return ImagesFrom(
+            code=code.fingerprint,
+            versions=dict(code.versions),
+            threads=self._threads,
+            processor=processor_of(self._device),
+            variables=arithmetic_variables(os.environ),
+        )
 
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = json.loads(file.metadata()["left_behind"])
-                images: Tensor = file.get_tensor("images")
-                names = [name for name in file.keys() if name.startswith(_SNAPSHOT)]  # noqa: SIM118 - not a mapping
-                snapshots = {int(name.removeprefix(_SNAPSHOT)): file.get_tensor(name) for name in names}
-                memory = float(meta["added_mib"])
-                seconds, counters, diagnostics = meta["seconds"], meta["counters"], meta["diagnostics"]
-        except FileNotFoundError:
-            return None
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            return None  # cut short or foreign: made again and overwritten
-        for name, amount in seconds.items():
+    def _take(self, found: Cached) -> None:
+        for name, amount in found.left.seconds.items():
             self._seconds[name] += amount
             self._from_cache.add(name)
-        self.counters.update(counters)
-        self.kept_diagnostics.update(diagnostics)
-        self._snapshots = snapshots | self._snapshots
-        self.memory.include(memory)
-        return images
+        self.counters.update(found.left.counters)
+        self.kept_diagnostics.update(found.left.diagnostics)
+        self._snapshots = dict(found.snapshots) | self._snapshots
+        self.memory.include(found.left.added_mib)
 
-    def _write_cache(
-        self, path: Path, images: Tensor, seconds: Mapping[str, float], counters: Counter[str], known: set[str | int]
-    ) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
+    def _made(
+        self, images: Tensor, seconds: Mapping[str, float], counters: Counter[str], known: set[str | int]
+    ) -> Cached:
         spent = {name: now - seconds.get(name, 0.0) for name, now in self._seconds.items()}
-        left_behind = {
-            "seconds": {name: amount for name, amount in spent.items() if amount > 0},
-            "counters": dict(self.counters - counters),
-            "diagnostics": {name: v for name, v in self.kept_diagnostics.items() if name not in known},
-            "added_mib": self.memory.added_mib,
-        }
-        tensors = {"images": images.cpu().contiguous()}
-        tensors |= {f"{_SNAPSHOT}{step}": value for step, value in self._snapshots.items() if step not in known}
-        metadata = {"left_behind": canonical_json(left_behind)}
-        try:
-            write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
-        except (OSError, SafetensorError) as error:  # the images are there, so that the cell need not fail
-            text = f"images could not be kept in the cache {self._cache} ({first_line(error)}); they are made again"
-            warnings.warn(text, stacklevel=2)
+        left = LeftBehind(
+            seconds={name: amount for name, amount in spent.items() if amount > 0},
+            counters=dict(self.counters - counters),
+            diagnostics={name: v for name, v in self.kept_diagnostics.items() if name not in known},
+            added_mib=self.memory.added_mib,
+        )
+        return Cached(images, left, {step: kept for step, kept in self._snapshots.items() if step not in known})
 
     def keep_images(self, images: Tensor) -> None:
         """Keep the first images with the record."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from harness.errors import DataFreeViolation
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from harness.plugins import Options, PluginInfo
     from harness.spec import BitSpec
 
 
@@ -269,9 +270,14 @@ class RunContext(Protocol):
     def count(self, **amounts: int) -> None:
         """Add to the record's counters, e.g. `count(synthesis_steps=500, images=32)`."""
 
-    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+    def cached_images(
+        self, identity: Mapping[str, Any], make: Callable[[], Tensor], by: PluginInfo | None = None
+    ) -> Tensor:
         """Images for `identity` + `scope` from the cache, else from `make()`, then cached. Times it as stage
         `synthesize`; on a hit the seconds that the synthesis took originally are reported, marked as cached.
+
+        They are reused only while the code of the plugin `by`, or else of the whole method, and what it runs on stay
+        as they were. A source's images have their identity from `images_of`.
         """
 
     def keep_images(self, images: Tensor) -> None:
@@ -289,11 +295,16 @@ class RunContext(Protocol):
         """Tell how far the method is (0 to 1); shown to the user, never stored."""
 
 
-class Method(Protocol):
-    """A quantization method."""
+@runtime_checkable
+class Skips(Protocol):
+    """What a method, source or calibrator may have beside its contract: combinations that it is not for."""
 
     def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
         """One sentence that says why this combination makes no sense, or None."""
+
+
+class Method(Protocol):
+    """A quantization method; may also be one that `Skips`."""
 
     def quantize(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
@@ -302,12 +313,7 @@ class Method(Protocol):
 
 
 class ImageSource(Protocol):
-    """Makes calibration images."""
-
-    def precision(self, spec: BitSpec, scheme: str) -> str:
-        """What of bits and scheme the images depend on, since a quantized model takes part in making them; images are
-        cached by it. A source whose images depend on neither leaves the method out.
-        """
+    """Makes calibration images; may also be one that `Skips` and one that `StatesPrecision`."""
 
     def images(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
@@ -315,8 +321,55 @@ class ImageSource(Protocol):
         """Normalised images (n, channels, height, width) on the model's device."""
 
 
+@runtime_checkable
+class StatesPrecision(Protocol):
+    """A source that says what its images depend on. Those of one that does not are made for each precision and scheme
+    anew.
+    """
+
+    def precision(self, spec: BitSpec, scheme: str) -> str:
+        """What of bits and scheme the images depend on, as a text that is equal where they are; empty if on neither."""
+
+
+def images_of(
+    info: PluginInfo,
+    options: Options,
+    source: ImageSource,
+    model: VisionModel,
+    *,
+    spec: BitSpec,
+    scheme: str,
+    ctx: RunContext,
+    make: Callable[[], Tensor] | None = None,
+) -> Tensor:
+    """Images of a data-free source, from the cache if it has them: the one place that says what they are known by.
+
+    Args:
+        info: The source's.
+        options: Its resolved options.
+        source: The source itself.
+        model: The float model.
+        spec: Bits.
+        scheme: Which tensors.
+        ctx: The running cell's.
+        make: Makes the same images as `source.images` does, where the caller has some of the work done already.
+
+    Returns:
+        Normalised images (n, channels, height, width).
+    """
+    depends = source.precision(spec, scheme) if isinstance(source, StatesPrecision) else f"{spec} {scheme}"
+    identity: dict[str, Any] = {"source": info.name, "options": options.model_dump(mode="json")}
+    if depends:
+        identity["precision"] = depends
+
+    def images() -> Tensor:
+        return source.images(model, spec=spec, scheme=scheme, calib=None, ctx=ctx)
+
+    return ctx.cached_images(identity, make or images, by=info)
+
+
 class Calibrator(Protocol):
-    """Turns images into a quantized model."""
+    """Turns images into a quantized model; may also be one that `Skips`."""
 
     def calibrate(
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext

@@ -17,7 +17,7 @@ from harness.provenance import is_stale
 from harness.record import Record
 from harness.registry import check_known
 from harness.requirements import Unmet, unmet
-from harness.runner import calibration_identity, fingerprint
+from harness.runner import calibration_identity, code_for
 from harness.spec import SCHEMES, BitSpec, split_scheme
 from harness.store import Store
 
@@ -273,4 +273,4 @@ def _state(record: Record | None, store: Store, catalog: Catalog) -> State:
         return "new"
     if record.status == "failed":
         return "failed"
-    return "stale" if is_stale(record.provenance, fingerprint(catalog, record.cell)) else "done"
+    return "stale" if is_stale(record.provenance, code_for(catalog, record.cell)) else "done"

@@ -85,6 +85,7 @@ class PluginInfo:
     paper: str = ""
     code: str = ""  # reference code and its licence, or that there is none
     deviations: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # that its numbers depend on beyond those that its code imports
 
     def resolve(self, preset: str, overrides: Mapping[str, Any]) -> Options:
         """The preset's options with the user's on top.
@@ -164,6 +165,7 @@ class TaskInfo:
     # `harness.stats.Metric` of the outcomes of one cell, a frame with a row an image. Reports resample images with it.
     resampling: str = ""
     runs_configs: bool = False
+    packages: tuple[str, ...] = ()  # that its numbers depend on beyond those that its code imports
 
     def check(self) -> None:
         """Check what can be known without importing the task's code.

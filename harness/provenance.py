@@ -3,94 +3,68 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from harness.code import Code
 from harness.record import Provenance
 
+if TYPE_CHECKING:
+    import torch
+
 _ROOT = Path(__file__).resolve().parent
-_HARNESS_FILES = ("cell.py", "compose.py", "contracts.py", "context.py", "runner.py", "seeds.py", "spec.py")
-# Beside the cells' way: what makes weights and data (whose own hashes are in the cell), and what looks at results.
-_TOOLS = frozenset(
-    [
-        *(_ROOT.parent / "tasks" / n for n in ("zoo_cli.py", "classifier_zoo.py", "cifar/train.py")),
-        *(_ROOT.parent / "tasks" / "embedded" / f"{n}.py" for n in ("train", "train_dense", "make_subset")),
-        _ROOT.parent / "methods" / "diagnostics.py",
-    ]
+# Told in every record, whether they count for it or not.
+_PACKAGES = (
+    *("dfqbench", "torch", "torchvision", "timm", "numpy", "scipy", "safetensors", "pyarrow"),
+    *("mmengine", "mmcv", "mmcv-lite", "mmdet", "mmsegmentation", "faster-coco-eval", "pycocotools"),
 )
-_PACKAGES = [
-    "dfqbench",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "scipy",
-    "safetensors",
-    "pyarrow",
-    "mmengine",
-    "mmcv",
-    "mmcv-lite",
-    "mmdet",
-    "mmsegmentation",
-    "faster-coco-eval",
-    "pycocotools",
-]
 # Variables of the environment that choose code paths of BLAS, oneDNN, OpenMP or torch, and so the order of rounding.
 _VARIABLES = ("ATEN_", "BLIS_", "CUBLAS_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_")
 _VARIABLES_ALSO = ("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
-_DECISIVE = ("torch", "timm")  # a change of these can change a number
+# Of these, what changes nothing: torch is told the number of threads, where they run and how they wait is no
+# arithmetic, and a GPU is told by its name.
+_HARMLESS = frozenset(
+    (
+        *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+        *("OMP_PLACES", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "KMP_AFFINITY", "KMP_BLOCKTIME"),
+    )
+)
 
 
-@cache
-def code_fingerprint(packages: frozenset[str]) -> str:
-    """SHA-256 over the Python sources that numbers depend on.
-
-    `packages` are the top-level packages of the plugins that take part: the project's own, or third parties'. Cached,
-    since an edit while the process runs does not change the code that is already imported.
-    """
-    files = [_ROOT / name for name in _HARNESS_FILES]
-    for package in sorted({"methods", "tasks", *packages}):
-        files += _sources(package)
-    whole = hashlib.sha256()
-    for path in files:
-        whole.update(f"{path.parent.name}/{path.name}\0".encode())
-        whole.update(hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest()
+def is_stale(record: Provenance, code: Code) -> bool:
+    """Whether other code, or other versions of what it depends on, than the present ones made the record."""
+    return record.code != code.fingerprint or any(
+        name not in record.versions or told(record.versions[name], name) != present for name, present in code.versions
+    )
 
 
-def _sources(package: str) -> list[Path]:
-    spec = find_spec(package)
-    if spec is None:
-        return []
-    if spec.submodule_search_locations is None:
-        return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
-    found = {path.resolve() for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py")}
-    return sorted(found - _TOOLS)
+def told(version: str, name: str) -> str:
+    """A package's version as far as it counts: of Python the first two numbers."""
+    return ".".join(version.split(".")[:2]) if name == "python" else version
 
 
-def packages_of(targets: Iterable[str]) -> frozenset[str]:
-    """Top-level packages of plugin targets (`package.module:attribute`)."""
-    return frozenset(target.partition(":")[0].partition(".")[0] for target in targets)
+def arithmetic_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of the environment that choose the order of rounding."""
+    return {name: value for name, value in sorted(variables.items()) if _chooses_arithmetic(name)}
 
 
-def is_stale(record: Provenance, code: str) -> bool:
-    """Whether other code or decisive versions than the present ones made the record."""
-    return record.code != code or {name: record.versions.get(name) for name in _DECISIVE} != decisive_versions()
+def processor_of(device: torch.device) -> dict[str, str]:
+    """What computes: the GPU by its name, or the CPU with the instructions that torch uses."""
+    import torch
 
-
-def decisive_versions() -> dict[str, str | None]:
-    """Present versions of the packages a change of which can change a number."""
-    return {name: versions().get(name) for name in _DECISIVE}
+    if device.type == "cuda":
+        return {"device": "cuda", "gpu": torch.cuda.get_device_name(device)}
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return {"device": device.type, "processor": str(_hardware()["processor"]), "instructions": instructions}
 
 
 @cache
@@ -105,7 +79,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def collect(code: str, device: str, threads: int) -> Provenance:
+def collect(code: Code, device: str, threads: int) -> Provenance:
     """Provenance of a number made now, in this process."""
     hardware = dict(_hardware())
     if "torch" in sys.modules:  # a failure may be recorded by a process that does not need it
@@ -119,18 +93,23 @@ def collect(code: str, device: str, threads: int) -> Provenance:
         with contextlib.suppress(Exception):
             hardware["gpu"] = torch.cuda.get_device_name(device)
     return Provenance(
-        code=code,
-        versions=versions(),
+        code=code.fingerprint,
+        versions={**dict(code.versions), **versions()},
+        decisive=[name for name, _ in code.versions],
         hardware=hardware,
         device=device,
         threads=threads,
         git=_git_state(),
-        variables={name: value for name, value in sorted(os.environ.items()) if _chooses_arithmetic(name)},
+        variables={name: value for name, value in sorted(os.environ.items()) if _is_told(name)},
     )
 
 
-def _chooses_arithmetic(name: str) -> bool:
+def _is_told(name: str) -> bool:
     return name.startswith(_VARIABLES) or name in _VARIABLES_ALSO
+
+
+def _chooses_arithmetic(name: str) -> bool:
+    return _is_told(name) and name not in _HARMLESS
 
 
 @cache

@@ -94,7 +94,7 @@ class Sidecar(_Part):
 
 
 class Provenance(_Part):
-    """Where a number was made. `code` and two of the versions decide whether it is stale; see harness.provenance.
+    """Where a number was made. `code` and the versions of what is `decisive` say whether it is stale; see harness.code.
 
     `variables` are those of the environment that can change arithmetic (None in records older than schema 2).
     """
@@ -106,6 +106,19 @@ class Provenance(_Part):
     threads: Whole
     git: dict[str, str | bool] | None
     variables: dict[str, str] | None = None
+    decisive: list[str] | None = None  # None in records that do not tell
+
+
+class ImagesFrom(_Part):
+    """What made images that came from the cache: fingerprint and versions of the code, threads, the `processor` by
+    device and name, and variables of the environment that choose the order of rounding.
+    """
+
+    code: str
+    versions: dict[str, str]
+    threads: Whole
+    processor: dict[str, str]
+    variables: dict[str, str]
 
 
 class Record(_Part):
@@ -115,6 +128,7 @@ class Record(_Part):
     counted (images, steps). `seconds` is the wall time of the whole cell, `stages` its parts plus stages whose result
     came from the cache. `peak_memory_mib` is the process's (on CUDA: the allocator's) peak while quantizing,
     `added_memory_mib` the same less what was in use before; for the float reference both are those of the evaluation.
+    `images_from` is None where the images were made in this run.
     `warnings` are those that Python raised while the cell ran (None in records older than schema 2). `sidecars` has, by
     kind, every file that was saved with the record, and no other file belongs to it (None in records older than schema
     3, of which that is not known, and before a record is saved).
@@ -138,6 +152,7 @@ class Record(_Part):
     data: Literal["none", "images"] = "none"
     origin: Origin = "baseline"
     trains: Trains = ""
+    images_from: ImagesFrom | None = None
     warnings: list[Notice] | None = None
     sidecars: dict[str, Sidecar] | None = None
     provenance: Provenance

@@ -86,12 +86,12 @@ def _write_published(results: Results, numbers: published.Published, folder: Pat
 
 def stale(records: Iterable[Record], catalog: Catalog) -> int:
     """How many records other code or versions have made than are here; those whose plugins are not here count too."""
-    from harness.runner import fingerprint
+    from harness.runner import code_for
 
     count = 0
     for record in records:
-        code = ""
+        old = True
         with contextlib.suppress(UsageError):
-            code = fingerprint(catalog, record.cell)
-        count += is_stale(record.provenance, code)
+            old = is_stale(record.provenance, code_for(catalog, record.cell))
+        count += old
     return count

@@ -10,16 +10,19 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.catalog import Catalog, ResolvedMethod
 from harness.cell import Cell
+from harness.code import Code, code_of
 from harness.context import Context, seed_everything
-from harness.contracts import QuantSummary, Suite, VisionModel, sealed_data
+from harness.contracts import QuantSummary, Skips, Suite, VisionModel, sealed_data
 from harness.errors import UsageError
 from harness.notices import noticed
-from harness.provenance import code_fingerprint, collect, packages_of
+from harness.plugins import PluginInfo, TaskInfo
+from harness.provenance import collect
 from harness.record import Failure, Layer, Quantization, Record
 from harness.requirements import Requirements
 from harness.spec import BitSpec, split_scheme
@@ -61,11 +64,14 @@ class BadResult(RuntimeError):
     """A method broke its contract, so that its number would mean nothing."""
 
 
-def fingerprint(catalog: Catalog, cell: Cell) -> str:
-    """Fingerprint of the code that a cell's number depends on, third-party plugins included."""
-    infos = catalog.restore(cell.method, cell.options).infos
-    targets = [catalog.tasks.get(cell.task).target, *(info.target for info in infos)]
-    return code_fingerprint(packages_of(targets))
+def code_for(catalog: Catalog, cell: Cell) -> Code:
+    """The code that a cell's number depends on, third-party plugins included."""
+    return _code_of(catalog.tasks.get(cell.task), *catalog.restore(cell.method, cell.options).infos)
+
+
+def _code_of(*infos: TaskInfo | PluginInfo) -> Code:
+    packages = frozenset(package for info in infos for package in info.packages)
+    return code_of(frozenset(info.target for info in infos), packages)
 
 
 def calibration_identity(suite: Suite) -> str:
@@ -95,7 +101,7 @@ def failed_record(settings: Settings, cell: Cell, failure: Failure, started: str
         origin=method.origin,
         trains=method.trains,
         seconds=seconds,
-        provenance=collect(fingerprint(settings.catalog, cell), settings.device, settings.threads),
+        provenance=collect(code_for(settings.catalog, cell), settings.device, settings.threads),
         started=started,
         finished=now(),
     )
@@ -135,8 +141,16 @@ class CellRunner:
     def _measure(self, cell: Cell, progress: Progress, started: str, clock: float) -> Measured:
         catalog = self._settings.catalog
         method = catalog.restore(cell.method, cell.options)
-        code = fingerprint(catalog, cell)
-        ctx = Context(cell, cache=self._settings.cache, code=code, device=self._device, report=progress)
+        code = code_for(catalog, cell)
+        ctx = Context(
+            cell,
+            cache=self._settings.cache,
+            code=code,
+            code_of=partial(_code_of, catalog.tasks.get(cell.task)),
+            device=self._device,
+            threads=self._settings.threads,
+            report=progress,
+        )
         suite = self._suite(cell)
         common: dict[str, Any] = {"key": cell.key, "cell": cell, "data": method.data, "origin": method.origin}
         common |= {"trains": method.trains, "primary_metric": suite.primary_metric, "started": started}
@@ -180,6 +194,7 @@ class CellRunner:
             peak_memory_mib=peak[0],
             added_memory_mib=peak[1],
             quantization=quantization,
+            images_from=ctx.images_from,
             finished=now(),
         )
         images, snapshots = ctx.kept_images(model), ctx.kept_snapshots(model)
@@ -205,7 +220,7 @@ class CellRunner:
         calib = None if free else suite.calibration(model)
         with sealed_data(method.name) if free else nullcontext():
             built = method.build()
-            reason = built.skip(model, spec=spec, scheme=tensors) if hasattr(built, "skip") else None
+            reason = built.skip(model, spec=spec, scheme=tensors) if isinstance(built, Skips) else None
             if reason is not None:
                 return reason
             with ctx.stage("other"):

@@ -21,4 +21,5 @@ INFO = TaskInfo(
     },
     runs_configs=True,
     resampling="tasks.dense_outcomes:average_precision_of",
+    packages=("mmcv", "mmcv-lite"),  # what mmdet and mmsegmentation are built on
 )

@@ -21,4 +21,5 @@ INFO = TaskInfo(
     },
     runs_configs=True,
     resampling="tasks.dense_outcomes:mean_iou_of",
+    packages=("mmcv", "mmcv-lite"),  # what mmdet and mmsegmentation are built on
 )

@@ -9,12 +9,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from harness.cell import digest
+from harness.provenance import arithmetic_variables, told
 from harness.record import Provenance
 
-_VERSIONS = ("python", "torch", "torchvision", "timm", "numpy", "scipy")
-_HARDWARE = ("system", "machine", "processor", "instructions")
+_HARDWARE = ("system", "machine", "processor", "instructions", "gpu")
 _FLAGS = ("amx", "asimd", "avx", "f16c", "fma", "sse", "ssse", "sve")  # beginnings of the names of instruction sets
-_SAID_BY_THREADS = "OMP_NUM_THREADS"  # torch is told the number of threads, whatever the variable says
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -33,11 +32,10 @@ class Environment(BaseModel):
     def of(cls, provenance: Provenance) -> Environment:
         """The environment of a number that was made on this machine."""
         hardware = {name: str(provenance.hardware[name]) for name in _HARDWARE if name in provenance.hardware}
-        variables = provenance.variables or {}
         return cls(
-            versions={name: provenance.versions[name] for name in _VERSIONS if name in provenance.versions},
+            versions={n: provenance.versions[n] for n in provenance.decisive or () if n in provenance.versions},
             hardware={**hardware, "flags": " ".join(_flags())},
-            variables={name: value for name, value in variables.items() if name != _SAID_BY_THREADS},
+            variables=arithmetic_variables(provenance.variables or {}),
             device=provenance.device,
             threads=provenance.threads,
         )
@@ -59,8 +57,16 @@ class Environment(BaseModel):
 
 
 def differences(old: Environment, new: Environment) -> list[tuple[str, str, str]]:
-    """What differs: name, old value, new value. Of flags only those that one of the two lacks are given."""
-    before, now = old.flat(), new.flat()
+    """What differs: name, old value, new value. Of flags only those that one of the two lacks are given.
+
+    Versions are compared where both tell them: which packages count follows from what the code imports, and may be more
+    today than when the old environment was written down. Of Python the first two numbers count.
+    """
+    both = old.versions.keys() & new.versions.keys()
+    before, now = (
+        e.model_copy(update={"versions": {n: told(v, n) for n, v in e.versions.items() if n in both}}).flat()
+        for e in (old, new)
+    )
     found = []
     for name in dict.fromkeys([*before, *now]):
         first, second = before.get(name, ""), now.get(name, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from harness.contracts import CalibrationData, QuantizedModel, RunContext, VisionModel
+from harness.contracts import CalibrationData, QuantizedModel, RunContext, VisionModel, images_of
 from harness.spec import BitSpec
 from methods.clamp.info import SOURCE, ClampOptions, SearchStage
 from methods.clamp.search import Search
@@ -37,11 +37,18 @@ class Clamp:
         graph = trace(model.net, model.input_shape)
         stage1 = Stage1(model, graph, o, ctx)
         # The source's own options and identity, so that `clamp` and `clamp+minmax` share their images.
-        source = SOURCE.options(**{k: v for k, v in o.model_dump().items() if k in SOURCE.options.model_fields})
-        precision = ClampImages(source).precision(spec, scheme)
-        identity = {"source": SOURCE.name, "options": source.model_dump(mode="json"), "precision": precision}
+        options = SOURCE.options(**{k: v for k, v in o.model_dump().items() if k in SOURCE.options.model_fields})
         sites = find_sites(graph, scheme, spec, softmax_bits=o.softmax_bits)
-        images = ctx.cached_images(identity, lambda: stage1.first_images(graph, scheme, spec))
+        images = images_of(
+            SOURCE,
+            options,
+            ClampImages(options),
+            model,
+            spec=spec,
+            scheme=scheme,
+            ctx=ctx,
+            make=lambda: stage1.first_images(graph, scheme, spec),
+        )
         with ctx.stage("calibrate"):
             working = Working(model, sites, spec, o, images)
         refreshed = 0

@@ -37,6 +37,10 @@ class Fdd:
     def __init__(self, options: FddOptions) -> None:
         self.options = options
 
+    def precision(self, spec: BitSpec, scheme: str) -> str:
+        """Of neither bits nor scheme: only the float model takes part."""
+        return ""
+
     def images(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
     ) -> Tensor:

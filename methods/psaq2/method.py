@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.contracts import CalibrationData, QuantizedModel, RunContext, VisionModel
+from harness.contracts import CalibrationData, QuantizedModel, RunContext, VisionModel, images_of
 from harness.spec import BitSpec
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.quantized import Quantized
@@ -58,11 +58,7 @@ class Psaq2:
         """PSAQ-ViT's, cached as its own: they depend on neither bits nor scheme."""
         shared = {name: value for name, value in self.options.model_dump().items() if name in PsaqOptions.model_fields}
         options = PsaqOptions(**shared, class_weight=0.0)
-        source = Psaq(options)
-        return ctx.cached_images(
-            {"source": SOURCE.name, "options": options.model_dump(mode="json")},
-            lambda: source.images(model, spec=spec, scheme=scheme, calib=None, ctx=ctx),
-        )
+        return images_of(SOURCE, options, Psaq(options), model, spec=spec, scheme=scheme, ctx=ctx)
 
     def _harder(
         self,

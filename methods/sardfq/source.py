@@ -31,6 +31,10 @@ class Sardfq:
     def __init__(self, options: SardfqOptions) -> None:
         self.options = options
 
+    def precision(self, spec: BitSpec, scheme: str) -> str:
+        """Of neither bits nor scheme: only the float model takes part."""
+        return ""
+
     def images(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
     ) -> Tensor:

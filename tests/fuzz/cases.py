@@ -99,6 +99,7 @@ class Cache:
     def _ask(self) -> int:
         import warnings
 
+        from harness.code import Code
         from harness.context import Context
 
         calls: list[int] = []
@@ -108,7 +109,16 @@ class Cache:
             return self._images.clone()
 
         record = synthetic.record("psaq+minmax")
-        context = Context(record.cell, cache=self._folder, code="c", device=torch.device("cpu"), report=lambda *_: None)
+        code = Code("c", ())
+        context = Context(
+            record.cell,
+            cache=self._folder,
+            code=code,
+            code_of=lambda _: code,
+            device=torch.device("cpu"),
+            threads=1,
+            report=lambda *_: None,
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = context.cached_images({"source": "psaq"}, make)

@@ -1,25 +1,40 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+from collections.abc import Mapping
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from harness.code import Code
 from harness.context import Context
 from harness.memory import MemoryMeter
-from harness.provenance import _sources, code_fingerprint, packages_of
 from harness.record import Stage
+
+
+def code(fingerprint: str, **versions: str) -> Code:
+    return Code(fingerprint, tuple(versions.items()))
+
+
+CODE = code("c", torch="2")
 
 
 @pytest.fixture
 def context(settings, toy_cell):
-    def make(method: str = "toynoise", **changes) -> Context:
+    def make(method: str = "toynoise", *, given: Mapping[str, Any] = MappingProxyType({}), **changes) -> Context:
         cell = toy_cell(method, **changes)
-        device = torch.device("cpu")
-        return Context(cell, cache=settings.cache, code="c", device=device, report=lambda *_: None)
+        return Context(cell, **(common(settings) | dict(given)))
 
     return make
+
+
+def common(settings) -> dict[str, Any]:
+    return {
+        **{"cache": settings.cache, "code": CODE, "code_of": lambda info: code("of " + info.name), "threads": 1},
+        **{"device": torch.device("cpu"), "report": lambda *_: None},
+    }
 
 
 def test_stages_add_up_to_the_whole(context, monkeypatch):
@@ -53,43 +68,11 @@ def test_diagnostics_must_be_json(context):
         ctx.diagnostics("bad", {"x": math.nan})
 
 
-def test_other_code_does_not_reuse_images(context, settings):
-    ctx = context()
-    ctx.cached_images({"source": "x"}, lambda: torch.zeros(1, 1, 4, 4))
-    other = Context(ctx._cell, cache=settings.cache, code="d", device=torch.device("cpu"), report=lambda *_: None)
-    assert other.cached_images({"source": "x"}, lambda: torch.ones(1, 1, 4, 4)).sum() == 16
-
-
-def test_other_versions_do_not_reuse_images(context, monkeypatch):
-    ctx = context()
-    ctx.cached_images({"source": "x"}, lambda: torch.zeros(1, 1, 4, 4))
-    monkeypatch.setattr("harness.context.decisive_versions", lambda: {"torch": "0.1", "timm": "0.1"})
-    assert ctx.cached_images({"source": "x"}, lambda: torch.ones(1, 1, 4, 4)).sum() == 16
-
-
 def test_memory_of_reused_results_counts():
     meter = MemoryMeter("cpu")
     meter.include(1e6)
     assert meter.added_mib == 1e6
     assert meter.peak_mib > 1e6
-
-
-def test_fingerprint_leaves_out_tools():
-    names = {path.name for path in _sources("tasks")}
-    assert "timm_cls.py" in names
-    assert not names & {"train.py", "zoo_cli.py", "make_subset.py"}
-
-
-def test_fingerprint_follows_the_plugins_own_code(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "dfq_module.py").write_text("x = 1\n")
-    packages = packages_of(["dfq_module:x"])
-    assert packages == {"dfq_module"}
-    before = code_fingerprint(packages)
-    assert before != code_fingerprint(frozenset())
-    (tmp_path / "dfq_module.py").write_text("x = 2\n")
-    code_fingerprint.cache_clear()
-    assert code_fingerprint(packages) != before
 
 
 def test_snapshots_survive_the_cache(context):
@@ -144,23 +127,11 @@ def test_cached_images_cost_what_making_them_took(context, monkeypatch):
     assert not hit.stages["other"].cached  # what the outer stage took before is none of the images' cost
 
 
-def test_random_numbers_do_not_depend_on_the_code(context, settings):
+def test_random_numbers_do_not_depend_on_the_code(context):
     """Only on what the images are for: an edit elsewhere must not move a method that draws torch's own numbers."""
     drawn = []
-    for code in ("c", "d"):
-        ctx = Context(
-            context()._cell, cache=settings.cache, code=code, device=torch.device("cpu"), report=lambda *_: None
-        )
+    for fingerprint in ("c", "d"):
+        ctx = context(given={"code": code(fingerprint)})
         images = ctx.cached_images({"source": "x"}, lambda: torch.rand(1, 1, 4, 4))
         drawn.append((images.tolist(), torch.rand(1).item()))
     assert drawn[0] == drawn[1]
-
-
-def test_images_are_used_when_the_cache_cannot_keep_them(context, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("harness.context.write_atomically", full)
-    with pytest.warns(UserWarning, match="could not be kept in the cache .*No space left on device"):
-        images = context().cached_images({"source": "x"}, lambda: torch.ones(1, 1, 4, 4))
-    assert images.sum() == 16

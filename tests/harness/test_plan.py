@@ -5,7 +5,7 @@ import pytest
 from harness.errors import UsageError
 from harness.plan import Request, make_plan
 from harness.record import Provenance, Record
-from harness.runner import fingerprint
+from harness.runner import code_for
 from harness.sweep import exit_code
 
 TOY = {"suite": "toy", "tasks": ("toy",), "references": False}
@@ -14,9 +14,10 @@ TOY = {"suite": "toy", "tasks": ("toy",), "references": False}
 def record(cell, catalog, status="ok", *, seconds=2.0, code=None, versions=None) -> Record:
     from harness.provenance import versions as present
 
+    found = code_for(catalog, cell)
     provenance = Provenance(
-        code=code or fingerprint(catalog, cell),
-        versions=versions or present(),
+        code=code or found.fingerprint,
+        versions=versions or {**dict(found.versions), **present()},
         hardware={},
         device="cpu",
         threads=1,

@@ -244,7 +244,7 @@ def test_renewing_keeps_what_is_expected_to_fail(toy_cell):
 def test_differences_of_environments():
     other = ENVIRONMENT.model_copy(update={"threads": 2, "versions": {"torch": "3", "timm": "1"}})
     assert differences(ENVIRONMENT, ENVIRONMENT) == []
-    assert differences(ENVIRONMENT, other) == [("torch", "2", "3"), ("threads", "1", "2"), ("timm", "–", "1")]
+    assert differences(ENVIRONMENT, other) == [("torch", "2", "3"), ("threads", "1", "2")]
     assert other.fingerprint != ENVIRONMENT.fingerprint
     old, new = (ENVIRONMENT.model_copy(update={"hardware": {"flags": f}}) for f in ("avx sse", "avx2 avx sse"))
     assert differences(old, new) == [("flags", "–", "avx2")]
@@ -252,9 +252,10 @@ def test_differences_of_environments():
 
 
 def test_an_environment_is_what_changes_arithmetic():
-    fields = {"code": "c", "device": "cpu", "threads": 2, "git": None}
+    fields = {"code": "c", "device": "cpu", "threads": 2, "git": None, "decisive": ["torch", "mmcv"]}
     versions = {"torch": "2", "pyarrow": "1"}
-    variables = {"OMP_NUM_THREADS": "1", "MKL_CBWR": "AVX2"}
+    harmless = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "4", "KMP_BLOCKTIME": "0", "CUDA_VISIBLE_DEVICES": "1"}
+    variables = harmless | {"MKL_CBWR": "AVX2"}
     provenance = Provenance(versions=versions, hardware={"processor": "p", "cores": 4}, variables=variables, **fields)
     found = Environment.of(provenance)
     assert found.versions == {"torch": "2"}

@@ -96,7 +96,7 @@ class FakeContext:
     def count(self, **amounts: int) -> None:
         self.counters.update(amounts)
 
-    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor], by: Any = None) -> Tensor:
         return make()
 
     def keep_images(self, images: Tensor) -> None:

@@ -232,7 +232,7 @@ class Quiet:
 
     def count(self, **amounts: int) -> None: ...
 
-    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor], by: Any = None) -> Tensor:
         return make()
 
     def keep_images(self, images: Tensor) -> None: ...

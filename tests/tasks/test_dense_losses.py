@@ -16,6 +16,7 @@ from torchvision.ops import roi_align
 
 from harness.catalog import Catalog
 from harness.cell import Cell
+from harness.code import Code
 from harness.context import Context
 from harness.contracts import VisionModel, image_numbers, sealed_data
 from harness.spec import SCHEMES, BitSpec
@@ -368,7 +369,16 @@ def context(model: VisionModel, folder: Any, method: str) -> Context:
         scheme="full",
         seed=0,
     )
-    return Context(cell, cache=folder, code="c", device=torch.device("cpu"), report=lambda *_: None)
+    code = Code("c", ())
+    return Context(
+        cell,
+        cache=folder,
+        code=code,
+        code_of=lambda _: code,
+        device=torch.device("cpu"),
+        threads=1,
+        report=lambda *_: None,
+    )
 
 
 def quantize(model: VisionModel, folder: Any, method: str, scheme: str, **options: Any) -> tuple[Any, Context]:

@@ -32,6 +32,9 @@ class Noise:
     def __init__(self, options):
         self._count = options.count
 
+    def precision(self, spec, scheme):
+        return ""
+
     def images(self, model, *, spec, scheme, calib, ctx):
         assert calib is None
         ctx.count(images=self._count)
