@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from harness.catalog import Catalog
 from harness.errors import UsageError
-from harness.names import parse_value, split_names
+from harness.names import parse_value, split_names, split_outside_brackets
 from harness.plan import ABLATION, RERUN, Request, make_plan
 from harness.plugins import PRESETS
 from harness.registry import check_known
@@ -168,7 +168,7 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     _check_threads(threads)
     request = Request(
         methods=_once(split_names(methods)),
-        models=_split(models),
+        models=_once(map(str.strip, split_outside_brackets(models))),
         bits=_split(bits),
         schemes=_split(schemes),
         tasks=_split(tasks),
@@ -367,7 +367,7 @@ def diagnose(  # noqa: PLR0917 - typer passes them by name
         store,
         Catalog.default(),
         data_root=data_root,
-        models=_split(models),
+        models=_once(map(str.strip, split_outside_brackets(models))),
         bits=bits,
         site_images=site_images,
         trust_configs=trust_configs,

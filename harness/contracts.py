@@ -100,6 +100,8 @@ class VisionModel:
     # Distance of the quantized model's output (first) from the float model's (second), a scalar; KL for classifiers.
     output_distance: Callable[[Any, Any], Tensor]
     parts: Mapping[str, str] = field(default_factory=dict)  # what users call it -> module of `net`
+    # How images are made ready for it, and what is known of that: plain values, for the record.
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -144,9 +146,10 @@ class Suite(Protocol):
     `parts`, which may be left out, names the parts of its models that can be quantized alone: the keys of
     `VisionModel.parts`. So may `calibration_identity() -> str`, the revision of the calibration data where
     `data_identity` does not cover them (else empty). It is asked for only if a method of the run is given images, and
-    raises UsageError if there are none. And `untrained(model) -> VisionModel | None`, which is what `load` gives but
+    raises UsageError if there are none. So may `untrained(model) -> VisionModel | None`, which is what `load` gives but
     without its weights, at no cost (nothing is downloaded; perhaps on the meta device): by it a run is planned. None
-    for models that come with the suite.
+    for models that come with the suite. And `notices(model) -> Sequence[str]`, sentences that the user should read
+    before `model` is run, such as what was taken for granted.
     """
 
     name: str

@@ -51,6 +51,8 @@ def show_plan(plan: Plan, console: Console) -> None:
             f"[yellow]{plan.reused_stale} stale cells were measured with other code or versions and are used as they "
             "are; --rerun stale measures them again.[/]"
         )
+    for notice in plan.notices:
+        console.print(f"[yellow]Note: {escape(notice)}.[/]")
 
 
 def _skips(plan: Plan) -> list[str]:

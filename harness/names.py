@@ -79,6 +79,12 @@ def split_names(text: str) -> list[str]:
     return [name for piece in pieces for name in _expanded(piece)]
 
 
+def split_outside_brackets(text: str) -> list[str]:
+    """The pieces of `text` between commas that stand in no brackets; between all commas if brackets do not match."""
+    pieces = _cut(text, ",")
+    return text.split(",") if pieces is None else pieces
+
+
 def _expanded(text: str) -> list[str]:
     """The crosses of a product, source by source; `text` itself if it is none."""
     factors = _cut(text, "+") or [text]

@@ -76,9 +76,10 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a request in the order in which they run."""
+    """All cells of a request in the order in which they run, and what the suites say of its models."""
 
     cells: tuple[Planned, ...]
+    notices: tuple[str, ...] = ()
 
     @property
     def todo(self) -> list[Planned]:
@@ -165,9 +166,11 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
         _check_parts(request, suite)
     estimator = Estimator(records.values())
     cells: dict[str, tuple[Cell, str, str | None]] = {}
+    notices: list[str] = []
     for suite, requested, weights, reasons in _models(request, suites, methods):
         for cell in _cells(request, methods, suite, suite.canonical_name(requested), weights):
             cells.setdefault(cell.key, (cell, requested, reasons.get((cell.method, cell.scheme))))
+        notices += suite.notices(requested) if hasattr(suite, "notices") else ()
     planned = []
     for cell, requested, reason in cells.values():
         state = _state(records.get(cell.key), store, catalog)
@@ -175,7 +178,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
             state = "skip"
         seconds = estimator.seconds(cell) if reason is None else 0.0
         planned.append(Planned(cell, state, state in RERUN[request.rerun], seconds, requested, reason))
-    return Plan(tuple(planned))
+    return Plan(tuple(planned), tuple(dict.fromkeys(notices)))
 
 
 def _suites(request: Request, catalog: Catalog) -> list[Suite]:

@@ -131,7 +131,8 @@ class Record(_Part):
     `images_from` is None where the images were made in this run.
     `warnings` are those that Python raised while the cell ran (None in records older than schema 2). `sidecars` has, by
     kind, every file that was saved with the record, and no other file belongs to it (None in records older than schema
-    3, of which that is not known, and before a record is saved).
+    3, of which that is not known, and before a record is saved). `preprocessing` is how images were made ready for the
+    model, as its task says; empty if it says nothing.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -155,6 +156,7 @@ class Record(_Part):
     images_from: ImagesFrom | None = None
     warnings: list[Notice] | None = None
     sidecars: dict[str, Sidecar] | None = None
+    preprocessing: dict[str, Any] = Field(default_factory=dict)
     provenance: Provenance
     started: str
     finished: str

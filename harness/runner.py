@@ -165,6 +165,7 @@ class CellRunner:
         progress("load", 0.0)
         with ctx.stage("load"):
             model = self._float_model(suite, cell)
+        common["preprocessing"] = dict(model.preprocessing)
         seed_everything(ctx.seed("global"))
         ctx.restart_memory()
         quantization = None

@@ -20,7 +20,8 @@ INFO = TaskInfo(
         "swin": "embedded: SwinTransformer, 2+4 blocks of width 48 and 96, patch 2, window 4, 1x32x32 input; cifar10: "
         "2+4+2 blocks of width 64 to 256, convolutional stem, 3x32x32 input",
         "timm:NAME": "imagenet: pretrained ViT, DeiT or Swin of timm by name; downloads the weights once",
-        "timm:NAME@FILE": "any suite: the same architecture with the weights in FILE (.safetensors, .pth or .pt)",
+        "timm:NAME@FILE": "any suite: the same architecture with the weights in FILE (.safetensors, .pth, .pt ...), "
+        "perhaps with its preprocessing, classes or choice of weights in brackets: FILE[crop_pct=0.9,weights=raw]",
         "timm:NAME@random": "any suite: the same architecture with random weights (fixed seed), to try things out",
     },
 )

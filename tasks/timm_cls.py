@@ -12,6 +12,7 @@ import torch
 
 from harness.contracts import CalibrationData, Evaluation, VisionModel, check_not_sealed
 from harness.errors import UsageError
+from tasks.checkpoint_use import Facts
 from tasks.checkpoints import identity
 from tasks.timm_models import PREFIX, RANDOM, Preprocessing, build_timm, untrained_timm, vision_model
 
@@ -36,6 +37,7 @@ class ImageData(Protocol):
     """Evaluation images and a pool of calibration images; the length is the number of evaluation images."""
 
     classes: int
+    class_names: Sequence[str]  # in the order of labels; empty if the suite's own models are all that know them
     calibration_size: int
 
     def __len__(self) -> int:
@@ -97,6 +99,7 @@ class ClassificationSuite:
     task: str = "classification"
     primary_metric: str = "top1"
     _identities: dict[str, str] = field(default_factory=dict)
+    _facts: dict[str, Facts] = field(default_factory=dict)
 
     def models(self) -> Sequence[str]:
         """Names of the suite's own models."""
@@ -136,25 +139,37 @@ class ClassificationSuite:
         """Revision of the training images where it is apart, else empty. Raises UsageError if there are none."""
         return self.data.calibration_identity()
 
+    def notices(self, model: str) -> Sequence[str]:
+        """What the user should know of how `model` is used."""
+        self.model_identity(model)
+        return self._facts[model].notices
+
     def load(self, model: str, device: torch.device) -> VisionModel:
         """The float model on `device`."""
         net = self._build(model)
-        return vision_model(model, net, self.fixed or Preprocessing.of(net), device)
+        preprocessing = self.fixed or Preprocessing.of(net)
+        return vision_model(model, net, preprocessing, device, self._said(model, preprocessing))
+
+    def _said(self, model: str, preprocessing: Preprocessing) -> dict[str, Any]:
+        facts = self._facts[model]
+        said = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(preprocessing).items()}
+        return said | {"from": facts.origin, "classes": facts.classes, "weights": facts.weights}
 
     def _build(self, model: str) -> nn.Module:
         """The model, and note its identity: its file may be another one than the last time."""
-        net = self._net(model)
+        net, self._facts[model] = self._net(model)
         architecture = model.partition("@")[0]  # where the weights lie does not matter, only what they are
         self._identities[model] = identity([architecture, asdict(self.fixed or Preprocessing.of(net))], net)
         return net
 
-    def _net(self, model: str) -> nn.Module:
+    def _net(self, model: str) -> tuple[nn.Module, Facts]:
         if model.startswith(PREFIX):
-            return build_timm(model, classes=self.data.classes, fixed=self.fixed)
+            names = self.data.class_names
+            return build_timm(model, classes=self.data.classes, fixed=self.fixed, class_names=names)
         if self.own is None or model not in self.own_models:
             hint = f"did you mean {PREFIX}{model}?" if PREFIX + model in self.own_models else "timm:NAME works too"
             raise UsageError(f"suite '{self.name}' has no model '{model}'; it has {', '.join(self.own_models)}; {hint}")
-        return self.own(model)
+        return self.own(model), Facts("the suite")
 
     def calibration(self, model: VisionModel) -> CalibrationData:
         """Training images for `model`, on its device."""

@@ -16,9 +16,12 @@ from torch.nn import functional
 from harness.contracts import VisionModel
 from harness.errors import UsageError, first_line
 from tasks.attention import unfused
-from tasks.checkpoints import load_weights
+from tasks.checkpoint_settings import Settings, read_settings, split_brackets
+from tasks.checkpoint_use import Facts, load_checkpoint, ready_made, tag_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import Tensor, nn
 
 PREFIX = "timm:"
@@ -47,30 +50,34 @@ class Preprocessing:
         return cls(input_shape=config["input_size"], **known)
 
 
-def build_timm(reference: str, *, classes: int, fixed: Preprocessing | None = None) -> nn.Module:
-    """Build `timm:NAME`, `timm:NAME@FILE` or `timm:NAME@random` on the CPU.
+def build_timm(
+    reference: str, *, classes: int, fixed: Preprocessing | None = None, class_names: Sequence[str] = ()
+) -> tuple[nn.Module, Facts]:
+    """Build `timm:NAME`, `timm:NAME@FILE`, `timm:NAME@FILE[KEY=VALUE,...]` or `timm:NAME@random` on the CPU.
 
     Args:
         reference: the model as the user names it.
         classes: number of classes that the data have.
         fixed: input format of the suite; None takes the model's own. Pretrained weights fit only their own.
+        class_names: of the data, if they have names; the model's outputs come in their order.
 
     Raises:
         UsageError: an unknown or unsupported model, weights that cannot be had, or a bad checkpoint.
     """
-    name, options, weights = _read(reference, classes, fixed)
+    name, options, weights, settings = _read(reference, classes, fixed)
     if weights is None:
-        return _build_pretrained(name, classes)
+        net = _build_pretrained(name, classes)
+        return net, ready_made(net, class_names)
     net = _create(name, **options)
-    if weights != RANDOM:
-        load_weights(net, Path(weights).expanduser())
-    return net
+    if weights == RANDOM:
+        return net, Facts("the suite" if fixed else f"timm's {tag_of(net)}", weights=RANDOM)
+    return net, load_checkpoint(net, Path(weights).expanduser(), settings, class_names if fixed is None else ())
 
 
 def untrained_timm(
     reference: str, *, classes: int, fixed: Preprocessing | None = None
 ) -> tuple[nn.Module, Preprocessing]:
-    """What `build_timm` builds, but without its weights, and how images reach it: no file is read, nothing downloaded.
+    """What `build_timm` builds, but without its weights, which are neither read nor downloaded, and its input format.
 
     It lies on the meta device (no memory, no arithmetic), or on the CPU with random weights where timm's code does not
     run there. It has run once, so that it is known to be a classifier that takes such images.
@@ -79,7 +86,7 @@ def untrained_timm(
         UsageError: as `build_timm`, apart from what only the weights can show; or the model cannot run on images of
             this shape, or is no classifier.
     """
-    name, options, weights = _read(reference, classes, fixed)
+    name, options, weights, _ = _read(reference, classes, fixed)
     options = {} if weights is None else options
     try:
         net, preprocessing, output = _run_once(name, options, fixed, "meta")
@@ -108,8 +115,12 @@ def _run_once(
         raise UsageError(f"timm model '{name}' cannot run on {shape} images: {first_line(error)}") from None
 
 
-def _read(reference: str, classes: int, fixed: Preprocessing | None) -> tuple[str, dict[str, Any], str | None]:
-    """The name in timm, options to build it with, and the checkpoint or `random`; None for pretrained weights."""
+def _read(
+    reference: str, classes: int, fixed: Preprocessing | None
+) -> tuple[str, dict[str, Any], str | None, Settings]:
+    """The name in timm, options to build it with, the checkpoint or `random` (None for pretrained weights), and what is
+    said of the checkpoint.
+    """
     name, separator, weights = reference.removeprefix(PREFIX).partition("@")
     _check_known(name)
     if not separator:
@@ -118,13 +129,21 @@ def _read(reference: str, classes: int, fixed: Preprocessing | None) -> tuple[st
                 f"model '{reference}' is pretrained on other images than this suite's "
                 f"{'x'.join(map(str, fixed.input_shape))}; give weights: {reference}@FILE, or {reference}@random"
             )
-        return name, {}, None
+        return name, {}, None, Settings()
     if not weights:
         raise UsageError(f"model '{reference}' names no checkpoint after '@'; give a file or 'random'")
     options: dict[str, Any] = {"num_classes": classes}
     if fixed is not None:
         options |= {"in_chans": fixed.input_shape[0], "img_size": fixed.input_shape[1]}
-    return name, options, weights
+    file, brackets = split_brackets(weights)
+    if file == RANDOM and brackets:
+        raise UsageError(f"model '{reference}': brackets say what a checkpoint is used with; leave them out")
+    settings = Settings()
+    if file != RANDOM:
+        settings = read_settings(Path(file).expanduser(), brackets, name, prepared=fixed is not None)
+    if settings.preprocessing:
+        options["pretrained_cfg_overlay"] = dict(settings.preprocessing)
+    return name, options, file, settings
 
 
 def _check_known(name: str) -> None:
@@ -175,8 +194,17 @@ def _check_classes(name: str, net: nn.Module, classes: int) -> None:
         raise UsageError(f"model '{PREFIX}{name}' knows {net.num_classes} classes, but the data have {classes}")
 
 
-def vision_model(name: str, net: nn.Module, preprocessing: Preprocessing, device: torch.device) -> VisionModel:
-    """Wrap the classifier `net` for methods; changes `net` in place (eval mode, no gradients, unfused attention)."""
+def vision_model(
+    name: str,
+    net: nn.Module,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    said: Mapping[str, Any] | None = None,
+) -> VisionModel:
+    """Wrap the classifier `net` for methods; changes `net` in place (eval mode, no gradients, unfused attention).
+
+    `said` goes into the record, as `VisionModel.preprocessing`.
+    """
     unfused(net).eval().requires_grad_(False).to(device)
     classes = int(net.num_classes)
 
@@ -194,6 +222,7 @@ def vision_model(name: str, net: nn.Module, preprocessing: Preprocessing, device
         sample_targets=sample_targets,
         target_loss=functional.cross_entropy,
         output_distance=kl_divergence,
+        preprocessing=said or {},
     )
 
 

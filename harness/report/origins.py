@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,6 +26,24 @@ def provenance_table(records: Iterable[Record]) -> tuple[pd.DataFrame, int]:
     if (frame["environment"] == NONE).all():
         frame = frame.drop(columns="environment")
     return frame, max(0, len(ordered) - MOST)
+
+
+def preprocessing_table(records: Iterable[Record]) -> pd.DataFrame:
+    """How images were made ready for every model, as its records say; empty if none says it."""
+    said = {(record.cell.suite, record.cell.model, canonical_json(record.preprocessing)) for record in records}
+    rows = [
+        {"model": f"{model} ({suite})", **{name: _shown(value) for name, value in json.loads(text).items()}}
+        for suite, model, text in sorted(said)
+        if text != "{}"
+    ]
+    frame = pd.DataFrame(rows).fillna(NONE)
+    return frame.set_index("model") if rows else frame
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value) or NONE
 
 
 def _row(provenance: Provenance, count: int) -> dict[str, str]:

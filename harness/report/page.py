@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness.published import Published
 from harness.report import ablation, conflicts, cross, grids, html, published, ranks, tables, verdicts
 from harness.report.gallery import galleries
-from harness.report.origins import provenance_table
+from harness.report.origins import preprocessing_table, provenance_table
 from harness.report.pictures import KINDS, Snapshots, pictures
 from harness.report.prediction_figures import Pictures, prediction_figures
 from harness.report.results import Results
@@ -233,6 +233,10 @@ def _provenance(results: Results, stale: int | None) -> Markup:
     parts = [Markup("<div class=wrapping>{}</div>").format(html.table(frame, "Distinct origins of the records"))]
     if more:
         parts.append(Markup("<p>{} more are left out.</p>").format(more))
+    prepared = preprocessing_table(results.records)
+    if len(prepared):
+        title = "How images are made ready for the models"
+        parts.append(Markup("<div class=wrapping>{}</div>").format(html.table(prepared, title)))
     if stale is not None:
         text = (
             f"{stale:,} of these records are stale: other code of the methods, or another torch or timm, made them than"

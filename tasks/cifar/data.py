@@ -149,6 +149,7 @@ class CifarData:
     """
 
     classes = CLASSES
+    class_names = ()
 
     def __init__(self, root: Path | None = None) -> None:
         self._training, self._test, self._identity = open_splits(root)

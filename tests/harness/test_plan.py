@@ -222,3 +222,19 @@ def test_k3_a_suite_without_training_images_is_refused_only_if_a_method_needs_th
     assert make_plan(Request(methods=("toynoise",), **TOY), catalog, store).cells
     with pytest.raises(UsageError, match="no training images"):
         make_plan(Request(methods=("toynoise", "toyreal"), **TOY), catalog, store)
+
+
+def test_what_a_suite_says_of_its_models_is_in_the_plan_once(catalog, store, monkeypatch):
+    import dfq_toy_suite
+    from rich.console import Console
+
+    from harness.display import show_plan
+
+    monkeypatch.setattr(dfq_toy_suite.Suite, "notices", lambda self, m: [f"of [bold]{m}", "of all"], raising=False)
+    plan = make_plan(Request(methods=("toynoise",), **TOY), catalog, store)
+    assert plan.notices == ("of [bold]tiny", "of all", "of [bold]tiny2")
+    console = Console(width=140, record=True, quiet=True)
+    with console.capture() as shown:
+        console.quiet = False
+        show_plan(plan, console)
+    assert "Note: of [bold]tiny." in shown.get()

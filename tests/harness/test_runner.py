@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -167,6 +168,17 @@ def test_weights_that_changed_since_the_plan_fail_the_cell(settings, toy_cell):
     record = CellRunner(settings).measure(toy_cell(weights="those of yesterday"), lambda *_: None).record
     assert record.status == "failed"
     assert "model 'tiny' has other weights now than when the run was planned" in record.failure.message
+
+
+def test_k2_how_images_are_made_ready_is_in_the_record(settings, toy_cell, monkeypatch):
+    """FAULTS K2 "mean/std and crop: shown nowhere"."""
+    import dfq_toy_suite
+
+    load = dfq_toy_suite.Suite.load
+    said = {"mean": [0.5], "from": "toy"}
+    monkeypatch.setattr(dfq_toy_suite.Suite, "load", lambda *a: replace(load(*a), preprocessing=said))
+    record = CellRunner(settings).measure(toy_cell(), lambda *_: None).record
+    assert record.preprocessing == said
 
 
 def test_k2_data_that_changed_since_the_plan_fail_the_cell(settings, toy_cell):

@@ -18,8 +18,10 @@ from PIL import Image
 from harness.catalog import Catalog
 from harness.published import read
 from harness.report import html, tables
+from harness.report.origins import preprocessing_table
 from harness.report.page import OPEN, Images, page
 from harness.report.results import assemble
+from harness.report.tables import NONE
 from harness.store import Store
 
 from . import synthetic as fake
@@ -109,6 +111,19 @@ def elements(text: str) -> Elements:
 
 def test_every_order_of_records_gives_the_same_bytes(filled: Store, text: str) -> None:
     assert page_of(filled, shuffle=1) == text
+
+
+def test_k2_how_images_are_made_ready_is_on_the_page() -> None:
+    """FAULTS K2 "mean/std and crop: shown nowhere"; what a record says is text."""
+    said = {"mean": [0.5, 0.25], "crop_pct": 0.9, "from": "<b>w.json</b>", "weights": ""}
+    records = [fake.record(name, preprocessing=said) for name in ("psaq", "clamp")]
+    frame = preprocessing_table([*records, fake.record("noise", model="other")])
+    assert frame.index.tolist() == ["vit_a (embedded)"]
+    assert frame.loc["vit_a (embedded)"].to_dict() == {
+        **{"mean": "0.5 0.25", "crop_pct": "0.9", "from": "<b>w.json</b>", "weights": NONE}
+    }
+    assert "&lt;b&gt;w.json" in html.table(frame, "title")
+    assert not len(preprocessing_table([fake.record("noise")]))
 
 
 def test_the_page_asks_for_nothing_outside_of_itself(text: str, elements: Elements) -> None:

@@ -66,6 +66,33 @@ def test_model_takes_the_classes_of_the_data(suite, model):
     assert model.mean == model.net.pretrained_cfg["mean"]
 
 
+def test_k2_preprocessing_goes_into_the_record(suite, model):
+    """FAULTS K2 "fine-tuned with other mean/std ...: shown nowhere"."""
+    said = model.preprocessing
+    assert said["mean"] == [0.5, 0.5, 0.5]
+    assert (said["input_shape"], said["crop_pct"]) == ([3, 224, 224], 0.9)
+    assert said["from"] == "timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    assert suite.notices(MODEL) == ()
+
+
+def test_k2_preprocessing_and_class_order_are_in_a_checkpoints_identity(original, tmp_path):
+    """FAULTS K2 "fine-tuned with other mean/std, crop, size or class order"."""
+    torch.manual_seed(0)
+    net = timm.create_model("test_vit", num_classes=3)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "w.pth")
+    (tmp_path / "names.txt").write_text("n03\nn01\nn02\n")
+    suite = open_suite("imagenet", data_root=original)
+    base = f"timm:test_vit@{tmp_path / 'w.pth'}"
+    names = [base, f"{base}[mean=0.4]", f"{base}[crop_pct=0.8]", f"{base}[classes={tmp_path / 'names.txt'}]"]
+    assert len({suite.model_identity(name) for name in names}) == 4
+    assert len({suite.canonical_name(name) for name in names}) == 4
+    assert suite.model_identity(f"{base}[mean=0.5]") == suite.model_identity(base)  # what it is anyway
+    assert len(suite.notices(base)) == 1
+    plain, ordered = (suite.load(name, CPU) for name in (names[0], names[3]))
+    outputs = [suite.evaluate(model, model.net, None).outcomes["prediction"].tolist() for model in (plain, ordered)]
+    assert outputs[1] == [{"n03": 2, "n01": 0, "n02": 1}[("n03", "n01", "n02")[output]] for output in outputs[0]]
+
+
 def test_evaluation_and_limit(suite, model):
     everything = suite.evaluate(model, model.net, None)
     assert everything.outcomes["label"].tolist() == [0, 1, 2, 0, 1, 2, 0, 2, 0]
