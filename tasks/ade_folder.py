@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from harness.errors import UsageError
 from tasks.dense_folder import (
+    TrainingImages,
     file_reader,
     files_identity,
     images_in,
@@ -48,29 +49,35 @@ class AdeFolder:
 
     def __init__(self, root: Path) -> None:
         self._root = root / PARENT if (root / PARENT).is_dir() else root
-        folders = {self._root / folder: f"images of {split}" for split, folder in IMAGES.items()}
-        need({**folders, self._root / LABELS: "label maps of evaluation"}, "ade20k", self._root)
-        self._files = {split: images_in(self._root / folder) for split, folder in IMAGES.items()}
-        self._labels = [self._root / LABELS / f"{path.stem}.png" for path in self._files["evaluation"]]
+        folder = self._root / IMAGES["evaluation"]
+        labels = self._root / LABELS
+        need({folder: "images of evaluation", labels: "label maps of evaluation"}, "ade20k", self._root)
+        self._evaluation = images_in(folder)
+        self._training = TrainingImages(self._root, IMAGES["calibration"])
+        self._labels = [labels / f"{path.stem}.png" for path in self._evaluation]
         missing = [path.name for path in self._labels if not is_file(path)]
         if missing:
-            raise UsageError(
-                f"{self._root / LABELS} lacks the label maps of {len(missing)} images, {missing[0]} among them"
-            )
+            raise UsageError(f"{labels} lacks the label maps of {len(missing)} images, {missing[0]} among them")
         self._right: set[bool] = set()  # whether images are turned by EXIF data: where label maps have their sizes
 
     def count(self, split: Split) -> int:
         """Number of images."""
-        return len(self._files[split])
+        return len(self._files(split))
+
+    def _files(self, split: Split) -> list[Path]:
+        return self._evaluation if split == "evaluation" else self._training.files
 
     def identity(self) -> str:
-        """Hash of what images and label maps hold; each is found to be whole."""
+        """Hash of what evaluation images and label maps hold; each can be decoded."""
         return self._identity
 
     @cached_property
     def _identity(self) -> str:
-        files = [*self._files["evaluation"], *self._labels, *self._files["calibration"]]
-        return files_identity(self._root, files)
+        return files_identity(self._root, [*self._evaluation, *self._labels])
+
+    def calibration_identity(self) -> str:
+        """The same of the training images."""
+        return self._training.identity
 
     @cached_property
     def _found(self) -> list[tuple[tuple[int, int], NDArray[np.bool_]]]:
@@ -92,10 +99,8 @@ class AdeFolder:
         """
         turned = respects_orientation(facts.pipeline)
         if turned not in self._right:
-            sizes = seen_sizes(self._files["evaluation"], facts.pipeline)
-            for path, image, size, (found, _) in zip(
-                self._labels, self._files["evaluation"], sizes, self._found, strict=True
-            ):
+            sizes = seen_sizes(self._evaluation, facts.pipeline)
+            for path, image, size, (found, _) in zip(self._labels, self._evaluation, sizes, self._found, strict=True):
                 if found != size:
                     raise UsageError(
                         f"label map {path} is {found[1]}x{found[0]} (width x height), but its image {image} is "
@@ -114,11 +119,11 @@ class AdeFolder:
 
     def reader(self, split: Split, pipeline: Sequence[Mapping[str, Any]]) -> Callable[[int], dict[str, Any]]:
         """Image by number; see `file_reader`."""
-        return file_reader("mmseg", split, self._files[split], pipeline)
+        return file_reader("mmseg", split, self._files(split), pipeline)
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """Evaluation image (height, width, 3)."""
-        return read_rgb(self._files["evaluation"][index])
+        return read_rgb(self._evaluation[index])
 
     def label_map(self, index: int, facts: Facts) -> NDArray[np.uint8]:
         """The model's class of every pixel of an evaluation image, `IGNORED` where there is none.

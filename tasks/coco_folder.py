@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 from harness.errors import UsageError
 from tasks import coco_annotations
-from tasks.dense_folder import file_reader, files_identity, images_in, is_file, need, read_rgb, scaled_size, seen_sizes
+from tasks.dense_folder import (
+    TrainingImages,
+    file_reader,
+    files_identity,
+    is_file,
+    need,
+    read_rgb,
+    scaled_size,
+    seen_sizes,
+)
 from tasks.dense_suite import Facts, Split
 from tasks.openmmlab.data_config import respects_orientation
 
@@ -38,13 +47,11 @@ class CocoFolder:
     def __init__(self, root: Path) -> None:
         self._root = root
         file = root / ANNOTATIONS
-        folders = {root / folder: f"images of {split}" for split, folder in FOLDERS.items()}
-        need({file: "annotations of evaluation", **folders}, "coco", root)
+        folder = root / FOLDERS["evaluation"]
+        need({file: "annotations of evaluation", folder: "images of evaluation"}, "coco", root)
         self._annotated = coco_annotations.read(file)
-        self._files: dict[Split, list[Path]] = {
-            "evaluation": self._evaluation_files(),
-            "calibration": images_in(root / FOLDERS["calibration"]),
-        }
+        self._evaluation = self._evaluation_files()
+        self._training = TrainingImages(root, FOLDERS["calibration"])
         self._right: set[str] = set()  # what was checked and found to be so
         self._warn_of_boxes()
 
@@ -87,7 +94,10 @@ class CocoFolder:
 
     def count(self, split: Split) -> int:
         """Number of images."""
-        return len(self._files[split])
+        return len(self._files(split))
+
+    def _files(self, split: Split) -> list[Path]:
+        return self._evaluation if split == "evaluation" else self._training.files
 
     def has_objects(self, count: int) -> bool:
         """Whether an object that counts is annotated on one of the first `count` images."""
@@ -95,13 +105,16 @@ class CocoFolder:
         return any(entry["image_id"] in first and not entry["iscrowd"] for entry in self._annotated.annotations)
 
     def identity(self) -> str:
-        """Hash of what annotations and images hold; every image is found to be whole."""
+        """Hash of what annotations and evaluation images hold; every image can be decoded."""
         return self._identity
 
     @cached_property
     def _identity(self) -> str:
-        images = [path for split in FOLDERS for path in self._files[split]]
-        return files_identity(self._root, images, [self._annotated.path])
+        return files_identity(self._root, self._evaluation, [self._annotated.path])
+
+    def calibration_identity(self) -> str:
+        """The same of the training images."""
+        return self._training.identity
 
     def input_size(self, config: Config) -> tuple[int, int]:
         """What the config's test pipeline makes of a landscape picture."""
@@ -139,8 +152,8 @@ class CocoFolder:
         self._right |= {sizes, "masks"} if masks else {sizes}
 
     def _check_sizes(self, facts: Facts) -> None:
-        seen = seen_sizes(self._files["evaluation"], facts.pipeline)
-        for path, size, said in zip(self._files["evaluation"], seen, self._annotated.sizes, strict=True):
+        seen = seen_sizes(self._evaluation, facts.pipeline)
+        for path, size, said in zip(self._evaluation, seen, self._annotated.sizes, strict=True):
             if size != said:
                 raise UsageError(
                     f"image {path} is {size[1]}x{size[0]} (width x height), but annotations {self._annotated.path} say "
@@ -149,11 +162,11 @@ class CocoFolder:
 
     def reader(self, split: Split, pipeline: Sequence[Mapping[str, Any]]) -> Callable[[int], dict[str, Any]]:
         """Image by number; see `file_reader`."""
-        return file_reader("mmdet", split, self._files[split], pipeline)
+        return file_reader("mmdet", split, self._files(split), pipeline)
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """Evaluation image (height, width, 3)."""
-        return read_rgb(self._files["evaluation"][index])
+        return read_rgb(self._evaluation[index])
 
     def truth(self, count: int, facts: Facts) -> dict[str, Any]:
         """The first images as a COCO data set: images numbered from 1, the model's classes from 1 in its order.

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from harness.contracts import check_not_sealed
 from harness.errors import UsageError, first_line
 from tasks.content import hash_files, identity, open_regular, reason, signature
 from tasks.dense_suite import Split
-from tasks.image_files import FORMATS, SUFFIXES, incomplete
+from tasks.image_files import FORMATS, SUFFIXES, incomplete, undecodable
 from tasks.openmmlab.data_config import image_pipeline, respects_orientation
 from tasks.openmmlab.models import Library
 
@@ -92,10 +93,40 @@ def files_identity(root: Path, images: Sequence[Path], others: Sequence[Path] = 
     """Hash of what all files hold and of their places under `root`: 16 hexadecimal digits.
 
     Raises:
-        UsageError: a file cannot be read, or one of `images` is not a whole image; the first one is named.
+        UsageError: a file cannot be read, or one of `images` cannot be decoded; the first one is named.
     """
-    hashes = [*hash_files(root, images, incomplete), *hash_files(root, others)]
+    hashes = [*hash_files(root, images, undecodable), *hash_files(root, others)]
     return identity(root, [*images, *others], hashes)
+
+
+class TrainingImages:
+    """Images in `folder` of the data root. They need not be there as long as no method is given any."""
+
+    def __init__(self, root: Path, folder: str) -> None:
+        self._root, self._folder = root, folder
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """By name.
+
+        Raises:
+            UsageError: there are none.
+        """
+        if not _exists(self._root / self._folder):
+            raise UsageError(
+                f"data root {self._root} has no {self._folder}/ (images of calibration), from which methods that are "
+                "not data-free take their images; add it, or run data-free methods alone, with --no-references"
+            )
+        return images_in(self._root / self._folder)
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of their places and content. They are not decoded, of which there are many and few are used.
+
+        Raises:
+            UsageError: there are none, or one is damaged or cannot be read.
+        """
+        return identity(self._root, self.files, hash_files(self._root, self.files, incomplete))
 
 
 def seen_sizes(files: Sequence[Path], pipeline: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:

@@ -26,7 +26,10 @@ PICTURES = 4  # evaluation images that are drawn
 
 
 class DenseData(Protocol):
-    """Images of a dense task. Calibration images are training images; their annotations are never read."""
+    """Images of a dense task. Calibration images are training images; their annotations are never read.
+
+    Methods raise UsageError for what cannot be used.
+    """
 
     classes: tuple[str, ...] | None  # None: what the model's config says
     batch: int  # evaluation images of one size that stand together
@@ -35,7 +38,10 @@ class DenseData(Protocol):
         """Number of images."""
 
     def identity(self) -> str:
-        """Revision of images and annotations."""
+        """Revision of evaluation images and annotations."""
+
+    def calibration_identity(self) -> str:
+        """Revision of calibration images; empty if `identity` covers them. Raises UsageError if there are none."""
 
     def input_size(self, config: Config) -> tuple[int, int]:
         """Height and width of the images that methods synthesize for a model of `config`."""
@@ -101,6 +107,10 @@ class DenseSuite:
     def data_identity(self) -> str:
         """Revision of the data, 16 hexadecimal digits."""
         return str(self.data.identity())
+
+    def calibration_identity(self) -> str:
+        """Revision of the training images, 16 hexadecimal digits; empty if that of the data covers them."""
+        return str(self.data.calibration_identity())
 
     def calibration(self, model: VisionModel) -> CalibrationData:
         """Training images for `model`, on its device."""

@@ -64,6 +64,10 @@ class SceneData:
             whole.update(scene.image.tobytes() + scene.label_map.tobytes())
         return hashlib.sha256(whole.digest() + f"{EVALUATION_COUNT} {self.classes}".encode()).hexdigest()[:16]
 
+    def calibration_identity(self) -> str:
+        """Empty: `identity` covers all scenes."""
+        return ""
+
     def input_size(self, config: Config) -> tuple[int, int]:
         """The scenes'."""
         return FRAME

@@ -175,7 +175,7 @@ def test_k5_folders_that_may_not_be_read_get_a_sentence(root, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.iterdir", denied)
     with pytest.raises(UsageError, match="train2017 cannot be read: Permission denied"):
-        CocoFolder(root)
+        CocoFolder(root).calibration_identity()
     monkeypatch.setattr("pathlib.Path.exists", denied)
     with pytest.raises(UsageError, match="root cannot be looked at: Permission denied"):
         CocoFolder(root)
@@ -302,15 +302,21 @@ def test_images_turned_by_exif_count_as_they_are_loaded(root):
         CocoFolder(root).check_model("m", lying, masks=False)
 
 
-def test_content_identifies_the_data_and_damage_is_named(root):
+@pytest.mark.parametrize("kind", ["val2017", "train2017"])
+def test_content_identifies_the_data_and_damage_is_named(kind, root):
     """FAULTS K2 "identity by content": as many bytes, other ones."""
-    before = CocoFolder(root).identity()
-    assert CocoFolder(root).identity() == before
-    path = root / "train2017/000001.jpg"
+    path = root / kind / "000001.jpg"
+
+    def identity():
+        data = CocoFolder(root)
+        return data.identity() if kind == "val2017" else data.calibration_identity()
+
+    before = identity()
+    assert identity() == before
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert CocoFolder(root).identity() != before
+    assert identity() != before
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UsageError, match=r"000001.jpg cannot be used"):
-        CocoFolder(root).identity()
+        identity()

@@ -183,7 +183,7 @@ def test_names_and_identities_follow_content_not_place(coco_root, detector, tmp_
     ("name", "expected"),
     [
         ("annotations/instances_val2017.json", "annotations/instances_val2017.json .annotations of evaluation."),
-        ("train2017", "train2017 .images of calibration."),
+        ("val2017", "val2017 .images of evaluation."),
         ("val2017/000001.jpg", "name 1 images that are not in .*val2017, 000001.jpg"),
     ],
 )
@@ -193,6 +193,21 @@ def test_what_is_missing_of_coco_is_said(name, expected, tmp_path):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(UsageError, match=expected):
         open_detection("coco", root)
+
+
+def test_k3_data_free_methods_need_no_training_images(tmp_path):
+    """FAULTS K3 "`--suite imagenet` without `train/`, data-free methods": the same of the dense suites."""
+    for make, training, open_suite, suite in (
+        (make_coco, "train2017", open_detection, "coco"),
+        (make_ade, "images/training", open_segmentation, "ade20k"),
+    ):
+        root = make(tmp_path / suite)
+        before = open_suite(suite, root)
+        shutil.rmtree(root / training)
+        after = open_suite(suite, root)
+        assert after.data_identity() == before.data_identity()
+        with pytest.raises(UsageError, match=rf"has no {training}/ .images of calibration."):
+            after.calibration_identity()
 
 
 def test_broken_annotations_get_a_sentence(tmp_path):
@@ -261,7 +276,7 @@ def test_label_maps_are_checked(ade_root, segmentor):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("images/training", "images/training .images of calibration."),
+        ("images/validation", "images/validation .images of evaluation."),
         ("annotations/validation", "annotations/validation .label maps"),
         ("annotations/validation/000002.png", "lacks the label maps of 1 images, 000002.png"),
     ],
