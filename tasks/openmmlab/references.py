@@ -98,7 +98,9 @@ class Models:
         name, separator, weights = reference.partition("@")
         known = self.known.get(name)
         if name.startswith(self.prefix):
-            config = read_user_config(name.removeprefix(self.prefix), self.library, trusted=self.trusted)
+            packaged_one = name.startswith(f"{self.prefix}:")  # mmdet::NAME
+            file = name if packaged_one else name.removeprefix(self.prefix)
+            config = read_user_config(file, self.library, trusted=self.trusted)
             if not separator:
                 raise UsageError(f"model '{reference}' names no checkpoint; write {name}@FILE, or {name}@{RANDOM}")
         elif known is None:

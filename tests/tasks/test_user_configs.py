@@ -8,15 +8,23 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
 from miniature_data import CLASS_NAMES, detection_config, make_coco
 from typer.testing import CliRunner
 
+from harness import diagnose
+from harness.catalog import Catalog
 from harness.cli import app
 from harness.errors import UsageError
-from tasks.openmmlab import trusted_config
+from harness.plugins import TaskInfo
+from harness.regress import suite as regress
+from harness.runner import CellRunner, Settings
+from harness.store import Store
+from tasks.openmmlab import references, trusted_config
 from tasks.openmmlab.run_config import plain, restored
 
 for package in ("mmdet", "mmseg", "mmcv"):
@@ -70,6 +78,13 @@ def test_packaged_configs_are_based_on_and_named(tmp_path):
     assert config.model.backbone.to_dict() == {"type": "ResNet", "depth": 18}
     assert config.model.neck.to_dict() == packaged.model.neck.to_dict()
     assert config.test_dataloader.to_dict() == packaged.test_dataloader.to_dict()
+
+
+def test_models_of_packaged_configs_are_named(monkeypatch):
+    monkeypatch.setattr(references, "build_random", lambda library, config: (library, config.model.backbone.depths))
+    models, name = references.Models("mmdet", {}), "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py@random"
+    assert models.load(name)[1] == ("mmdet", [2, 2, 6, 2])
+    assert models.canonical_name(name, "") == "mmdet:mask-rcnn_swin-t-p4-w7_fpn_1x_coco@random"
 
 
 def test_files_of_data_sets_may_be_named(tmp_path):
@@ -286,6 +301,39 @@ def test_the_command_line_runs_configs_only_when_told(tmp_path, mark):
     result = plan(*common, "--trust-configs")
     assert result.exit_code == 2, result.output
     assert "ends the program that reads it" in " ".join(result.output.split())
+
+
+def test_trust_reaches_gate_worker_and_diagnosis(tmp_path):
+    """Each opens suites by itself; a config that ends the program shows whether it was run."""
+    root = make_coco(tmp_path / "coco")
+    name = f"mmdet:{written(tmp_path / 'a.py', 'import sys' + chr(10) + 'sys.exit(0)')}@random"
+    group = {"models": (name,), "methods": ("float",), "bits": ("W8A8",), "tolerance": 0, "elsewhere": 0, "reason": "x"}
+    float_models = {"elsewhere": 0, "reason": "x"}
+    suite = regress.Suite(suite="coco", task="detection", float_models=float_models, cases=(group,))
+    catalog, place = Catalog.default(), SimpleNamespace(task="detection", suite="coco", data="")
+    for trust, expected in ((False, "is a program"), (True, "ends the program")):
+        with pytest.raises(UsageError, match=expected):
+            regress.plan_cases(
+                suite, tmp_path / "s.toml", catalog, Store(tmp_path / "out"), data_root=root, trust_configs=trust
+            )
+        place.data = catalog.tasks.get("detection").open_suite("coco", root).data_identity()
+        settings = Settings(catalog, "cpu", 1, tmp_path, root, trust_configs=trust)
+        cells = pd.DataFrame([{"task": "detection", "suite": "coco"}])
+        for opened in (
+            CellRunner(settings)._suite(place),
+            *diagnose._suites(cells, catalog, root, trust_configs=trust).values(),
+        ):
+            with pytest.raises(UsageError, match=expected):
+                opened.model_identity(name)
+
+
+def test_only_tasks_with_configs_are_told_of_trust(monkeypatch):
+    given = []
+    monkeypatch.setattr(TaskInfo, "load", lambda self: lambda suite, **more: given.append(more))
+    for runs in (False, True):
+        info = TaskInfo("t", "", {"s": ""}, "m:f", runs_configs=runs)
+        info.open_suite("s", None, trust_configs=True)
+    assert given == [{"data_root": None}, {"data_root": None, "trust_configs": True}]
 
 
 def test_trust_without_configs_is_refused(tmp_path):
