@@ -131,7 +131,7 @@ def test_other_data_cannot_be_paired(run):
 
     (verdict,) = run(outcomes(), change=other)
     assert (verdict.status, verdict.paired) == ("fail", None)
-    assert verdict.problems == ("evaluation data: d → dddddddddddd…",)
+    assert verdict.problems == ("evaluation data: toy data 1 → dddddddddddd…",)
 
 
 def test_changed_options_are_noted(run):
@@ -248,6 +248,10 @@ def test_differences_of_environments():
     assert other.fingerprint != ENVIRONMENT.fingerprint
     old, new = (ENVIRONMENT.model_copy(update={"hardware": {"flags": f}}) for f in ("avx sse", "avx2 avx sse"))
     assert differences(old, new) == [("flags", "–", "avx2")]
+    patch, minor = (ENVIRONMENT.model_copy(update={"versions": {"python": v}}) for v in ("3.11.9", "3.12.1"))
+    python = ENVIRONMENT.model_copy(update={"versions": {"python": "3.11.7"}})
+    assert differences(python, patch) == []
+    assert differences(python, minor) == [("python", "3.11", "3.12")]
     assert sentence([]) != sentence([("torch", "2", "3")])
 
 
@@ -255,13 +259,13 @@ def test_an_environment_is_what_changes_arithmetic():
     fields = {"code": "c", "device": "cpu", "threads": 2, "git": None, "decisive": ["torch", "mmcv"]}
     versions = {"torch": "2", "pyarrow": "1"}
     harmless = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "4", "KMP_BLOCKTIME": "0", "CUDA_VISIBLE_DEVICES": "1"}
-    variables = harmless | {"MKL_CBWR": "AVX2"}
+    variables = harmless | {"MKL_CBWR": "AVX2", "OPENBLAS_NUM_THREADS": "4"}  # NumPy's, which is not told
     provenance = Provenance(versions=versions, hardware={"processor": "p", "cores": 4}, variables=variables, **fields)
     found = Environment.of(provenance)
     assert found.versions == {"torch": "2"}
     assert found.hardware["processor"] == "p"
     assert "cores" not in found.hardware
-    assert found.variables == {"MKL_CBWR": "AVX2"}
+    assert found.variables == {"MKL_CBWR": "AVX2", "OPENBLAS_NUM_THREADS": "4"}
 
 
 def test_instruction_sets():
