@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -35,7 +35,9 @@ from methods.core.operations import (
 _ALWAYS = {*LAYERS, "matmul", "layer_norm", "batch_norm", "activation", "softmax", "add", "cat", "pool"}
 _ELEMENTWISE_OF_ONE = {"activation", "function"}
 _OF_ONE = _ELEMENTWISE_OF_ONE | {"pool", "reduce"}
-_NOWHERE = Operand(frozenset(), frozenset(), frozenset())
+_NONE: frozenset[Any] = frozenset()
+_NOWHERE = Operand(_NONE, _NONE, _NONE)
+_CONSTANT, _INPUT, _UNKNOWN = (Operand(_NONE, _NONE, frozenset([sort])) for sort in (CONSTANT, INPUT, UNKNOWN))
 _OUTER = "multiplies tensors elementwise where it could only be a matrix product, which would stay in float"
 
 
@@ -68,15 +70,17 @@ class Tracer(KeyedMode):
         self._lowest = LowestLevel(self._unseen)
         self._batched: set[OpKey] = set()
         self._families = count()
+        # Raised at the end: a scripted function would make a traceback of its own of it.
+        self._out_of_sight: OpaqueOperationError | None = None
         # Tensors are kept alive beside what is known of them, so that an id cannot be given to a second tensor.
         self._known: dict[int, tuple[Tensor, _Value]] = {}
         self._aliases: dict[int, list[int]] = defaultdict(list)
         self._weights = {id(p): name for name, p in net.named_parameters()}
         for name, parameter in net.named_parameters():
-            self._mark(parameter, self._value(Operand(frozenset(), frozenset([name]), frozenset())))
+            self._mark(parameter, self._value(Operand(_NONE, frozenset([name]), _NONE)))
         for buffer in net.buffers():
-            self._mark(buffer, self._value(replace(_NOWHERE, others=frozenset([CONSTANT]))))
-        self._mark(images, self._value(replace(_NOWHERE, others=frozenset([INPUT]))))
+            self._mark(buffer, self._value(_CONSTANT))
+        self._mark(images, self._value(_INPUT))
 
     def __enter__(self) -> Self:
         self._lowest.__enter__()
@@ -85,6 +89,8 @@ class Tracer(KeyedMode):
     def __exit__(self, *exc: object) -> None:
         super().__exit__(*exc)
         self._lowest.__exit__(*exc)
+        if self._out_of_sight is not None and exc[0] is None:
+            raise self._out_of_sight
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -104,7 +110,7 @@ class Tracer(KeyedMode):
 
     def _get(self, tensor: Tensor) -> _Value:
         known = self._known.get(id(tensor))
-        return known[1] if known else self._value(replace(_NOWHERE, others=frozenset([UNKNOWN])))
+        return known[1] if known else self._value(_UNKNOWN)
 
     def _mark(self, result: Any, value: _Value) -> None:
         for tensor in tensors(result):
@@ -167,7 +173,7 @@ class Tracer(KeyedMode):
 
     def _outcome(self, key: OpKey, name: str, sources: Sequence[_Value]) -> tuple[_Value, str | None]:
         """What is known of an operation's result, and what it completes."""
-        origin = replace(_NOWHERE, ops=frozenset([key]))
+        origin = Operand(frozenset([key]), _NONE, _NONE)
         first = sources[0]
         one = key.kind in _OF_ONE and (key.kind != "pool" or name == "mean")
         if one and not first.origin.altered:
@@ -201,7 +207,7 @@ class Tracer(KeyedMode):
             self._refuse(name, "which cannot be quantized here; write it with linear and matmul")
         taken = list(tensors([*args[: 1 if name in LIKE else None], *kwargs.values()]))
         if not taken:  # made of nothing
-            self._mark(result, self._value(replace(_NOWHERE, others=frozenset([CONSTANT]))))
+            self._mark(result, self._value(_CONSTANT))
             return result
         live = [t for t in taken if (t.is_floating_point() or t.is_complex()) and self._live(self._get(t))]
         if live and self._running and lies_in(self._frames[-1].module, self._part):
@@ -249,7 +255,7 @@ class Tracer(KeyedMode):
         data = [self._get(t) for t in taken if is_data(t) and (t.numel() > 1 or self._live(self._get(t)))]
         weighted = any(value.weighted for value in data)
         if name in SAME:
-            return replace(first, origin=origin)
+            return first if origin is first.origin else replace(first, origin=origin)
         if name in SCALINGS:
             if len(data) == 1:
                 return replace(first, origin=origin, scaled=True)
@@ -273,12 +279,16 @@ class Tracer(KeyedMode):
         floating = any(t.is_floating_point() or t.is_complex() for t in tensors(result))
         value = self._value(origin)
         if floating and self._live(value) and lies_in(self._frames[-1].module, self._part) and name not in MOVES:
-            self._refuse(name, "out of sight, in a scripted function or compiled code; write it in Python")
+            why = "out of sight, in a scripted function or compiled code; write it in Python"
+            self._out_of_sight = self._out_of_sight or self._refusal(name, why)
         self._mark(result, value)
 
-    def _refuse(self, name: str, why: str) -> None:
-        module = self._frames[-1].module or "the network itself"
-        raise OpaqueOperationError(f"the network calls torch's {name} in {module}, {why}")
+    def _refusal(self, name: str, why: str) -> OpaqueOperationError:
+        module = self._frames[-1].module or "its own forward"
+        return OpaqueOperationError(f"the network calls torch's {name} in {module}, {why}")
+
+    def _refuse(self, name: str, why: str) -> NoReturn:
+        raise self._refusal(name, why)
 
 
 PRODUCTS_BY_NAME = frozenset(name for name, kind in KINDS.items() if kind in PRODUCTS)
@@ -291,6 +301,8 @@ def _nearest(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _merged(origins: Sequence[Operand]) -> Operand:
+    if all(o is origins[0] for o in origins):
+        return origins[0] if origins else _NOWHERE
     return Operand(
         frozenset().union(*(o.ops for o in origins)),
         frozenset().union(*(o.parameters for o in origins)),

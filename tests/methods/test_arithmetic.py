@@ -1,0 +1,198 @@
+"""All arithmetic is accounted for: seen and quantized, or refused in one sentence that names it."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from arithmetic_networks import SHAPE, Between, Maps
+from tiny_networks import NETWORKS, tiny_model
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.spec import BitSpec
+from methods.core.intercept import OpaqueOperationError, UnsupportedNetworkError
+from methods.core.sites import find_sites
+from methods.core.trace import TRACED_IMAGES, UNKNOWN, trace
+from tasks.attention import unfused
+from tasks.cifar import architectures as cifar
+from tasks.embedded import architectures as embedded
+
+W = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@torch.jit.script
+def scripted(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return torch.matmul(x, w) + 1.0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_k1_macs_are_half_of_the_flops_that_torch_counts(name):
+    """FAULTS K1: the trace agrees with an independent count at the lowest level, exactly."""
+    net = tiny_model(name).net
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.zeros(TRACED_IMAGES, *SHAPE))
+    macs = sum(op.macs * (TRACED_IMAGES if op.batched else 1) for op in trace(net, SHAPE).ops)
+    assert 2 * macs == counter.get_total_flops() > 0
+
+
+QUANTIZED = {
+    "torch.mm": lambda x: torch.mm(x[0], x[1])[None],
+    "Tensor.mm": lambda x: x[0].mm(x[1])[None],
+    "torch.linalg.matmul": lambda x: torch.linalg.matmul(x, x),
+    "bmm(mat2=)": lambda x: torch.bmm(x, mat2=x),
+    "torch.ops.aten.mm": lambda x: torch.ops.aten.mm(x[0], x[1])[None],
+    "torch.ops.aten.linear": lambda x: torch.ops.aten.linear(x, W),
+}
+REFUSED = {
+    "linalg.multi_dot": lambda x: torch.linalg.multi_dot([x[0], x[1], W])[None],
+    "torch.inner": lambda x: torch.inner(x, W),
+    "torch.mv": lambda x: torch.stack([torch.mv(x[0], W[0])] * 16)[None],
+    "torch.addmv": lambda x: torch.stack([torch.addmv(W[0], x[0], W[1])] * 16)[None],
+    "torch.addbmm": lambda x: torch.addbmm(W, x, x)[None],
+    "torch.chain_matmul": lambda x: torch.chain_matmul(x[0], x[1], W)[None],
+    "torch.convolution": lambda x: torch.convolution(x, W[:, :, None], None, [1], [0], [1], False, [0], 1),
+    "aten.mm.default": lambda x: torch.ops.aten.mm.default(x[0], x[1])[None],
+    "torch.jit.script": lambda x: scripted(x, W),
+    "(x[..., None] * w).sum": lambda x: (x[..., None] * W).sum(-2),
+    "torch.einsum": lambda x: torch.einsum("nij,jk->nik", x, W),
+    "conv1d": lambda x: functional.conv1d(x, W[:, :, None]),
+    # further members
+    "unrolled depthwise convolution": lambda x: (x.unfold(2, 4, 4) * W[0, :4]).sum(-1).repeat(1, 1, 4),
+    "outer product of activations": lambda x: (x[:, :, :, None] * x[:, :, None]).sum(-1),
+    "torch.outer": lambda x: torch.outer(x[0, 0], x[0, 1])[None],
+    "torch.addcmul": lambda x: torch.addcmul(x, x, x),
+    "torch.lerp": lambda x: torch.lerp(x, x * 2, 0.5),
+    "torch.cdist": lambda x: torch.cdist(x, x),
+    "cosine_similarity": lambda x: functional.cosine_similarity(x[:, None], x[:, :, None], dim=-1),
+    "torch.fft": lambda x: torch.fft.fft2(x).real,
+    "view_as_complex": lambda x: torch.view_as_real(torch.view_as_complex(x.unflatten(2, (8, 2)))).flatten(2),
+    "cumsum": lambda x: x.cumsum(1),
+    "numpy": lambda x: x + torch.from_numpy(x.numpy() @ W.numpy()),
+    "item": lambda x: x / x.abs().max().item(),
+    "out=": lambda x: torch.add(x, x, out=torch.empty(x.shape)),
+    "dropout in training mode": lambda x: functional.dropout(x, 0.5, training=True),
+    "scaled_dot_product_attention": lambda x: functional.scaled_dot_product_attention(x, x, x),
+    "two activations to a power": lambda x: torch.pow(x, x),
+}
+
+
+@pytest.mark.parametrize("form", QUANTIZED)
+def test_k1_forms_of_a_product_that_are_quantized(form):
+    """FAULTS K1 "a layer that multiplies by torch.mm, ...": these were left in float, and are sites."""
+    graph = trace(Between(QUANTIZED[form]), SHAPE)
+    inside = [op for op in graph.ops if not op.key.module]
+    assert [op.key.kind for op in inside] == ["linear" if "linear" in form else "matmul"]
+    assert inside[0].macs > 0
+    if "linear" in form:  # its weight is no parameter
+        with pytest.raises(OpaqueOperationError, match=r"the weight of model/linear\.0 is computed"):
+            find_sites(graph, "matmul", BitSpec(4, 4))
+    else:
+        assert {(inside[0].key, 0), (inside[0].key, 1)} <= {
+            site.point for site in find_sites(graph, "matmul", BitSpec(4, 4)).activations
+        }
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_k1_forms_of_arithmetic_that_are_refused(form):
+    """FAULTS K1 "15 such forms were found", and others: one sentence names operation and module."""
+    net = nn.Sequential(Between(REFUSED[form]))
+    with pytest.raises(UnsupportedNetworkError) as refusal:
+        trace(net, SHAPE)
+    text = str(refusal.value)
+    assert text.startswith("the network ")
+    assert "\n" not in text
+    assert " in 0, " in text or "fused attention" in text
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])
+def test_k1_recurrent_layers_are_refused(layer):
+    """FAULTS K1, a further member: all their products lie in one operation."""
+    recurrent = layer(16, 16, batch_first=True).eval()
+    with pytest.raises(OpaqueOperationError, match=r"torch's (gru|lstm|rnn_tanh) in "):
+        trace(Between(lambda x: recurrent(x)[0]), SHAPE)
+
+
+def test_k1_what_a_compiled_or_scripted_function_moves_is_followed():
+    """Only its arithmetic is refused: windows may be cut out of sight."""
+    moved = torch.jit.script(_flipped)
+    graph = trace(Between(moved), SHAPE)
+    assert [str(key) for key in graph.by_key[graph.ops[-1].key].operands[0].ops] == ["first/linear.0"]
+
+
+def _flipped(x: torch.Tensor) -> torch.Tensor:
+    return x.transpose(1, 2).contiguous()
+
+
+def test_k1_nothing_is_assumed_of_a_tensor_that_is_no_buffer():
+    """FAULTS K1 "unknown origin": it was taken for a constant, and its sum for a masked one."""
+    outside = torch.randn(16, 16)
+    graph = trace(Between(lambda x: (x + outside).softmax(-1)), SHAPE)
+    add = graph.of_kind("add")[0]
+    assert add.operands[1].others == {UNKNOWN}
+    assert not add.operands[1].is_constant
+    assert "model/add.0:out" in [str(s) for s in find_sites(graph, "full", BitSpec(4, 4)).activations]
+
+
+def test_arithmetic_outside_the_part_that_is_quantized_is_not_refused():
+    """A detector's boxes may be decoded with whatever torch has; products count all the same."""
+
+    class Whole(nn.Module):
+        def __init__(self, after) -> None:
+            super().__init__()
+            self.body = Between(lambda x: x)
+            self.after, self.quantized_part = after, "body"
+
+        def forward(self, x):
+            return self.after(self.body(x))
+
+    assert trace(Whole(lambda x: x.cumsum(-1)), SHAPE).inside(trace(Whole(lambda x: x), SHAPE).ops[0].key)
+    with pytest.raises(OpaqueOperationError, match="einsum"):
+        trace(Whole(lambda x: torch.einsum("nij,nkj->nik", x, x)), SHAPE)
+
+
+PINNED = {
+    ("embedded", "vit", "full"): "3d3cea2972a42095",
+    ("embedded", "vit", "matmul"): "0f1e574dd7093073",
+    ("embedded", "swin", "full"): "1f64c2065d68c27f",
+    ("embedded", "swin", "matmul"): "aec5db258acb1a14",
+    ("cifar10", "vit", "full"): "30c3e51a7f2fb565",
+    ("cifar10", "vit", "matmul"): "cb7d487fae387778",
+    ("cifar10", "swin", "full"): "ef1b1961d51e2c67",
+    ("cifar10", "swin", "matmul"): "bd52ef278c1e4bfc",
+}
+
+
+@pytest.mark.parametrize(("suite", "name"), sorted({pin[:2] for pin in PINNED}))
+def test_sites_of_the_built_in_models_are_pinned(suite, name):
+    """Labels, widths, layers and bit operations; baselines and stored records depend on them."""
+    torch.manual_seed(0)
+    build, channels = {"embedded": (embedded.build, 1), "cifar10": (cifar.build, 3)}[suite]
+    graph = trace(unfused(build(name).eval().requires_grad_(False)), (channels, 32, 32))
+    for scheme in ("full", "matmul"):
+        sites = find_sites(graph, scheme, BitSpec(4, 6))
+        lines = [f"{site} {site.bits} {' '.join(site.layers)}" for site in sites.activations]
+        lines += [f"{site} {site.op} {site.axis}" for site in sites.weights] + [str(sites.bit_operations)]
+        assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == PINNED[suite, name, scheme]
+
+
+def test_a_module_without_parameters_is_a_function():
+    """FAULTS K1 "one module called twice": a ReLU has a key for each call; a layer has the same in all of its calls."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu, self.layer = nn.ReLU(), nn.Conv2d(6, 6, 1)
+
+        def forward(self, x):
+            return self.relu(x + self.layer(self.relu(self.layer(x))))
+
+    graph = trace(Maps(Twice().eval()), SHAPE)
+    assert [str(op.key) for op in graph.ops if op.key.module.startswith("between.")] == [
+        "between.layer/conv.0",
+        "between.relu/activation.0",
+        "between.layer/conv.0",
+        "between.relu/activation.1",
+    ]
