@@ -9,14 +9,14 @@ mmsegmentation models need no code of their own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from methods.core.operations import BINARY, KINDS, is_compute, name_of, positional, writes_in_place
+from methods.core.operations import BINARY, KINDS, MULTIPLYING, is_compute, name_of, positional, writes_in_place
 
 
 class OpKey(NamedTuple):
@@ -149,17 +149,24 @@ class Interceptor(KeyedMode):
             network may write into these tensors, so they serve one pass.
         record: when given, every keyed operation's final output is stored in it; None for one that ran several times.
         instead: operation -> function of the operation's own arguments that is called in its place; transforms run.
+        traced: all layers and matrix products that may run, None for any.
+
+    Raises:
+        OpaqueOperationError: while the network runs, it multiplies where it did not when it was traced.
     """
 
     def __init__(
         self,
         net: nn.Module,
         transforms: dict[tuple[OpKey, int], Transform],
+        *,
         replay: dict[OpKey, Tensor] | None = None,
         record: dict[OpKey, Tensor | None] | None = None,
         instead: dict[OpKey, Callable[..., Tensor]] | None = None,
+        traced: Set[OpKey] | None = None,
     ) -> None:
         super().__init__(net)
+        self._traced = traced
         self.instead = instead or {}
         self.transforms = transforms
         self.replay = replay or {}
@@ -167,6 +174,11 @@ class Interceptor(KeyedMode):
 
     def operation(self, key: OpKey, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run, quantize or replay one operation."""
+        if self._traced is not None and key.kind in MULTIPLYING and key not in self._traced:
+            raise OpaqueOperationError(
+                f"the network runs {key} on these images but not when it was traced, and it would stay in float; "
+                "which layers it runs must not depend on the images"
+            )
         target = args[0] if writes_in_place(key.kind, name_of(func), args, kwargs) else None
         known = self.replay.get(key)
         if known is not None:

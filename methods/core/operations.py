@@ -57,6 +57,7 @@ KINDS = _kinds(
     pool="mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d",
     reduce="sum var std norm linalg_norm linalg_vector_norm",
 )
+MULTIPLYING = {*LAYERS, "matmul"}
 BINARY = {"matmul", "add", "sub", "mul", "div"}
 # Elementwise kinds, which torch can also do in place: under the same name with a _ behind it.
 ELEMENTWISE = {"add", "sub", "mul", "div", "activation", "function"}

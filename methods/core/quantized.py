@@ -66,7 +66,7 @@ class Quantized:
 
     def interceptor(self, **extra: Any) -> Interceptor:
         """The mode under which `self.net`, or one of its blocks, computes with quantized activations."""
-        return Interceptor(self.net, dict(self.activations or {}), **extra)
+        return Interceptor(self.net, dict(self.activations or {}), traced=self.sites.traced, **extra)
 
     def __call__(self, images: Tensor) -> Any:
         """Output of the quantized network on normalised images (n, c, h, w)."""

@@ -2,6 +2,8 @@
 
 `full` follows PSAQ-ViT / FQ-ViT / CLAMP-ViT: every tensor that an integer pipeline would have to store, which
 includes the residual stream, LayerNorm outputs and attention logits; softmax outputs and what feeds GELU stay in float.
+So do statistics inside a normalisation, and scalings: a layer that takes what was scaled by channels, resized or put
+together has a site at its input (`Operand.altered`).
 The convolutions of dense heads are not in their tables; here they go with BatchNorm and the activation behind them.
 `matmul` follows PTQ4ViT / RepQ-ViT: the operands of linear layers, convolutions and matrix products, and nothing
 else; a convolution's input has 8 bits whatever the activation width.
@@ -18,6 +20,7 @@ from dataclasses import dataclass, replace
 from harness.spec import MAX_BITS, BitSpec
 from methods.core.intercept import OUTPUT, OpaqueOperationError, OpKey, UnsupportedNetworkError
 from methods.core.layers import LAYERS, output_axis
+from methods.core.operations import MULTIPLYING
 from methods.core.trace import Op, Operand, Trace
 
 CONV_INPUT_BITS = 8  # scheme `matmul`: RepQ-ViT's code, `zkkli/RepQ-ViT`
@@ -104,11 +107,14 @@ class Product:
 class Sites:
     """All sites of one network under one scheme and precision, in execution order, and the products of which they are
     factors.
+
+    `traced` are all layers and matrix products of the network, so that one that only some images reach is noticed.
     """
 
     weights: tuple[WeightSite, ...]
     activations: tuple[ActivationSite, ...]
     products: tuple[Product, ...] = ()
+    traced: frozenset[OpKey] | None = None
 
     def with_widths(self, widths: Mapping[str, int], activation: Callable[[int], int]) -> Sites:
         """The same sites in mixed precision: weights have `widths`, activations what `activation` makes of the widest
@@ -189,7 +195,8 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
     if not activations:
         raise NoSitesError("no quantizable operation was found; the scheme quantizes no activation of the network")
     products = tuple(_product(op, activations.keys(), weights.keys()) for op in trace.ops if op.macs)
-    return Sites(tuple(weights.values()), tuple(activations.values()), products)
+    traced = frozenset(op.key for op in trace.ops if op.key.kind in MULTIPLYING)
+    return Sites(tuple(weights.values()), tuple(activations.values()), products, traced)
 
 
 def _fed(op: Op, slot: int, trace: Trace) -> tuple[str, ...]:
@@ -223,7 +230,7 @@ def _matmul(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | N
 def _full(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | None]]:
     kind = op.key.kind
     slots: list[int] = []
-    if kind in (*LAYERS, "matmul"):
+    if kind in MULTIPLYING:
         slots += [i for i, operand in enumerate(op.operands) if _needs_own_site(operand, stored)]
     if kind == "add" and not _is_masking(op, trace):
         slots += [i for i, operand in enumerate(op.operands) if operand.is_parameter or operand.is_constant]

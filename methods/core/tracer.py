@@ -22,6 +22,7 @@ from methods.core.operations import (
     LEAVING,
     LIKE,
     MOVES,
+    MULTIPLYING,
     PRODUCTS,
     SAME,
     SCALINGS,
@@ -32,7 +33,7 @@ from methods.core.operations import (
 )
 
 # Kinds that are nodes whatever they are computed from; the others only where activations are.
-_ALWAYS = {*LAYERS, "matmul", "layer_norm", "batch_norm", "activation", "softmax", "add", "cat", "pool"}
+_ALWAYS = {*MULTIPLYING, "layer_norm", "batch_norm", "activation", "softmax", "add", "cat", "pool"}
 _ELEMENTWISE_OF_ONE = {"activation", "function"}
 _OF_ONE = _ELEMENTWISE_OF_ONE | {"pool", "reduce"}
 _NONE: frozenset[Any] = frozenset()

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 import torch
-from arithmetic_networks import SHAPE, Between, Maps
+from arithmetic_networks import SHAPE, Between, Maps, quantized
 from tiny_networks import NETWORKS, tiny_model
 from torch import nn
 from torch.nn import functional
@@ -151,6 +151,29 @@ def test_arithmetic_outside_the_part_that_is_quantized_is_not_refused():
     assert trace(Whole(lambda x: x.cumsum(-1)), SHAPE).inside(trace(Whole(lambda x: x), SHAPE).ops[0].key)
     with pytest.raises(OpaqueOperationError, match="einsum"):
         trace(Whole(lambda x: torch.einsum("nij,nkj->nik", x, x)), SHAPE)
+
+
+@pytest.mark.parametrize("scheme", ["full", "matmul"])
+def test_a_layer_that_only_some_images_reach_is_refused_when_they_do(scheme):
+    """A further member of FAULTS K1: the trace sees one way through the network; what lies on another is in float."""
+
+    def between(net, x):
+        return net.inner(x) if float(x.abs().max()) > 3 else x
+
+    class Careless(Between):
+        """Branches out of sight, as a network may that was told to."""
+
+        def forward(self, x):
+            x, loud = self.first(x.squeeze(1)), bool((x.abs() > 5).any())
+            return self.last(self.inner(x) if loud else x)
+
+    with pytest.raises(OpaqueOperationError, match="__float__"):
+        trace(Between(between, own=True), SHAPE)
+    model = quantized(Careless(lambda x: x), BitSpec(4, 4), scheme)
+    quiet = torch.full((2, *SHAPE), 0.5)
+    assert torch.isfinite(model(quiet)).all()
+    with pytest.raises(OpaqueOperationError, match=r"inner/linear\.0 on these images"):
+        model(quiet * 20)
 
 
 PINNED = {
