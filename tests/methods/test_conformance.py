@@ -189,6 +189,19 @@ def test_sources_of_one_repetition_start_from_the_same_noise() -> None:
     assert torch.allclose(found["psaq"], found["clamp"], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "real"])
+def test_images_depend_on_no_more_than_their_source_says(name: str) -> None:
+    """They are shared by all precisions and schemes for which `precision` is the same."""
+    info = Catalog.default().sources.get(name)
+    small = {"images": 2, "steps": 1, "rounds": 1}
+    source = info.load()(info.resolve("quick", {o: v for o, v in small.items() if o in info.options.model_fields}))
+    found: dict[str, torch.Tensor] = {}
+    for bits, scheme in (("W8A8", "full"), ("W4A8", "full"), ("W4A4", "matmul")):
+        spec, model = BitSpec.parse(bits), tiny_model("vit")
+        own = source.images(model, spec=spec, scheme=scheme, calib=None, ctx=FakeContext())
+        assert torch.equal(found.setdefault(source.precision(spec, scheme), own), own)
+
+
 def test_a_site_without_parameters_is_an_error() -> None:
     model = tiny_model("vit")
     sites = find_sites(trace(model.net, model.input_shape), "full", BitSpec(4, 8))
