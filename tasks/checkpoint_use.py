@@ -46,7 +46,7 @@ def load_checkpoint(net: nn.Module, path: Path, settings: Settings, class_names:
         UsageError: the checkpoint or its classes do not fit, or nothing says the order of the classes.
     """
     taken = load_weights(net, path, settings.which)
-    notices = _of_weights(path, taken)
+    notices = () if settings.which else _of_weights(path, taken)
     if not class_names:
         return Facts("the suite", weights=taken.entry, notices=notices)
     names_from = settings.names_from or SORTED

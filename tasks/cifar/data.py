@@ -15,16 +15,18 @@ import io
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
 
 from harness.contracts import check_not_sealed
-from harness.errors import DAMAGED_ARRAYS, UsageError
+from harness.errors import DAMAGED_ARRAYS, UsageError, first_line
 from tasks.cifar.architectures import CLASSES, IMAGE_SIZE
 from tasks.class_order import in_turn
+from tasks.content import hash_files, open_regular, reason
 from tasks.downloads import downloading
+from tasks.image_files import read_rgb
 from tasks.timm_models import Preprocessing
 
 if TYPE_CHECKING:
@@ -62,10 +64,13 @@ def open_splits(root: Path | None) -> tuple[Split, Split, str]:
         UsageError: neither form is there, or it is damaged.
     """
     folder = root or CACHE_ROOT
-    if (folder / PACKED).is_file():
-        return _packed(folder / PACKED)
-    if (folder / ORIGINAL).is_dir():
-        return _original(folder)
+    try:
+        if (folder / PACKED).is_file():
+            return _packed(folder / PACKED)
+        if (folder / ORIGINAL).is_dir():
+            return _original(folder)
+    except OSError as error:
+        raise UsageError(f"CIFAR-10 in {folder} cannot be read: {reason(error)}") from None
     raise UsageError(
         f"suite 'cifar10' finds neither {ORIGINAL}/ nor {PACKED} in {folder}; name their folder with --data-root, or "
         "download the images once with `nox -s data`"
@@ -74,12 +79,11 @@ def open_splits(root: Path | None) -> tuple[Split, Split, str]:
 
 def _packed(file: Path) -> tuple[Split, Split, str]:
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            content, offsets, labels, train = (stored[key] for key in ("jpeg", "offsets", "label", "train"))
-        if not len(offsets) == len(labels) + 1 == len(train) + 1 or offsets[-1] != len(content):
-            raise ValueError("its arrays do not fit together")
+        with open_regular(file) as opened:
+            content, offsets, labels, train = _arrays(opened)
     except DAMAGED_ARRAYS as error:
         raise UsageError(f"CIFAR-10 file {file} is damaged ({error}); copy it again") from None
+    hash_files(file.parent, [file], _undecodable)
     files = [memoryview(content)[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
     digest = hashlib.sha256(content)
     for array in (offsets, labels, train):
@@ -91,6 +95,34 @@ def _packed(file: Path) -> tuple[Split, Split, str]:
     return training, test, digest.hexdigest()[:16]
 
 
+def _arrays(file: BinaryIO) -> list[NDArray[Any]]:
+    """Files of all images one after the other, where each begins, their classes, and which are for training."""
+    with np.load(file, allow_pickle=False) as stored:
+        content, offsets, labels, train = (stored[key] for key in ("jpeg", "offsets", "label", "train"))
+    if not len(offsets) == len(labels) + 1 == len(train) + 1 or offsets[-1] != len(content):
+        raise ValueError("its arrays do not fit together")
+    if offsets[0] != 0 or (np.diff(offsets.astype(np.int64)) <= 0).any():
+        raise ValueError("its images do not follow one another")
+    if not np.isin(labels, np.arange(CLASSES)).all():
+        raise ValueError(f"its labels are not 0 to {CLASSES - 1}")
+    return [content, offsets, labels, train]
+
+
+def _undecodable(file: BinaryIO) -> str:
+    """A check for `hash_files`: which image in a packed file is none of 32 x 32 pixels."""
+    content, offsets, _, _ = _arrays(file)
+    for number, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+        try:
+            size = read_rgb(io.BytesIO(memoryview(content)[start:end])).size
+        except Exception as error:  # nearly anything, on a damaged image
+            wrong = first_line(error)
+        else:
+            wrong = "" if size == (IMAGE_SIZE, IMAGE_SIZE) else f"it has {size[0]}x{size[1]} pixels"
+        if wrong:
+            return f"image {number} in it is damaged ({wrong}); copy the file again"
+    return ""
+
+
 class _Files:
     """Encoded images, decoded when they are asked for."""
 
@@ -98,12 +130,7 @@ class _Files:
         self._files, self.labels = files, labels
 
     def images(self, indices: Iterable[int]) -> NDArray[np.uint8]:
-        from PIL import Image
-
-        try:
-            return np.stack([np.asarray(Image.open(io.BytesIO(self._files[i])).convert("RGB")) for i in indices])
-        except (OSError, ValueError) as error:
-            raise UsageError(f"an image in {PACKED} cannot be decoded ({error}); copy the file again") from None
+        return np.stack([np.asarray(read_rgb(io.BytesIO(self._files[i]))) for i in indices])
 
 
 def _original(root: Path) -> tuple[Split, Split, str]:
@@ -114,7 +141,7 @@ def _original(root: Path) -> tuple[Split, Split, str]:
             _Array(part.data, np.asarray(part.targets, dtype=np.int64))
             for part in (CIFAR10(str(root), train=train) for train in (True, False))
         )
-    except RuntimeError:  # torchvision's word for a file that is missing or has another MD5
+    except (RuntimeError, EOFError):  # torchvision's word for a file that is missing or has another MD5
         raise UsageError(
             f"{root / ORIGINAL} is incomplete or damaged; delete it and download it again, or copy it"
         ) from None

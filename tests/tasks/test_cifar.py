@@ -6,9 +6,12 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import pickle
+import tempfile
 from functools import partial
 from http.client import IncompleteRead
+from itertools import pairwise
 from pathlib import Path
 from urllib.error import URLError
 
@@ -153,6 +156,56 @@ def test_missing_or_damaged_data_get_a_sentence(packed, original, tmp_path, monk
         (tmp_path / PACKED).write_bytes(content[:keep])
         with pytest.raises(UsageError, match="is damaged"):
             open_suite("cifar10", tmp_path)
+
+
+def _small(images: list[bytes]) -> list[bytes]:
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(stream, "PNG")
+    return [*images[:-1], stream.getvalue()]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images: [*images[:-1], images[-1][:-40]], "image 89 in it is damaged"),
+        (lambda images: [*images[:7], b"no image", *images[8:]], "image 7 in it is damaged"),
+        (_small, r"image 89 in it is damaged \(it has 16x16 pixels\)"),
+        (lambda images: [*images[:-1], b""], "its images do not follow one another"),
+    ],
+)
+def test_k3_a_damaged_image_in_the_packed_file_is_found_when_it_is_opened(pixels, packed, tmp_path, change, message):
+    """A further member of FAULTS K3 "truncated JPEG": found while evaluating, or never."""
+    with np.load(packed / PACKED) as stored:
+        arrays = dict(stored)
+    offsets = arrays["offsets"].tolist()
+    raw = arrays["jpeg"].tobytes()
+    images = change([raw[a:b] for a, b in pairwise(offsets)])
+    arrays |= {"jpeg": np.frombuffer(b"".join(images), np.uint8), "offsets": np.cumsum([0, *map(len, images)])}
+    np.savez(tmp_path / PACKED, **arrays)
+    with pytest.raises(UsageError, match=message):
+        CifarData(tmp_path)
+
+
+def test_k2_labels_that_are_no_classes_are_refused(pixels, tmp_path):
+    """A further member of K2: they would have counted as wrong answers."""
+    images, labels = pixels
+    write_packed(tmp_path / PACKED, images, labels + 1)
+    with pytest.raises(UsageError, match="its labels are not 0 to 9"):
+        CifarData(tmp_path)
+
+
+def test_k5_a_data_root_that_may_not_be_read_gets_a_sentence():
+    """FAULTS K5 "folders that may not be read (`--data-root`)"."""
+    if os.geteuid():
+        pytest.skip("needs to change the user")
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(UsageError, match="cannot be read: Permission denied"):
+                CifarData(Path(name))
+        finally:
+            os.seteuid(0)
 
 
 @pytest.mark.parametrize(
