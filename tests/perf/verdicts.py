@@ -26,7 +26,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Print both tables as Markdown."""
-    _say(f"| spread | seeds | {' | '.join(f'{d} points' for d in DIFFERENCES)} |")
+    _say(f"| spread | seeds | {' | '.join(f'{d} point' + 's' * (d != 1) for d in DIFFERENCES)} |")
     _say(f"| --- | ---: |{' ---: |' * len(DIFFERENCES)}")
     for spreads in SPREADS:
         for seeds in (2, 3, 5):
