@@ -166,6 +166,7 @@ class TaskInfo:
     resampling: str = ""
     runs_configs: bool = False
     packages: tuple[str, ...] = ()  # that its numbers depend on beyond those that its code imports
+    metrics: tuple[str, ...] = ()  # names of what its suites measure, the primary one first
 
     def check(self) -> None:
         """Check what can be known without importing the task's code.

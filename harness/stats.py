@@ -255,11 +255,31 @@ class Resampled:
         return self.images
 
 
+def resamples(images: int, seed: int = 0) -> Floats:
+    """How often each image is in each bootstrap sample, (resamples, images): the same for all that are compared."""
+    counts = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
+    return np.asarray(counts, dtype=np.float64)
+
+
 def resample(metric: Metric, images: int, seed: int = 0) -> Resampled:
     """`metric` on all `images`, and on `RESAMPLES` bootstrap samples of them."""
-    weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
     value = metric(np.ones((1, images)))[0]
-    return Resampled(images, float(value), np.asarray(metric(weights.astype(np.float64))))
+    return Resampled(images, float(value), np.asarray(metric(resamples(images, seed))))
+
+
+def bootstrap_test(a: Resampled, b: Resampled) -> tuple[float, float, float]:
+    """Compare a metric in two runs of one computation, on the same images with the same seed; as the gate does.
+
+    Returns:
+        The difference a - b in points, its standard error over images by the paired bootstrap, and the two-sided
+        p-value of their ratio under the normal distribution.
+    """
+    if len(a) != len(b):
+        raise ValueError("resampled metrics of other images cannot be paired")
+    difference, spread = a.value - b.value, float(np.std(a.draws - b.draws, ddof=1))
+    if spread == 0:
+        return difference, 0.0, float(difference == 0)
+    return difference, spread, float(2 * stats.norm.sf(abs(difference) / spread))
 
 
 def _pair(a: ArrayLike, b: ArrayLike, *, dimensions: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -14,6 +14,7 @@ INFO = TaskInfo(
         "tiny": "tiny networks with random weights and random images, to check plugins; its numbers mean nothing",
     },
     target="tasks.timm_cls:open_suite",
+    metrics=("top1",),
     models={
         "vit": "embedded: VisionTransformer, 6 blocks of width 128, patch 4, 1x32x32 input; cifar10: 12 blocks, "
         "convolutional stem, no class token, 3x32x32 input",

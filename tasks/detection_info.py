@@ -20,6 +20,7 @@ INFO = TaskInfo(
         "NAME@random": "any suite: any of these with random weights (fixed seed), to try things out",
     },
     runs_configs=True,
+    metrics=("box_ap", "mask_ap"),
     resampling="tasks.dense_outcomes:average_precision_of",
     packages=("mmcv", "mmcv-lite"),  # what mmdet and mmsegmentation are built on
 )

@@ -20,6 +20,7 @@ INFO = TaskInfo(
         "mmseg:CONFIG@FILE": "any suite: the model of any mmseg config (.json, .yaml, .toml; .py with --trust-configs)",
     },
     runs_configs=True,
+    metrics=("miou",),
     resampling="tasks.dense_outcomes:mean_iou_of",
     packages=("mmcv", "mmcv-lite"),  # what mmdet and mmsegmentation are built on
 )

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.cell import Cell
+from harness.cell import Cell, digest
 from harness.errors import UsageError
 from harness.files import write_atomically
 from harness.provenance import Revision
 from harness.regress.environment import Environment, differences
-from harness.regress.measure import Fact, Measurement, is_share
+from harness.regress.measure import Fact, Measurement
+from harness.regress.outcomes import Correct, Dense, pack_correct, unpack_correct
 from harness.regress.suite import Case, first_problem, name_of
 
 
@@ -26,45 +24,70 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class DenseOutcomes(_Part):
+    """Outcomes of a metric that is no share of right images, see `outcomes.Dense`: both in base64, little-endian.
+
+    `digests` has 32 bits an image, `draws` the metric on resampled images in single precision; `check` is a digest of
+    both with the value and the number of images.
+    """
+
+    digests: str
+    draws: str
+    check: str
+
+
 class Entry(_Part):
-    """One case. `correct` has a bit an image, packed (the first image is the highest bit) and in base64.
-    `environment` is that of its outcomes if it is not the baseline's.
+    """One case. `correct` has a bit an image, packed (the first image is the highest bit) and in base64; a metric that
+    is no share of right images has `dense` instead. `environment` is that of its outcomes if it is not the baseline's.
     """
 
     cell: Cell
     metric: str
     value: float
     images: int
-    correct: str
+    correct: str | None = None
+    dense: DenseOutcomes | None = None
     facts: dict[str, Fact]
     environment: Environment | None = None
 
     @classmethod
     def of(cls, measured: Measurement) -> Entry:
         """The entry of a measurement."""
-        packed = base64.b64encode(np.packbits(measured.correct).tobytes()).decode()
+        found, value, images = measured.outcomes, measured.value, measured.images
+        dense = None
+        if isinstance(found, Dense):
+            digests, draws = found.pack()
+            dense = DenseOutcomes(digests=digests, draws=draws, check=_check(value, images, digests, draws))
         return cls(
             cell=measured.cell,
             metric=measured.metric,
-            value=measured.value,
-            images=measured.images,
-            correct=packed,
+            value=value,
+            images=images,
+            correct=None if isinstance(found, Dense) else pack_correct(found),
+            dense=dense,
             facts=dict(measured.facts),
         )
 
-    def outcomes(self) -> NDArray[np.bool_]:
-        """Outcome of every image, (images,).
+    def outcomes(self) -> Correct | Dense:
+        """Outcomes of the images.
 
         Raises:
-            ValueError: `correct` is not base64 of as many bits as there are images, or disagrees with `value`.
+            ValueError: they do not fit the number of images, or disagree with `value`.
         """
-        packed = np.frombuffer(base64.b64decode(self.correct, validate=True), dtype=np.uint8)
-        if self.images < 1 or len(packed) != -(-self.images // 8):
-            raise ValueError(f"{len(packed)} bytes of outcomes do not fit {self.images} images")
-        found = np.unpackbits(packed, count=self.images).astype(bool)
-        if not is_share(self.value, found):
-            raise ValueError(f"{100 * found.mean():.4f} % of the outcomes are right, the value is {self.value:.4f}")
+        if (self.correct is None) == (self.dense is None):
+            raise ValueError("it needs either 'correct' or 'dense'")
+        if self.correct is not None:
+            return unpack_correct(self.correct, self.value, self.images)
+        assert self.dense is not None
+        digests, draws = self.dense.digests, self.dense.draws
+        found = Dense.unpack(self.value, self.images, digests, draws)
+        if self.dense.check != _check(self.value, self.images, digests, draws):
+            raise ValueError(f"its outcomes are not those of the value {self.value:.4f}")
         return found
+
+
+def _check(*parts: object) -> str:
+    return digest(list(parts))[:16]
 
 
 class Update(_Part):
@@ -149,8 +172,9 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
     """
     content = baseline.model_dump(mode="json")
     for case in content["cases"].values():
-        if case["environment"] is None:
-            del case["environment"]
+        for name in ("correct", "dense", "environment"):
+            if case[name] is None:
+                del case[name]
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -158,7 +158,8 @@ def _measure(cases: Sequence[Case], store: Store, settings: Settings, console: C
     # A folder of an earlier run keeps its result of a cell that fails now, which is not this run's.
     records = [failures.get(record.key, record) for record in store.records() if record.key in plan.keys]
     ok = [record for record in records if record.status == "ok"]
-    measured = {name_of(record.cell): measurement(record, store) for record in ok}
+    tasks = settings.catalog.tasks
+    measured = {name_of(record.cell): measurement(record, store, tasks.get(record.cell.task)) for record in ok}
     unmeasured = {name_of(record.cell): _why(record) for record in records if record.status != "ok"}
     environment = Environment.of(ok[0].provenance) if ok else None
     code = exit_code(plan, records)
@@ -177,7 +178,7 @@ def _report(suite: Suite, cases: Sequence[Case], baseline: Baseline | None, run:
     if baseline is None or run.environment is None:
         return None
     changes = differences(baseline.environment, run.environment)
-    verdicts: list[Verdict] = judge(cases, baseline, run.measured, run.unmeasured, repeatable=not changes)
+    verdicts: list[Verdict] = judge(cases, baseline, run.measured, run.unmeasured, run.environment)
     return Report(f"Regression gate, suite {suite.suite}", verdicts, changes, baseline.updates[-1])
 
 

@@ -11,38 +11,14 @@ import numpy as np
 from harness import stats
 from harness.cell import Cell
 from harness.regress.baseline import Baseline, Entry
+from harness.regress.environment import Environment, differences
 from harness.regress.measure import Fact, Measurement
-from harness.regress.rule import ALPHA, Limits, detectable, seen
+from harness.regress.pairing import Paired, Sensitivity, pair
+from harness.regress.rule import Limits
 from harness.regress.suite import Case
 
 # `xfail`: it fails as expected; `xpass`: it should have failed and did not; `missing`: it gave no number.
 Status = Literal["ok", "fail", "xfail", "xpass", "missing"]
-POWER = 0.8
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Two runs of a case on the same images: images gained and lost, and p-values of the exact McNemar test."""
-
-    up: int
-    down: int
-    p: float
-    p_adjusted: float
-
-    @property
-    def flips(self) -> int:
-        """Images that only one of the two has right."""
-        return self.up + self.down
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """What the rule sees in a case, in points: the smallest net drop that fails, given the flips that were observed,
-    and the smallest true drop that fails in 80 % of simulated runs. None: no drop would.
-    """
-
-    net: float | None
-    true: float | None
 
 
 @dataclass(frozen=True)
@@ -59,8 +35,17 @@ class Verdict:
     status: Status
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    paired: Pairing | None = None
+    paired: Paired | None = None
     sensitivity: Sensitivity | None = None
+    changes: tuple[str, ...] = ()  # names of what differs between the value's environment and that of this run
+
+    @property
+    def applies(self) -> str:
+        """Which tolerance applies, and why."""
+        if not self.changes:
+            return "tight: same environment"
+        shown = ", ".join(self.changes[:3]) + (f" and {len(self.changes) - 3} more" if len(self.changes) > 3 else "")
+        return f"elsewhere: {shown} {'differs' if len(self.changes) == 1 else 'differ'}"
 
     @property
     def fails(self) -> bool:
@@ -78,8 +63,7 @@ def judge(
     baseline: Baseline,
     measured: Mapping[str, Measurement],
     unmeasured: Mapping[str, str],
-    *,
-    repeatable: bool,
+    environment: Environment,
 ) -> list[Verdict]:
     """The verdicts in the order of the cases.
 
@@ -88,31 +72,39 @@ def judge(
         baseline: Old outcomes by name.
         measured: New outcomes by name.
         unmeasured: Why there are none, by name.
-        repeatable: Whether the environment is the baseline's.
+        environment: That of the new outcomes; where a value is of the same one, its tolerance is tight.
     """
     known = [case for case in cases if case.name in baseline.cases]
-    drafts = [_draft(case, baseline.cases[case.name], measured, unmeasured, repeatable) for case in known]
+    drafts = [
+        _draft(case, old := baseline.cases[case.name], measured, unmeasured, _changes(baseline, old, environment))
+        for case in known
+    ]
     adjusted = stats.holm([draft.paired.p if draft.paired else np.nan for draft in drafts])
     family = sum(draft.paired is not None for draft in drafts)
     return [_decide(draft, float(p), family) for draft, p in zip(drafts, adjusted, strict=True)]
 
 
+def _changes(baseline: Baseline, old: Entry, environment: Environment) -> tuple[str, ...]:
+    """What differs from the environment of an entry, its own or else the baseline's."""
+    return tuple(name for name, _, _ in differences(old.environment or baseline.environment, environment))
+
+
 def _draft(
-    case: Case, old: Entry, measured: Mapping[str, Measurement], unmeasured: Mapping[str, str], repeatable: bool
+    case: Case,
+    old: Entry,
+    measured: Mapping[str, Measurement],
+    unmeasured: Mapping[str, str],
+    changes: tuple[str, ...],
 ) -> Verdict:
     """A verdict before p-values can be adjusted."""
-    repeatable = repeatable and old.environment is None
-    limits = Limits(old.images, case.tolerance if repeatable else case.elsewhere, repeatable)
+    limits = Limits(old.images, case.elsewhere if changes else case.tolerance, repeatable=not changes)
     new = measured.get(case.name)
     if new is None:
-        return Verdict(case, old, None, limits, "missing", (unmeasured.get(case.name, "it was not run"),))
-    paired = None
-    if new.cell.data == old.cell.data and new.images == old.images:
-        before = old.outcomes()
-        up, down = int((new.correct & ~before).sum()), int((before & ~new.correct).sum())
-        p = float(stats.mcnemar_of_counts(up, down))
-        paired = Pairing(up, down, p, p)
-    return Verdict(case, old, new, limits, "ok", tuple(_changed_facts(old, new)), tuple(_options(old, new)), paired)
+        reasons = (unmeasured.get(case.name, "it was not run"),)
+        return Verdict(case, old, None, limits, "missing", reasons, changes=changes)
+    paired = pair(old.outcomes(), new.outcomes) if new.cell.data == old.cell.data else None
+    problems, notes = tuple(_changed_facts(old, new)), tuple(_options(old, new))
+    return Verdict(case, old, new, limits, "ok", problems, notes, paired, changes=changes)
 
 
 def _changed_facts(old: Entry, new: Measurement) -> Iterator[str]:
@@ -159,11 +151,10 @@ def _decide(draft: Verdict, adjusted: float, family: int) -> Verdict:
     paired, sensitivity = None, None
     if draft.paired is not None:
         paired = replace(draft.paired, p_adjusted=adjusted)
-        problems += _moved(draft.limits, paired)
-        if not problems and draft.limits.beyond(paired.up, paired.down):
+        problems += paired.problems(draft.limits)
+        if not problems and paired.beyond(draft.limits):
             notes.append(f"beyond its tolerance, but not significantly (p = {paired.p_adjusted:.3f})")
-        flips = min(paired.flips, int(draft.limits.flips))  # more of them fail without any drop
-        sensitivity = Sensitivity(detectable(draft.limits, flips, family), seen(draft.limits, flips, family, POWER))
+        sensitivity = paired.sensitivity(draft.limits, family)
     return replace(
         draft,
         status=_status(bool(problems), draft.case.xfail),
@@ -172,21 +163,6 @@ def _decide(draft: Verdict, adjusted: float, family: int) -> Verdict:
         paired=paired,
         sensitivity=sensitivity,
     )
-
-
-def _moved(limits: Limits, paired: Pairing) -> Iterator[str]:
-    """What the rule finds, in words."""
-    up, down = paired.up, paired.down
-    if not limits.fails(up, down, paired.p_adjusted):
-        return
-    points = 100 * (up - down) / limits.images
-    how = f"{up} images gained, {down} lost, p = {paired.p_adjusted:.2g}"
-    if limits.beyond(up, down) and (limits.repeatable or paired.p_adjusted <= ALPHA):
-        kind = "drop" if up < down else "gain that nobody has explained"
-        yield f"{kind} of {abs(points):.2f} points, beyond the tolerance of {limits.tolerance:g} ({how})"
-    else:
-        most = f"{limits.flips:.0f} that go with a tolerance of {limits.tolerance:g}"
-        yield f"{paired.flips} images flip, more than the {most} ({how})"
 
 
 def _status(failing: bool, xfail: str | None) -> Status:

@@ -3,58 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from harness.cell import Cell
+from harness import stats
+from harness.cell import Cell, digest
 from harness.errors import UsageError
+from harness.plugins import TaskInfo, import_target
 from harness.record import Quantization, Record
+from harness.regress.outcomes import Correct, Dense, is_share
 from harness.regress.suite import name_of
 from harness.store import Store
 
 Fact = int | float | str
+SAME = 1e-3  # points between a metric as its task evaluates it and as it is made of stored outcomes
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A cell's number. `value` is 100 times the mean of `correct` (images,); `facts` are counts and mean widths."""
+    """A cell's number with the outcomes behind it; `facts` are counts and mean widths."""
 
     cell: Cell
     metric: str
     value: float
-    correct: NDArray[np.bool_]
+    outcomes: Correct | Dense
     facts: Mapping[str, Fact] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
         """Number of evaluation images."""
-        return len(self.correct)
+        return len(self.outcomes)
 
 
-def measurement(record: Record, store: Store) -> Measurement:
+def measurement(record: Record, store: Store, task: TaskInfo) -> Measurement:
     """The measurement of an `ok` record.
 
     Raises:
-        UsageError: its outcomes cannot be read, or its metric is no share of images that are right.
+        UsageError: its outcomes cannot be read, or the task does not say how its metric is made of them.
     """
-    name = name_of(record.cell)
-    outcomes = store.outcomes(record.key)
     metric = str(record.primary_metric)
-    value = record.metrics[metric]
-    correct = outcomes["correct"].to_numpy(dtype=bool) if "correct" in outcomes else np.zeros(0, dtype=bool)
-    if not len(correct) or not is_share(value, correct):
-        raise UsageError(
-            f"the gate compares images that are right or wrong, and {metric} of '{name}' is no share of such images; "
-            f"take task '{record.cell.task}' out of the suite"
-        )
-    return Measurement(record.cell, metric, value, correct, _facts(record, store))
-
-
-def is_share(value: float, correct: NDArray[np.bool_]) -> bool:
-    """Whether `value` is the share of images that are right, in points."""
-    return abs(value - 100 * float(correct.mean())) < 1e-6
+    value, facts = record.metrics[metric], _facts(record, store)
+    frame = store.outcomes(record.key)
+    wrong = UsageError(
+        f"the gate compares {metric} of '{name_of(record.cell)}' image by image, and it is neither the share of images "
+        f"that are `correct` nor what `resampling` of task '{task.name}' makes of them; take it out of the suite"
+    )
+    if task.metrics and metric != task.metrics[0]:
+        raise wrong
+    if not task.resampling:
+        correct = frame["correct"].to_numpy(dtype=bool) if "correct" in frame else np.zeros(0, dtype=bool)
+        if not is_share(value, correct):
+            raise wrong
+        return Measurement(record.cell, metric, value, correct, facts)
+    dense = Dense.of(frame, import_target(task.resampling)(frame))
+    if not abs(dense.resampled.value - value) < SAME:
+        raise wrong
+    facts["resamples"] = digest(stats.resamples(len(frame))[0].tolist())[:8]  # draws of others cannot be paired
+    # Two ways to compute one number differ in the last digits, which is no move.
+    dense = Dense(dense.digests, replace(dense.resampled, value=value))
+    return Measurement(record.cell, metric, value, dense, facts)
 
 
 def _facts(record: Record, store: Store) -> dict[str, Fact]:

@@ -48,6 +48,10 @@ class Limits:
         """Whether the net change is beyond the tolerance."""
         return np.asarray(np.abs(np.subtract(up, down)) > self.net + _ROUNDING)
 
+    def exceeded(self, points: float) -> bool:
+        """Whether a change of a metric that is no share of images is beyond the tolerance."""
+        return abs(points) > self.tolerance + _ROUNDING
+
     def restless(self, up: ArrayLike, down: ArrayLike) -> NDArray[np.bool_]:
         """Whether there are more flips than tolerated, whatever their net change."""
         return np.asarray(np.add(up, down) > self.flips + _ROUNDING)

@@ -12,12 +12,17 @@ from rich.table import Table
 
 from harness.regress.baseline import Update
 from harness.regress.environment import sentence
-from harness.regress.judge import POWER, Status, Verdict
+from harness.regress.judge import Status, Verdict
+from harness.regress.pairing import POWER, Pairing
 from harness.regress.rule import ALPHA
 
 NONE = "–"
 _STYLES: dict[Status, str] = {"ok": "", "fail": "red", "xfail": "yellow", "xpass": "red", "missing": "red"}
-_COLUMNS = ("case", "baseline", "now", "Δ", "up", "down", "p", "tolerance", "net seen", "true seen", "verdict")
+_COLUMNS = (
+    *("case", "baseline", "now", "Δ", "up", "down", "changed", "p", "tolerance", "net seen", "true seen"),
+    "verdict",
+)
+_TEXTS = ("case", "verdict")
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,23 @@ def notes(report: Report) -> list[str]:
     return [
         f"The baseline was last renewed on {when}: {update.reason}",
         sentence(report.changes),
-        f"p: exact McNemar test, adjusted by Holm over the cases; significant up to {ALPHA:g}. Net seen: the smallest"
-        " net drop in points that this rule fails, given the flips of this run. True seen: the smallest true drop that "
-        f"{POWER:.0%} of simulated runs fail.",
+        *_applied(report),
+        "Changed: images whose outcome is another one; those of a metric that is a share of right images went up or "
+        f"down. p: exact McNemar test, or paired bootstrap of any other metric, adjusted by Holm over the cases; "
+        f"significant up to {ALPHA:g}. Net seen: the smallest net drop in points that this rule fails, given the"
+        f" changes of this run. True seen: the smallest true drop that {POWER:.0%} of simulated runs fail.",
     ]
+
+
+def _applied(report: Report) -> Iterator[str]:
+    """Which tolerance applies to which cases, and why; an entry of the baseline may name an environment of its own."""
+    cases: dict[str, list[Verdict]] = {}
+    for verdict in report.verdicts:
+        cases.setdefault(verdict.applies, []).append(verdict)
+    for applies, own in cases.items():
+        named = [f"'{verdict.case.name}'" for verdict in own if verdict.old.environment is not None]
+        why = f"; the baseline names an environment of its own for {', '.join(named)}" if named else ""
+        yield f"Tolerances are {applies} ({len(own)} of {len(report.verdicts)} cases{why})."
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
@@ -86,10 +104,11 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
         f"{verdict.old.value:.2f}",
         f"{new.value:.2f}" if new else NONE,
         f"{new.value - verdict.old.value:+.2f}" if new else NONE,
-        str(paired.up) if paired else NONE,
-        str(paired.down) if paired else NONE,
+        str(paired.up) if isinstance(paired, Pairing) else NONE,
+        str(paired.down) if isinstance(paired, Pairing) else NONE,
+        NONE if paired is None else str(paired.flips if isinstance(paired, Pairing) else paired.changed),
         f"{paired.p_adjusted:.3f}" if paired else NONE,
-        f"{verdict.limits.tolerance:g}",
+        f"{verdict.limits.tolerance:g} {'elsewhere' if verdict.changes else 'tight'}",
         _points(sees.net if sees else None),
         _points(sees.true if sees else None),
         verdict.status,
@@ -108,8 +127,8 @@ def print_report(report: Report, console: Console) -> None:
             environment.add_row(*map(escape, change))
         console.print(environment)
     table = Table(title=escape(report.title), title_justify="left")
-    for place, name in enumerate(_COLUMNS):
-        text = place in (0, len(_COLUMNS) - 1)
+    for name in _COLUMNS:
+        text = name in _TEXTS
         table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for verdict, row in zip(report.verdicts, rows(report), strict=True):
         table.add_row(*map(escape, row), style=_STYLES[verdict.status])

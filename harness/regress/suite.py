@@ -30,9 +30,11 @@ class Group(_Part):
     """Cases that share their tolerances, in points: every method at every precision on every model.
 
     `tolerance` holds in the environment of the baseline, `elsewhere` in any other; `reason` says where they come from.
-    With `xfail`, the reason of a known difference, the cases are expected to fail.
+    With `xfail`, the reason of a known difference, the cases are expected to fail. `task` is the suite's unless it is
+    given here.
     """
 
+    task: Sentence | None = None
     models: Names
     methods: Names
     bits: Names
@@ -146,7 +148,7 @@ def _request(suite: Suite, group: Group, data_root: Path | None, *, trust_config
         models=group.models,
         bits=group.bits,
         schemes=group.schemes,
-        tasks=(suite.task,),
+        tasks=(group.task or suite.task,),
         suite=suite.suite,
         seeds=group.seeds,
         limit=suite.limit,

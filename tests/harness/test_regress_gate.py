@@ -175,7 +175,8 @@ def test_elsewhere_is_shown_and_has_the_wider_tolerance(broken):
     output = broken(code=1).output
     assert re.search(r"torch\s+│ 1\.0 ", output)
     assert "The environment is not that of the baseline" in output
-    assert re.search(r"toyreal W8A8.*│ +7\.5 │", output)
+    assert re.search(r"toyreal W8A8.*│ +7\.5 elsewhere │", output)
+    assert "Tolerances are elsewhere: torch differs (5 of 5 cases)." in output
 
 
 def test_changed_facts_fail(pinned, monkeypatch):

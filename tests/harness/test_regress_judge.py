@@ -13,6 +13,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.plan import Planned
+from harness.plugins import TaskInfo
 from harness.record import Provenance, Record
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, renewed, write_baseline
 from harness.regress.environment import Environment, differences, flags_in, sentence
@@ -26,6 +27,7 @@ from harness.regress.suite import Case, read_suite
 ROOT = Path(__file__).parents[2]
 IMAGES = 2000
 ENVIRONMENT = Environment(versions={"torch": "2"}, hardware={}, variables={}, device="cpu", threads=1)
+OTHER = ENVIRONMENT.model_copy(update={"threads": 2})
 UPDATE = Update(reason="a <reason> | why", commit="c" * 40, date="2026-01-02T00:00:00+00:00", modified=False)
 FACTS = {"weight sites": 26, "mean weight bits": 4.0}
 
@@ -52,7 +54,8 @@ def run(toy_cell):
         new = {case.name: change(measured(case.cell, r)) for case, r in zip(cases, rights, strict=True)}
         new = {name: m for name, m in new.items() if name not in missing}
         baseline = Baseline(environment=ENVIRONMENT, updates=(UPDATE,), cases=old)
-        return judge(cases, baseline, new, dict.fromkeys(missing, "ValueError: x"), repeatable=repeatable)
+        environment = ENVIRONMENT if repeatable else OTHER
+        return judge(cases, baseline, new, dict.fromkeys(missing, "ValueError: x"), environment)
 
     return verdicts
 
@@ -173,7 +176,7 @@ def test_markdown_names_what_fails(report):
     assert "a &lt;reason> \\| why" in text
     assert "| torch | 2 | 3 |" in text
     widths = {line.count(" | ") for line in text.splitlines() if line.startswith("| toy")}
-    assert widths == {10}
+    assert widths == {11}
 
 
 def test_annotations_and_junit(report):
@@ -230,8 +233,8 @@ def test_renewing_keeps_what_is_expected_to_fail(toy_cell):
     other = ENVIRONMENT.model_copy(update={"threads": 7})
     moved, _ = renewed(new, now, other, update)  # the old value is of the old environment
     assert [moved.cases[case.name].environment for case in (known, plain)] == [ENVIRONMENT, None]
-    (verdict,) = judge([known], moved, {known.name: measured(known.cell, outcomes(*LOST))}, {}, repeatable=True)
-    assert verdict.limits.tolerance == 1.5
+    (verdict,) = judge([known], moved, {known.name: measured(known.cell, outcomes(*LOST))}, {}, other)
+    assert (verdict.limits.tolerance, verdict.applies) == (1.5, "elsewhere: threads differs")
     again, _ = renewed(moved, now, ENVIRONMENT, update)
     assert again.cases[known.name].environment is None
     first, kept = renewed(None, now, ENVIRONMENT, update)
@@ -287,19 +290,33 @@ def test_the_committed_suite_says_what_it_tolerates():
         assert int(told[1]) == round(Limits(suite.limit, group.elsewhere, repeatable=False).flips, 0)
 
 
-@pytest.mark.parametrize(
-    ("outcomes_of", "metric", "message"),
-    [
-        ({"score": [0.5, 0.6]}, 55.0, "ap of 'toy tiny toynoise W4A8 full seed 0' is no share of such images"),
-        ({"correct": [True, False]}, 51.0, "says ap 51.0000, but its outcomes give 50.0000 points"),
-        ({"correct": []}, 0.0, "has outcomes of no image"),
-    ],
-)
-def test_only_shares_of_right_images_can_be_paired(toy_cell, store, outcomes_of, metric, message):
-    cell = toy_cell()
+UNPAIRED = "ap of 'toy tiny toynoise W4A8 full seed 0' image by image, and it is neither"
+
+
+def saved(store, cell, metric, value, outcomes_of) -> Record:
     provenance = Provenance(code="c", versions={}, hardware={}, device="cpu", threads=1, git=None)
     fields = {"key": cell.key, "cell": cell, "provenance": provenance, "started": "", "finished": ""}
-    record = Record(**fields, status="ok", primary_metric="ap", metrics={"ap": metric})
+    record = Record(**fields, status="ok", primary_metric=metric, metrics={metric: value})
     store.save(record, pd.DataFrame(outcomes_of))
+    return record
+
+
+def task(resampling: str = "", metrics: tuple[str, ...] = ()) -> TaskInfo:
+    return TaskInfo("toy", "a toy", {"toy": "toy"}, "dfq_toy_suite:open_suite", resampling=resampling, metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("made", "info", "message"),
+    [
+        (({"score": [0.5, 0.6]}, 55.0), task(), UNPAIRED),
+        (({"correct": [True, False]}, 51.0), task(), "says ap 51.0000, but its outcomes give 50.0000 points"),
+        (({"correct": []}, 0.0), task(), "has outcomes of no image"),
+        (({"correct": [True, False]}, 50.0), task(metrics=("top1",)), UNPAIRED),
+        (({"confusion": [[3, 1, 0, 4]]}, 70.0), task("tasks.dense_outcomes:mean_iou_of"), UNPAIRED),
+    ],
+)
+def test_only_what_is_made_of_outcomes_can_be_paired(toy_cell, store, made, info, message):
+    outcomes_of, value = made
+    record = saved(store, toy_cell(), "ap", value, outcomes_of)
     with pytest.raises(UsageError, match=message):
-        measurement(record, store)
+        measurement(record, store, info)
