@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from harness.canonical import canonical_json, digest
 from harness.names import plain_name
+from harness.text import visible
 
 __all__ = ["FLOAT", "FLOAT_BITS", "FLOAT_SCHEME", "Cell", "canonical_json", "digest"]
 
@@ -77,5 +78,5 @@ class Cell(BaseModel):
     def label(self) -> str:
         """Short text for progress lines."""
         if self.is_float:
-            return f"{self.model} float"
-        return f"{self.model} {self.method} {self.bits} {self.scheme} seed {self.seed}"
+            return visible(f"{self.model} float")
+        return visible(f"{self.model} {self.method} {self.bits} {self.scheme} seed {self.seed}")

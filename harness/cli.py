@@ -24,6 +24,7 @@ from harness.plan import ABLATION, RERUN, Request, make_plan
 from harness.plugins import PRESETS
 from harness.registry import check_known
 from harness.streams import NO_OUTPUT, lost_output, tolerate
+from harness.text import visible
 
 if TYPE_CHECKING:
     from harness.store import Store
@@ -45,7 +46,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"Error: {visible(' '.join(str(error).split()))}", err=True)
             raise typer.Exit(USAGE) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted; every finished cell is kept, the same command goes on from there.", err=True)

@@ -14,6 +14,7 @@ from rich.table import Table
 from harness.cell import Cell
 from harness.plan import Plan, Planned
 from harness.record import Record
+from harness.text import visible
 
 
 def duration(seconds: float) -> str:
@@ -41,10 +42,11 @@ def show_plan(plan: Plan, console: Console) -> None:
         states = [member.state for member in members]
         run = [member.estimate for member in members if member.run and member.state != "skip"]
         counts = [len(members), *(states.count(s) for s in ("done", "stale", "failed", "new", "skip")), len(run)]
-        table.add_row(*map(escape, group), *(str(n) if n else "-" for n in counts), _estimate(run))
+        names = [escape(visible(name)) for name in group]
+        table.add_row(*names, *(str(n) if n else "-" for n in counts), _estimate(run))
     console.print(table)
     for text in _skips(plan):
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(text), style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(_time_sentence(plan))
     if plan.reused_stale:
         console.print(
@@ -129,7 +131,7 @@ class Display:
             # A cell that was never measured is taken to be like the average of the others.
             rest = [mean(known) if seconds is None else seconds for seconds in self._expected]
             left = f"about {duration(max(sum(rest) - elapsed, 0.0))} left"
-        description = escape(f"{self._cell.label}  {text}")
+        description = escape(visible(f"{self._cell.label}  {text}"))
         self._bar.update(self._task, description=description, completed=self._done + 0.999 * fraction, left=left)
 
     def finished(self, record: Record) -> None:
@@ -146,4 +148,5 @@ class Display:
         else:
             metric = record.primary_metric or ""
             text, style = f"{metric} {record.metrics[metric]:.2f}", ""
-        self._console.print(f"{head}: {text} ({duration(record.seconds)})", style=style, markup=False, highlight=False)
+        line = visible(f"{head}: {text} ({duration(record.seconds)})")
+        self._console.print(line, style=style, markup=False, highlight=False)

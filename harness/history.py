@@ -7,6 +7,7 @@ commit does not look new.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,8 +19,9 @@ from numpy.typing import ArrayLike
 
 from harness.cell import Cell
 from harness.errors import UsageError
-from harness.files import write_atomically
+from harness.files import is_there, read_regular, reason, write_atomically
 from harness.provenance import Revision
+from harness.text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +71,7 @@ def append(path: Path, numbers: Iterable[Number], label: str, revision: Revision
     Raises:
         UsageError: the file is malformed or cannot be written.
     """
-    old = read(path) if path.exists() else None
+    old = read(path) if is_there(path) else None
     run = 1 if old is None or old.empty else int(old["run"].max()) + 1
     commit, date, modified = (revision.commit, revision.date, revision.modified) if revision else ("", "", False)
     rows = [
@@ -87,7 +89,7 @@ def append(path: Path, numbers: Iterable[Number], label: str, revision: Revision
         )
         for number in numbers
     ]
-    before = path.read_text(encoding="utf-8") if path.exists() else ",".join(COLUMNS)
+    before = read_regular(path).decode("utf-8") if old is not None else ",".join(COLUMNS)
     before = before.rstrip("\n") + "\n"
 
     def write(temporary: Path) -> None:
@@ -99,7 +101,7 @@ def append(path: Path, numbers: Iterable[Number], label: str, revision: Revision
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, write)
     except OSError as error:
-        raise UsageError(f"cannot write the history {path} ({error.strerror}); make its folder writable") from None
+        raise UsageError(f"cannot write the history {path} ({reason(error)}); make its folder writable") from None
     return len(rows)
 
 
@@ -113,10 +115,14 @@ def read(path: Path) -> pd.DataFrame:
 
     text = ("date", "commit", "label", "environment", "suite", "task", "model", "method", "bits", "scheme", "metric")
     try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False)
+        frame = pd.read_csv(io.BytesIO(read_regular(path)), dtype=dict.fromkeys(text, "str"), keep_default_na=False)
         if list(frame.columns) != list(COLUMNS):
             raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
         frame = frame.astype({"run": "int64", "seed": "int64", "images": "int64", "value": "float64"})
+        if not np.isfinite(frame["value"]).all():
+            raise ValueError("a value is not finite")
+        for name in text:
+            frame[name] = frame[name].map(visible)
         if (frame["images"] < 1).any():
             raise ValueError("a row is of no images")
     except FileNotFoundError:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from harness.errors import UsageError
+from harness.files import read_regular
+from harness.text import visible
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "published"
 COLUMNS = ["method", "model", "task", "dataset", "metric", "bits", "scheme", "value", "source", "evidence", "note"]
@@ -55,7 +59,8 @@ def recollections(rows: pd.DataFrame) -> pd.Series[bool]:
 
 def _rows(path: Path) -> pd.DataFrame:
     try:
-        found = pd.read_csv(path, dtype={name: str for name in COLUMNS if name != "value"}, keep_default_na=False)
+        content = io.BytesIO(read_regular(path))
+        found = pd.read_csv(content, dtype={name: str for name in COLUMNS if name != "value"}, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"published numbers {path} cannot be read: {str(error).splitlines()[0]}") from None
     if missing := [name for name in COLUMNS if name not in found]:
@@ -64,12 +69,18 @@ def _rows(path: Path) -> pd.DataFrame:
     if value.isna().any():
         line = int(value.isna().to_numpy().argmax()) + 2
         raise UsageError(f"published numbers {path}, row {line}: value '{found['value'].iloc[line - 2]}' is no number")
-    return found.assign(value=value)[COLUMNS]
+    if not np.isfinite(value).all():
+        raise UsageError(f"published numbers {path} hold a value that is not finite")
+    texts = {name: found[name].map(visible) for name in COLUMNS if name != "value"}
+    return found.assign(value=value, **texts)[COLUMNS]
 
 
 def _names(path: Path) -> dict[str, dict[str, str]]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        tables = tomllib.loads(read_regular(path).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"names of published numbers {path} cannot be read: {error}") from None
-    return {kind: {str(name): str(ours) for name, ours in tables.get(kind, {}).items()} for kind in KINDS}
+    found = {kind: tables.get(kind, {}) for kind in KINDS}
+    if wrong := [kind for kind, names in found.items() if not isinstance(names, dict)]:
+        raise UsageError(f"names of published numbers {path}: {wrong[0]} is no table")
+    return {kind: {str(name): str(ours) for name, ours in names.items()} for kind, names in found.items()}

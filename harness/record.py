@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, field_validator
 
 from harness.cell import Cell
 from harness.plugins import Origin, Trains
 
 SCHEMA_VERSION = 3  # harness/upgrade.py reads the older ones
 Status = Literal["ok", "skipped", "failed"]
+# Text of others, such as messages of errors, may hold halves of surrogate pairs (of names of files), which JSON cannot.
+Told = Annotated[
+    str,
+    BeforeValidator(lambda text: text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text),
+]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # JSON knows integers of any length
 
 
@@ -30,9 +35,9 @@ class Stage(_Part):
 class Failure(_Part):
     """Why a cell failed: exception type, message and traceback (empty when the process died)."""
 
-    type: str
-    message: str
-    traceback: str = ""
+    type: Told
+    message: Told
+    traceback: Told = ""
 
 
 class Layer(_Part):
@@ -80,9 +85,9 @@ class Quantization(_Part):
 class Notice(_Part):
     """A Python warning: category, text, file and line that it points to, and how often it was raised."""
 
-    category: str
-    message: str
-    where: str
+    category: Told
+    message: Told
+    where: Told
     count: Whole
 
 
@@ -139,7 +144,7 @@ class Record(_Part):
     key: str
     cell: Cell
     status: Status
-    reason: str | None = None
+    reason: Told | None = None
     failure: Failure | None = None
     primary_metric: str | None = None
     metrics: dict[str, FiniteFloat] = Field(default_factory=dict)

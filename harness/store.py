@@ -97,6 +97,10 @@ class Store:
     def _problem(self, path: Path, text: str) -> None:
         self.problems[path] = text
 
+    def remark(self, key: str, text: str) -> None:
+        """Tell of something in a record, in words that follow its name, that is left out of what is made of it."""
+        self._problem(self._path(key), text)
+
     def sentences(self) -> list[str]:
         """What to tell of `problems`, a sentence per file."""
         named = [

@@ -43,6 +43,7 @@ _LATEX = str.maketrans(
         "†": r"$\dagger$",
         "‡": r"$\ddagger$",
         "Δ": r"$\Delta$",
+        "§": r"\S{}",
         "–": "--",
     }
 )

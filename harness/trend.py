@@ -9,6 +9,7 @@ from rich.console import Console
 from harness import history
 from harness.errors import UsageError
 from harness.sweep import NOTHING_MEASURED, OK
+from harness.text import visible
 
 
 def show_history(path: Path, figure: Path, console: Console) -> int:
@@ -17,7 +18,7 @@ def show_history(path: Path, figure: Path, console: Console) -> int:
     Raises:
         UsageError: the history cannot be read, or the figure cannot be written.
     """
-    from harness.report.files import DPI, svg
+    from harness.report.files import svg, write_png
     from harness.report.trend_figures import trend_figure
 
     if figure.suffix not in (".png", ".svg"):
@@ -29,7 +30,7 @@ def show_history(path: Path, figure: Path, console: Console) -> int:
         return NOTHING_MEASURED
     changes = [change for rows in history.series(frame) for change in history.changes(rows)]
     for change in changes:
-        console.print(str(change), markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(str(change)), markup=False, highlight=False, soft_wrap=True)
     amount = f"{len(history.series(frame))} series over {frame['run'].nunique()} runs"
     console.print(f"{amount}, changes of level: {len(changes)}.", markup=False, highlight=False)
     try:
@@ -37,7 +38,7 @@ def show_history(path: Path, figure: Path, console: Console) -> int:
         if figure.suffix == ".svg":
             figure.write_text(svg(drawn), encoding="utf-8", newline="\n")
         else:
-            drawn.savefig(figure, dpi=DPI, metadata={"Software": None})
+            write_png(drawn, figure)
     except OSError as error:
         raise UsageError(f"cannot write --figure {figure} ({error.strerror}); choose another file") from None
     console.print(str(figure), markup=False, highlight=False, soft_wrap=True)

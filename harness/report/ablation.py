@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness import text as safe
 from harness.cell import canonical_json
-from harness.names import parse_name
 from harness.report import tables, verdicts
-from harness.report.frame import GROUP, Outcomes
+from harness.report.frame import GROUP, Outcomes, parts_of
 from harness.report.summary import UNPAIRED, adjusted, by_seed, paired
 
 Labels = Mapping[str, Mapping[str, str]]  # base -> its variants in the order of the table -> label; as cells name them
@@ -46,7 +46,7 @@ def families(cells: pd.DataFrame, names: Mapping[str, str]) -> dict[str, list[st
         names: Name of the method in the cell, by key: that of the frame may have a suffix.
     """
     first = cells[cells["role"] != "float"].drop_duplicates("method")
-    known = [(m, parse_name(names[k]), json.loads(o)) for m, k, o in first[["method", "key", "options"]].to_numpy()]
+    known = [(m, parts_of(names[k]), json.loads(o)) for m, k, o in first[["method", "key", "options"]].to_numpy()]
     bases = [(method, options) for method, parts, options in known if not any(part.changes for part in parts)]
     found: dict[str, list[str]] = {}
     for method, parts, options in known:
@@ -109,7 +109,7 @@ def ablations(
 
 def _brackets(name: str) -> str:
     """What stands in the brackets; in a cross with the plugin's name before it."""
-    parts = parse_name(name)
+    parts = parts_of(name)
     if len(parts) == 1:
         return parts[0].brackets
     return ", ".join(f"{part.name}: {part.brackets}" for part in parts if part.changes)
@@ -131,7 +131,11 @@ def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
     """A table a scheme and precision: every switch's accuracy, difference to the base, significance and time."""
     parts = ["# Ablation\n"]
     for title, rows, table in split(frame):
-        parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(table)), verdicts.sensitivity(rows)]
+        parts += [
+            f"## {safe.markdown(title)}\n",
+            *map(tables.markdown, tables.fitting(table)),
+            verdicts.sensitivity(rows),
+        ]
     return "\n".join([*parts, NOTES, *tables.unmeasured(cells)])
 
 

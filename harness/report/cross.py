@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from harness import text as safe
 from harness.cell import canonical_json
-from harness.names import parse_name
 from harness.report import tables, verdicts
-from harness.report.frame import GROUP, Outcomes, label_variants
+from harness.report.frame import GROUP, Outcomes, label_variants, parts_of
 from harness.report.summary import COMPARED, adjusted, against_best, by_seed
 
 TABLE = [*GROUP, "preset", "model"]  # what makes one table
@@ -67,7 +67,7 @@ def _parts(cells: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
         options = json.loads(text)
         own = {part.partition(":")[0]: (part, values) for part, values in options.get("parts", {}).items()}
         if own.keys() == {"source", "calibrator"}:
-            source, *others = map(str, parse_name(names[key]))
+            source, *others = map(str, parts_of(names[key]))
             calibrator = "+".join(others) or own["calibrator"][0].partition(":")[2]
             values = [canonical_json(own[kind][1]) for kind in ("source", "calibrator")]
             found.append([method, options.get("preset", ""), source, calibrator, *values])
@@ -137,7 +137,11 @@ def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
     for title, rows in split(frame):
         shown = table(rows)
         shown.columns = pd.MultiIndex.from_product([shown.columns, [""]])
-        parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(shown)), verdicts.sensitivity(rows)]
+        parts += [
+            f"## {safe.markdown(title)}\n",
+            *map(tables.markdown, tables.fitting(shown)),
+            verdicts.sensitivity(rows),
+        ]
     return "\n".join([*parts, NOTES, *tables.unmeasured(cells[cells["method"].isin(frame["method"])])])
 
 

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.cell import canonical_json
-from harness.names import plain_name
+from harness.errors import UsageError
+from harness.names import Part, parse_name, plain_name
 from harness.record import Record
+from harness.text import visible, visible_lines
 
 # Which images every method was right on, or its metric on resampled images, by cell key; cells without are absent.
 Outcome = NDArray[np.bool_] | stats.Resampled
@@ -24,6 +26,7 @@ Outcomes = Mapping[str, Outcome]
 CONTEXT = ["suite", "task", "data", "limit"]
 GROUP = [*CONTEXT, "scheme", "bits"]
 SECONDARY = ("mask_ap",)  # metrics that tables show beside the primary one
+TEXTS = ("suite", "task", "data", "model", "method", "scheme", "bits", "weights", "metric", "device")
 STAGES = ("synthesize", "images", "calibrate", "search", "refresh")
 NOT_QUANTIZING = ("load", "evaluate")  # stages that every method needs alike
 FLOOR_SOURCE = "noise"  # the image source below which no method should fall; a name of display only
@@ -42,6 +45,9 @@ def cells_frame(records: Iterable[Record], outcomes: Outcomes) -> pd.DataFrame:
     frame["method"] = label_variants(frame["method"].tolist(), frame["options"].tolist())
     several = frame.groupby(["suite", "model"])["weights"].transform("nunique") > 1
     frame["model"] = frame["model"].where(~several, frame["model"] + "@" + frame["weights"].str[:8])
+    for name in TEXTS:  # from here on, what stands in a frame can be shown
+        frame[name] = [visible(value) if isinstance(value, str) else value for value in frame[name]]
+    frame["reason"] = [visible_lines(value) if isinstance(value, str) else value for value in frame["reason"]]
     return frame.sort_values([*GROUP, "model", "method", "seed", "key"], ignore_index=True)
 
 
@@ -133,6 +139,14 @@ def method_names(records: Iterable[Record]) -> dict[str, str]:
         method = plain_name(cell.method), canonical_json(cell.options)
         names[method] = max(names.get(method, ""), cell.method, key=lambda name: (len(name), name))
     return {r.key: names[plain_name(r.cell.method), canonical_json(r.cell.options)] for r in found}
+
+
+def parts_of(name: str) -> tuple[Part, ...]:
+    """The parts of a method's name; one that is no such name is a part by itself."""
+    try:
+        return parse_name(name)
+    except UsageError:
+        return (Part(name),)
 
 
 def label_variants(names: Sequence[str], options: Sequence[str]) -> list[str]:

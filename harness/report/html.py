@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.report.files import svg as svg_of
-from harness.report.tables import NUMERIC
+from harness.report.tables import BOLD, NUMERIC
 
 PIXELS_A_POINT = 96 / 72  # SVG sizes of matplotlib are in points
 SMALLEST = 0.8  # of a figure's own size, below which it is scrolled instead of shrunk
@@ -22,7 +22,6 @@ MARGINS = "6rem"  # of the page, at least, beside a figure
 STRIP = 8  # images of a strip
 TILE = 112  # largest side of a tile in stored pixels; larger images are averaged down
 SHOWN = 84  # side of a tile on the screen, in CSS pixels
-_BOLD = re.compile(r"\*\*(.+)\*\*")
 _INLINE = (
     (re.compile(r"\*\*(.+?)\*\*"), "strong"),
     (re.compile(r"\*(\w[^*]*?)\*"), "em"),
@@ -72,7 +71,7 @@ def _headers(names: list[str], *, merged: bool) -> Markup:
 
 
 def _cell(text: str, *, right: bool) -> Markup:
-    bold = _BOLD.fullmatch(text)
+    bold = BOLD.fullmatch(text)
     inner = Markup("<strong>{}</strong>").format(bold[1]) if bold else escape(text)
     return Markup("<td{}>{}</td>").format(Markup(" class=number") if right else "", inner)
 

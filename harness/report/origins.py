@@ -12,6 +12,7 @@ import pandas as pd
 from harness.cell import canonical_json
 from harness.record import Provenance, Record
 from harness.report.tables import NONE
+from harness.text import visible
 
 MOST = 40  # rows of the table; folders merged from many machines have more
 
@@ -48,8 +49,8 @@ def _shown(value: Any) -> str:
 
 def _row(provenance: Provenance, count: int) -> dict[str, str]:
     git = provenance.git
-    state = f"{str(git['commit'])[:12]}{', with changes' if git.get('modified') else ''}" if git else NONE
-    return {
+    state = f"{str(git.get('commit', NONE))[:12]}{', with changes' if git.get('modified') else ''}" if git else NONE
+    found = {
         "records": f"{count:,}",
         "code": provenance.code[:12],
         "git": state,
@@ -59,6 +60,7 @@ def _row(provenance: Provenance, count: int) -> dict[str, str]:
         "threads": str(provenance.threads),
         "environment": _listed(getattr(provenance, "variables", None) or {}),
     }
+    return {name: visible(text) for name, text in found.items()}
 
 
 def _listed(values: Mapping[str, Any]) -> str:

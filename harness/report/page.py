@@ -76,7 +76,7 @@ def page(
         grids=by_name,
         sections=[*_left_out(left_out), *_sections(results, images)],
         published=compared,
-        unmeasured=html.lines(tables.unmeasured(results.cells)),
+        unmeasured=html.lines(tables.unmeasured(results.cells, str)),
         provenance=_provenance(results, stale),
         notes={"results": html.notes(tables.NOTES), "published": html.notes(published.NOTES)},
     )

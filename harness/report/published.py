@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness import text as safe
 from harness.published import Published
 from harness.record import Record
 from harness.report import tables
@@ -175,10 +176,10 @@ def _measured_as(row: dict[Any, Any]) -> str:
 
 def markdown(frame: pd.DataFrame, sentence: str) -> str:
     """The tables as Markdown."""
-    parts = ["# Published numbers\n", f"{sentence}\n"]
+    parts = ["# Published numbers\n", f"{safe.markdown(sentence)}\n"]
     for title, table in split(frame):
-        parts += [f"## {title}\n", tables.markdown(table)]
-    listed = "".join(f"{number}. {source}\n" for source, number in sources(frame).items())
+        parts += [f"## {safe.markdown(title)}\n", tables.markdown(table)]
+    listed = "".join(f"{number}. {safe.markdown(source)}\n" for source, number in sources(frame).items())
     return "\n".join([*parts, NOTES + tables.REBUILT, f"Sources:\n\n{listed}"])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
+from harness import text as safe
 from harness.report import tables
 from harness.report.frame import CONTEXT
 from harness.report.verdicts import checked
@@ -85,5 +86,5 @@ def markdown(frame: pd.DataFrame) -> str:
     parts = ["# Do synthetic images rank the calibrators as real images do?\n", f"{NOTES}\n"]
     for title, shown in split(frame):
         shown.columns = pd.MultiIndex.from_product([shown.columns, [""]])
-        parts += [f"## {title}\n", *map(tables.markdown, tables.fitting(shown))]
+        parts += [f"## {safe.markdown(title)}\n", *map(tables.markdown, tables.fitting(shown))]
     return "\n".join(parts)

@@ -15,6 +15,7 @@ from harness.plugins import PRESETS, import_target
 from harness.record import Record
 from harness.report import ablation, cross, ranks
 from harness.report.conflicts import conflict_frame
+from harness.report.diagnostics import odd
 from harness.report.frame import Outcome, Outcomes, cells_frame, method_names
 from harness.report.summary import summarise
 from harness.store import Store
@@ -65,6 +66,9 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
     there = store.records()
     records = [record for record in there if (keys is None or record.cell.key in keys) and store.complete(record)]
     outcomes: dict[str, Outcome] = {}
+    for record in records:
+        for name in odd(record):
+            store.remark(record.key, f"has a diagnostic '{name}' of another form than the report's figures need")
     for record in records:
         if record.status == "ok":
             frame = store.outcomes(record.key)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from harness.record import Record
+from harness.report.diagnostics import diagnostic
 from harness.report.figures import COLOURS, DASHES, MARKERS, calibration
 from harness.report.frame import CONTEXT
 from harness.report.tables import bit_order
@@ -37,7 +38,7 @@ def search_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame
     """One row a cycle of every search: `fitness`, `diversity`, and `refreshed` where new images came before it."""
     rows = []
     for coordinates, record in measured(records, cells):
-        search = record.diagnostics.get("search", {})
+        search = diagnostic(record, "search")
         cycles = search.get("cycles", {})
         refreshes = set(search.get("refreshes", ()))
         for cycle in range(max((len(cycles.get(name, ())) for name in CURVES), default=0)):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness import text as safe
 from harness.report import verdicts
 from harness.report.frame import CONTEXT, GROUP, SECONDARY
 from harness.report.verdicts import NOTE, UNVERIFIED_NOTE, checked, marked, sensitivity, verdict
@@ -63,7 +64,7 @@ def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
     if summary.empty:
         parts.append(_floats(cells) or "Nothing was measured.\n")
     for title, group in groups(summary):
-        parts.append(f"## {title}{metric(group)}\n")
+        parts.append(f"## {safe.markdown(title + metric(group))}\n")
         parts += [markdown(part) for part in fitting(comparison_table(group))]
         parts.append(sensitivity(group))
     if not summary.empty:
@@ -74,18 +75,19 @@ def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
 def _floats(cells: pd.DataFrame) -> str:
     """The float models, a line each, for a table without quantized ones; empty if none was measured."""
     floats = cells[(cells["role"] == "float") & (cells["status"] == "ok")]
-    return "".join(
-        f"- float {row.model}: {row.accuracy:.2f}, {row.task} on {row.suite}, {row.images:,} images, "
-        f"{METRICS.get(str(row.metric), row.metric)}\n"
+    texts = [
+        f"float {row.model}: {row.accuracy:.2f}, {row.task} on {row.suite}, {row.images:,} images, "
+        f"{METRICS.get(str(row.metric), row.metric)}"
         for row in floats.itertuples()
-    )
+    ]
+    return "".join(f"- {safe.markdown(text)}\n" for text in texts)
 
 
 def costs(summary: pd.DataFrame) -> str:
     """The second table as Markdown: where time and memory go, size, sites and origin of every method."""
     parts = ["# Costs\n"]
     for title, table in _cost_tables(summary):
-        parts += [f"## {title}\n", markdown(table.drop(columns="origin"))]
+        parts += [f"## {safe.markdown(title)}\n", markdown(table.drop(columns="origin"))]
     parts.append(_origins(summary))
     parts.append(
         "Mean over seeds. `c`: cached, some of the images were made for another cell; the seconds are what making them"
@@ -102,7 +104,7 @@ def costs(summary: pd.DataFrame) -> str:
 def _origins(summary: pd.DataFrame) -> str:
     """Where the methods come from, in a line each, since a column of it would not fit."""
     lines = [
-        f"- {origin}: {', '.join(sorted(methods.unique()))}\n"
+        f"- {origin}: {safe.markdown(', '.join(sorted(methods.unique())))}\n"
         for origin, methods in summary.groupby("origin")["method"]
     ]
     return "Origin of the methods:\n\n" + "".join(lines) if lines else ""
@@ -163,7 +165,8 @@ def latex(summary: pd.DataFrame) -> str:
 
 def csv(frame: pd.DataFrame) -> str:
     """Every column at full precision."""
-    return frame.to_csv(index=False, lineterminator="\n")
+    shown = frame.map(lambda value: safe.csv(value) if isinstance(value, str) else value)
+    return shown.to_csv(index=False, lineterminator="\n")
 
 
 def groups(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -299,7 +302,7 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """The frame of strings as a Markdown table, as narrow as its cells; tabulate would widen every header by two."""
-    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in (table.columns, *table.to_numpy())]
+    rows = [[_bold(str(cell), safe.markdown, "**{}**") for cell in row] for row in (table.columns, *table.to_numpy())]
     right = [str(name) in NUMERIC for name in table.columns]
     # The rule of a right-aligned column is a dash and a colon at least.
     widths = [max(1 + r, *map(len, column)) for r, column in zip(right, zip(*rows, strict=True), strict=True)]
@@ -311,8 +314,8 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
-def unmeasured(cells: pd.DataFrame) -> Iterator[str]:
-    """Paragraphs on the cells that failed or were skipped, with the reason."""
+def unmeasured(cells: pd.DataFrame, escape: Callable[[str], str] = safe.markdown) -> Iterator[str]:
+    """Paragraphs on the cells that failed or were skipped, with the reason; texts of records go through `escape`."""
     for status in ("failed", "skipped"):
         rows = cells[cells["status"] == status]
         if len(rows):
@@ -320,7 +323,8 @@ def unmeasured(cells: pd.DataFrame) -> Iterator[str]:
             reasons = rows["reason"].fillna("no reason recorded").str.replace(r"\n.*", "", regex=True, flags=re.DOTALL)
             for _, same in rows.assign(reason=reasons).groupby(["model", "method", "bits", "scheme", "reason"]):
                 row, seeds = same.iloc[0], ", ".join(map(str, sorted(same["seed"])))
-                yield f"- {row['model']} {row['method']} {row['bits']} {row['scheme']}, seed {seeds}: {row['reason']}"
+                text = f"{row['model']} {row['method']} {row['bits']} {row['scheme']}, seed {seeds}: {row['reason']}"
+                yield f"- {escape(text)}"
             yield ""
 
 
@@ -329,23 +333,13 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
     return NONE if value is None or np.isnan(value) else f"{value:{sign},.{digits}f}"
 
 
-_LATEX = str.maketrans(
-    {
-        **{c: "\\" + c for c in "&%$#_{}"},
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "\\": r"\textbackslash{}",
-        "<": "$<$",
-        ">": "$>$",
-        "±": r"$\pm$",
-        "†": r"$\dagger$",
-        "‡": r"$\ddagger$",
-        "Δ": r"$\Delta$",
-        "§": r"\S{}",
-        "–": "--",
-    }
-)
-_BOLD = re.compile(r"^\*\*(.+)\*\*$")
+BOLD = re.compile(r"^\*\*(?=[\d–-])(.+)\*\*$")  # a number, never a name
+
+
+def _bold(cell: str, escape: Callable[[str], str], bold: str) -> str:
+    """A cell escaped, what is bold in it within `bold`."""
+    found = BOLD.match(cell)
+    return bold.format(escape(found[1])) if found else escape(cell)
 
 
 def latex_models(title: str, table: pd.DataFrame) -> str:
@@ -358,7 +352,7 @@ def latex_table(title: str, table: pd.DataFrame, columns: str, *, long: bool = F
 
     A `long` one may run over pages, by the package longtable.
     """
-    escape: Callable[[object], str] = lambda text: _BOLD.sub(r"\\textbf{\1}", str(text).translate(_LATEX))  # noqa: E731
+    escape: Callable[[object], str] = lambda cell: _bold(str(cell), safe.latex, r"\textbf{{{}}}")  # noqa: E731
     renamed = table.map(escape).rename(index=escape, columns=escape).rename_axis(index=None)
     place: dict[str, Any] = {"environment": "longtable"} if long else {"position": "htbp"}
     return str(

@@ -11,6 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from harness.record import Record
+from harness.report.diagnostics import diagnostic
 from harness.report.figures import COLOURS, calibration
 from harness.report.search_figures import COMMON, measured
 
@@ -59,7 +60,7 @@ def sensitivity_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.Data
     """
     rows = []
     for coordinates, record in measured(records, cells):
-        found = record.diagnostics.get("sensitivity", {})
+        found = diagnostic(record, "sensitivity")
         for place, (layer, fitness) in enumerate(found.get("layers", {}).items()):
             known = {"place": place, "layer": layer, "size": found.get("sizes", {}).get(layer, np.nan)}
             least = fitness[int(np.argmax(found["widths"]))]

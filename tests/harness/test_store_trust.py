@@ -19,7 +19,7 @@ from harness.errors import UsageError
 from harness.files import open_regular, prepare_folder, read_regular
 from harness.merge import merge
 from harness.plan import Request, make_plan
-from harness.record import Provenance, Record
+from harness.record import Failure, Provenance, Record
 from harness.store import LISTED, Store
 
 RIGHT = np.arange(50) < 2
@@ -334,6 +334,14 @@ def test_k5_a_file_that_is_too_large_is_not_read(tmp_path):
     assert read_regular(path, 5) == b"12345"
     with pytest.raises(OSError, match="more than 4 bytes"):
         read_regular(path, 4)
+
+
+def test_halves_of_surrogate_pairs_in_a_message_cost_no_record(store, toy_cell):
+    """Further member: an error that names a file whose name is no UTF-8."""
+    failure = Failure(type="E", message="no \udcff here", traceback="\ud800")
+    saved = store.save(make(toy_cell(), status="failed", metrics={}, failure=failure, reason="\udcff"))
+    assert store.records() == [saved]
+    assert saved.failure.message == "no \\udcff here"
 
 
 def test_what_contradicts_itself_is_measured_again_and_kept_aside(store, toy_cell, catalog):
