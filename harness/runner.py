@@ -26,6 +26,7 @@ from harness.provenance import collect
 from harness.record import Failure, Layer, Quantization, Record
 from harness.requirements import Requirements
 from harness.spec import BitSpec, split_scheme
+from harness.verify import contradiction, flaw
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,6 +199,10 @@ class CellRunner:
             images_from=ctx.images_from,
             finished=now(),
         )
+        # What no command would believe later is not kept as a result now.
+        wrong = flaw(record) or contradiction(record, evaluation.outcomes, catalog.tasks.get(cell.task).resampling)
+        if wrong is not None:
+            raise BadResult(f"the suite's evaluation {wrong}")
         images, snapshots = ctx.kept_images(model), ctx.kept_snapshots(model)
         return Measured(record, evaluation.outcomes, images, snapshots, evaluation.pictures)
 

@@ -63,15 +63,14 @@ def table(content: bytes, said: Sidecar | None) -> pd.DataFrame:
     Raises:
         Damaged: they are not what the record says, or cannot be read.
     """
-    import pandas as pd
     import pyarrow.parquet as pq
 
     check_bytes(content, said)
     try:
-        rows = pq.ParquetFile(io.BytesIO(content)).metadata.num_rows
-        if rows > ROWS:
-            raise Damaged(f"has {rows:,} rows")
-        found = pd.read_parquet(io.BytesIO(content))
+        file = pq.ParquetFile(io.BytesIO(content))
+        if file.metadata.num_rows > ROWS:
+            raise Damaged(f"has {file.metadata.num_rows:,} rows")
+        found: pd.DataFrame = file.read().to_pandas()
     except Damaged:
         raise
     except Exception as error:  # a reader of damaged bytes may raise anything

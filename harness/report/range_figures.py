@@ -41,6 +41,8 @@ def range_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
             for method, key in zip(group["method"], group["key"], strict=True)
             if _plain(method)[0] == REFERENCE
         }
+        if not references:
+            continue
         common = dict(zip(SAME, coordinates, strict=True))
         for method, role, images, key in group[["method", "role", "calibration_images", "key"]].itertuples(index=False):
             reference = _reference_of(method, references)
