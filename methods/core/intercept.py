@@ -179,7 +179,7 @@ class Interceptor(KeyedMode):
                 f"the network runs {key} on these images but not when it was traced, and it would stay in float; "
                 "which layers it runs must not depend on the images"
             )
-        target = args[0] if writes_in_place(key.kind, name_of(func), args, kwargs) else None
+        target = args[0] if writes_in_place(key.kind, func, args, kwargs) else None
         known = self.replay.get(key)
         if known is not None:
             return known if target is None else target.copy_(known)

@@ -148,10 +148,11 @@ def positional(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return (*args, *(kwargs[name] for name in moved)), left
 
 
-def writes_in_place(kind: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def writes_in_place(kind: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a keyed operation writes its result into its first operand: `add_`, `+=`, `relu(x, inplace=True)`."""
     if kind not in ELEMENTWISE:
         return False
+    name = name_of(func)
     named = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
     return named or bool(kwargs.get("inplace")) or (kind == "activation" and any(value is True for value in args[1:]))
 

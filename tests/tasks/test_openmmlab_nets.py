@@ -196,6 +196,14 @@ def test_every_layer_is_a_site(small):
     assert len(up) == {"mask": 1, "cascade": 2}.get(name, 0)
 
 
+def test_k1_resized_maps_are_rounded_before_a_convolution():
+    """FAULTS K1 "upernet_vit ... bilinear resize between two sites: the convolution behind it sees 634 values"."""
+    library, config = MODELS["vit"]
+    model = wrapped(library, config())
+    sites = find_sites(trace(model.net, model.input_shape), "full", BitSpec(8, 4))
+    assert {f"segmentor.neck.convs.{i}.conv/conv.0:in0" for i in (0, 1, 2)} <= {str(s) for s in sites.activations}
+
+
 def test_blocks_and_attention_are_the_backbones(small):
     name, model = small
     graph, x = trace(model.net, model.input_shape), images()
