@@ -26,7 +26,8 @@ from methods.core.trace import TRACED_IMAGES, Trace, trace
 
 ANY_WIDTH = BitSpec.parse("W8A8")  # which sites there are does not depend on their widths
 # Traces of networks while these live: several requirements and schemes ask about one network, which stays as it is.
-_graphs: WeakKeyDictionary[nn.Module, dict[Any, Trace]] = WeakKeyDictionary()
+# With the schemes in which they are known to have sites.
+_graphs: WeakKeyDictionary[nn.Module, dict[Any, tuple[Trace, set[str]]]] = WeakKeyDictionary()
 FEWEST_TOKENS = 2  # of which one may be the class token
 
 
@@ -108,11 +109,16 @@ def _pieces(model: VisionModel, graph: Trace) -> None:
 
 
 def _traced(model: VisionModel, scheme: str) -> Trace:
+    """The network's trace, which has sites in `scheme`."""
     known = _graphs.setdefault(model.net, {})
-    key = model.input_shape, getattr(model.net, "quantized_part", None)
+    key = (model.input_shape, getattr(model.net, "quantized_part", None))
     try:
-        graph = known.get(key) or known.setdefault(key, trace(model.net, model.input_shape))
-        find_sites(graph, scheme, ANY_WIDTH)
+        if key not in known:
+            known[key] = trace(model.net, model.input_shape), set()
+        graph, schemes = known[key]
+        if scheme not in schemes:
+            find_sites(graph, scheme, ANY_WIDTH)
+            schemes.add(scheme)
     except UnsupportedNetworkError as error:
         raise UsageError(f"model '{model.name}' cannot be quantized in scheme {scheme}: {first_line(error)}") from None
     return graph

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -47,8 +47,9 @@ def find_blocks(trace: Trace) -> list[Block]:
         NotATransformerError: there is none.
     """
     blocks: dict[str, Block] = {}
+    upstream = _upstream(trace)
     for softmax in trace.of_kind("softmax"):
-        block = _block(trace, softmax)
+        block = _block(trace, softmax, upstream)
         if block is not None:
             blocks.setdefault(block.path, block)
     if not blocks:
@@ -58,7 +59,7 @@ def find_blocks(trace: Trace) -> list[Block]:
     return list(blocks.values())
 
 
-def _block(trace: Trace, softmax: Op) -> Block | None:
+def _block(trace: Trace, softmax: Op, upstream: Mapping[OpKey, int]) -> Block | None:
     if not softmax.batched or len(softmax.shape) != 4 or softmax.shape[2] == 1 < softmax.shape[3]:
         return None
     product = _first(trace, softmax, "matmul", barred=("softmax",))  # talking heads mix maps by a layer in between
@@ -67,7 +68,7 @@ def _block(trace: Trace, softmax: Op) -> Block | None:
     projection = _first(trace, product, "linear", barred=("softmax", "matmul", "conv"))
     if projection is None or _inputs(projection) != product.shape[1] * product.shape[3]:
         return None  # attention over channels: heads x d are not the features
-    found = _attention_sum(trace, softmax, projection)
+    found = _attention_sum(trace, softmax, projection, upstream)
     if found is None:
         return None
     residual, slot = found
@@ -79,8 +80,9 @@ def _block(trace: Trace, softmax: Op) -> Block | None:
         if wider and _softmaxes(trace, wider) == _softmaxes(trace, path):
             path = wider
     inside = [op for op in trace.ops if _within(op, path)]
-    attention = _upstream(trace, product) | {projection.key}
-    if not path or all(op.key.kind != "linear" or op.key in attention for op in inside):
+    # The layers that are neither before attention's result nor its projection: the MLP's.
+    others = [op for op in inside if op.key.kind == "linear" and op.key != projection.key]
+    if not path or all(_comes_from(upstream[product.key], upstream[op.key]) for op in others):
         return None
     return Block(path, softmax.key, (product.key, OUTPUT), (residual.key, slot), inside[-1].key)
 
@@ -98,15 +100,16 @@ def _first(trace: Trace, source: Op, kind: str, *, barred: Collection[str]) -> O
     return None
 
 
-def _attention_sum(trace: Trace, softmax: Op, projection: Op) -> tuple[Op, int] | None:
+def _attention_sum(trace: Trace, softmax: Op, projection: Op, upstream: Mapping[OpKey, int]) -> tuple[Op, int] | None:
     """The sum of the projection's result with the residual stream, from which queries and keys come; and its slot."""
-    stream, reached = _upstream(trace, softmax), {projection.key}
+    stream, reached = upstream[softmax.key], {projection.key}
     for op in _after(trace, projection):
         if reached.isdisjoint(_sources(op)):
             continue
         if op.key.kind == "add":
             for slot, (branch, other) in enumerate(zip(op.operands, reversed(op.operands), strict=True)):
-                if reached & branch.ops and not reached & other.ops and _batched(other) and other.ops <= stream:
+                inside = all(_comes_from(stream, upstream[key]) for key in other.ops)
+                if reached & branch.ops and not reached & other.ops and _batched(other) and inside:
                     return op, slot
         reached.add(op.key)
     return None
@@ -134,14 +137,20 @@ def _sources(op: Op) -> set[OpKey]:
     return {key for operand in op.operands for key in operand.ops}
 
 
-def _upstream(trace: Trace, op: Op) -> set[OpKey]:
-    """The operation and all that it depends on."""
-    found, left = {op.key}, [op]
-    while left:
-        new = _sources(left.pop()) - found
-        found |= new
-        left += (trace.by_key[key] for key in new)
+def _upstream(trace: Trace) -> dict[OpKey, int]:
+    """Of every operation, those that it depends on and itself, as bits."""
+    found: dict[OpKey, int] = {}
+    for place, op in enumerate(trace.ops):
+        bits = 1 << place
+        for key in _sources(op):
+            bits |= found[key]
+        found[op.key] = found.get(op.key, 0) | bits
     return found
+
+
+def _comes_from(later: int, earlier: int) -> bool:
+    """Whether an operation with the bits `later` depends on all that `earlier` stands for."""
+    return earlier & ~later == 0
 
 
 def _batched(operand: Operand) -> bool:
