@@ -122,6 +122,10 @@ class Catalog:
         """The registry of one kind of method plugin."""
         return {"method": self.methods, "source": self.sources, "calibrator": self.calibrators}[kind]
 
+    def is_builtin(self, method: ResolvedMethod) -> bool:
+        """Whether all parts of a method are the project's own, so that its code is known to leave nothing behind."""
+        return all(self.of(info.kind).is_builtin(info.name) for info in method.infos)
+
     def method_names(self) -> list[str]:
         """Every name that can stand alone or in a cross, without repetition."""
         names = [*self.methods.names(), *self.sources.names(), *self.calibrators.names()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.checks import check_images
 from harness.contracts import (
     CalibrationData,
     Calibrator,
@@ -43,6 +44,7 @@ class SourceThenCalibrator:
         else:
             with ctx.stage("images"):
                 images = self._source.images(model, spec=spec, scheme=scheme, calib=calib, ctx=ctx)
+        check_images(images, model, f"image source '{self._info.name}'")
         ctx.keep_images(images)
         with ctx.stage("calibrate"):
             return self._calibrator.calibrate(model, images, spec=spec, scheme=scheme, ctx=ctx)

@@ -197,6 +197,11 @@ class Context:
         """Keep the first images with the record."""
         self._kept = images[:KEPT_IMAGES].detach().cpu()
 
+    @property
+    def kept(self) -> Tensor | None:
+        """The kept images as they are, normalised."""
+        return self._kept
+
     def kept_images(self, model: VisionModel) -> np.ndarray | None:
         """The kept images as (n, height, width, channels) uint8, normalisation undone."""
         return None if self._kept is None else _pixels(self._kept, model)

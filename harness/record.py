@@ -137,7 +137,8 @@ class Record(_Part):
     `warnings` are those that Python raised while the cell ran (None in records older than schema 2). `sidecars` has, by
     kind, every file that was saved with the record, and no other file belongs to it (None in records older than schema
     3, of which that is not known, and before a record is saved). `preprocessing` is how images were made ready for the
-    model, as its task says; empty if it says nothing.
+    model, as its task says; empty if it says nothing. `unverified` says why a method's result could not be
+    held against scheme and precision; such a number is shown and never ranked.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -162,6 +163,7 @@ class Record(_Part):
     warnings: list[Notice] | None = None
     sidecars: dict[str, Sidecar] | None = None
     preprocessing: dict[str, Any] = Field(default_factory=dict)
+    unverified: str | None = None
     provenance: Provenance
     started: str
     finished: str

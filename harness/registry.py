@@ -78,6 +78,10 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries()
 
+    def is_builtin(self, name: str) -> bool:
+        """Whether `name` is the project's own."""
+        return name in self._builtin
+
     def _entries(self) -> dict[str, list[Entry]]:
         path = tuple(sys.path)
         if self._known is None or self._known[0] != path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -16,16 +17,28 @@ from typing import TYPE_CHECKING, Any
 
 from harness.catalog import Catalog, ResolvedMethod
 from harness.cell import Cell
+from harness.checks import (
+    BadResult,
+    Evaluated,
+    Inspected,
+    check_handed_over,
+    check_images,
+    check_metrics,
+    check_untouched,
+    summarise,
+)
 from harness.code import Code, code_of
 from harness.context import Context, seed_everything
-from harness.contracts import QuantSummary, Skips, Suite, VisionModel, sealed_data
+from harness.contracts import QuantizedModel, Skips, Suite, VisionModel, sealed_data
 from harness.errors import UsageError
 from harness.notices import noticed
 from harness.plugins import PluginInfo, TaskInfo
+from harness.process import ProcessState, exits_raised
 from harness.provenance import collect
-from harness.record import Failure, Layer, Quantization, Record
+from harness.record import Failure, Quantization, Record
 from harness.requirements import Requirements
 from harness.spec import BitSpec, split_scheme
+from harness.unchanged import Snapshot
 from harness.verify import contradiction, flaw
 
 if TYPE_CHECKING:
@@ -59,10 +72,6 @@ class Measured:
     images: np.ndarray | None = None
     snapshots: Mapping[int, np.ndarray] = field(default_factory=dict)
     pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-class BadResult(RuntimeError):
-    """A method broke its contract, so that its number would mean nothing."""
 
 
 def code_for(catalog: Catalog, cell: Cell) -> Code:
@@ -108,8 +117,25 @@ def failed_record(settings: Settings, cell: Cell, failure: Failure, started: str
     )
 
 
+@dataclass(frozen=True)
+class _Intact:
+    """The float model as it was loaded, with `part` of it to be quantized, and the process as it was then."""
+
+    part: str | None
+    net: Snapshot
+    process: ProcessState
+    modules: int  # that were imported then
+    graphs: dict[str, Any] = field(default_factory=dict)
+
+
 class CellRunner:
-    """Measures cells one after the other; keeps suites and the last float model between them."""
+    """Measures cells one after the other; keeps suites and the last float model between them.
+
+    What a cell leaves behind is undone as far as can be from inside a process: the float model is made anew after
+    foreign code and failures, torch's switches, the environment and replaced functions are put back. Threads that still
+    run, patched packages other than torch, timm and this project, and what hides in C are left to whoever replaces the
+    process (`harness.worker.WorkerProcess`).
+    """
 
     def __init__(self, settings: Settings) -> None:
         # Read by cuBLAS when CUDA starts; without it matrix products on CUDA are not repeatable.
@@ -125,19 +151,30 @@ class CellRunner:
         self._device = resolve_device(settings.device)
         self._suites: dict[tuple[str, str], Suite] = {}
         self._loaded: tuple[Any, VisionModel, Requirements] | None = None
+        self._intact: _Intact | None = None
+        self._process: ProcessState | None = None
 
     def measure(self, cell: Cell, progress: Progress) -> Measured:
         """Measure `cell`; whatever goes wrong becomes a failed record."""
         started, clock = now(), time.perf_counter()
-        with noticed() as log:
+        self._process = None
+        with noticed() as log, exits_raised():
             try:
                 measured = self._measure(cell, progress, started, clock)
-            except Exception as error:  # a method or model may raise anything; the sweep goes on
+            except BaseException as error:  # the code of a cell may raise anything, and ask for the end
                 self._loaded = None  # what raised may have left the float model changed
-                failure = Failure(type=type(error).__name__, message=str(error), traceback=traceback.format_exc())
                 seconds = time.perf_counter() - clock
-                measured = Measured(failed_record(self._settings, cell, failure, started, seconds))
+                measured = Measured(failed_record(self._settings, cell, _failure(error), started, seconds))
+            finally:
+                if self._process is not None:
+                    self._process.restore()
+        if not self._is_builtin(cell):
+            self._loaded = None
         return replace(measured, record=measured.record.model_copy(update={"warnings": log.notices}))
+
+    def _is_builtin(self, cell: Cell) -> bool:
+        catalog = self._settings.catalog
+        return catalog.is_builtin(catalog.restore(cell.method, cell.options))
 
     def _measure(self, cell: Cell, progress: Progress, started: str, clock: float) -> Measured:
         catalog = self._settings.catalog
@@ -170,21 +207,27 @@ class CellRunner:
         seed_everything(ctx.seed("global"))
         ctx.restart_memory()
         quantization = None
-        forward: Callable[[Any], Any] = model.net
-        if not cell.is_float:
+        peak = None
+        if cell.is_float:
+            forward = Evaluated(model, model.net, f"model '{model.name}'")
+        else:
             outcome = self._quantize(cell, method, suite, model, ctx)
             if isinstance(outcome, str):
                 return skipped(outcome)
-            forward, quantization = outcome
-        peak = None if cell.is_float else (ctx.memory.peak_mib, ctx.memory.added_mib)
+            peak = ctx.memory.peak_mib, ctx.memory.added_mib
+            with ctx.stage("check"):
+                forward, quantization = self._inspect(cell, method, model, outcome, ctx)
         progress("evaluate", 1.0)
         import torch
 
         with ctx.stage("evaluate"), torch.no_grad():
             evaluation = suite.evaluate(model, forward, cell.limit)
+        with ctx.stage("check"):
+            forward.check_unchanged()
+            self._check_process(method.name)
         peak = peak or (ctx.memory.peak_mib, ctx.memory.added_mib)
         metrics = {name: float(value) for name, value in evaluation.metrics.items()}
-        _check_metrics(metrics, suite.primary_metric)
+        check_metrics(metrics, suite.primary_metric)
         record = Record(
             **common,
             status="ok",
@@ -197,6 +240,7 @@ class CellRunner:
             added_memory_mib=peak[1],
             quantization=quantization,
             images_from=ctx.images_from,
+            unverified=forward.unverified,
             finished=now(),
         )
         # What no command would believe later is not kept as a result now.
@@ -208,8 +252,8 @@ class CellRunner:
 
     def _quantize(
         self, cell: Cell, method: ResolvedMethod, suite: Suite, model: VisionModel, ctx: Context
-    ) -> tuple[Callable[[Any], Any], Quantization] | str:
-        """The quantized model and its summary, or the reason why the method skips this combination."""
+    ) -> QuantizedModel | str:
+        """The quantized model, or the reason why the method skips this combination."""
         spec = BitSpec.parse(cell.bits)
         if spec.mixed and not any(info.mixed for info in method.infos):
             return f"{method.name} gives all layers one width; {spec} needs a method that chooses them, such as clamp"
@@ -219,7 +263,12 @@ class CellRunner:
         if lacking is not None:
             return lacking
         model.restrict(part)
-        before = _weights_state(model), _hooks(model)
+        with ctx.stage("check"):
+            intact = self._intact
+            if intact is None or (intact.part, intact.modules) != (part, len(sys.modules)):
+                process = ProcessState(type(module) for module in model.net.modules())
+                intact = _Intact(part, Snapshot(model.net), process, len(sys.modules))
+            self._intact, self._process = intact, intact.process
         free = method.data == "none"
         if cell.calibration and calibration_identity(suite) != cell.calibration:
             raise UsageError(f"suite '{cell.suite}' has other training images now than when the run was planned")
@@ -230,9 +279,34 @@ class CellRunner:
             if reason is not None:
                 return reason
             with ctx.stage("other"):
-                quantized = built.quantize(model, spec=spec, scheme=tensors, calib=calib, ctx=ctx)
-        _check_untouched(method.name, model, *before)
-        return quantized, _summarise(method.name, quantized.summary)
+                return built.quantize(model, spec=spec, scheme=tensors, calib=calib, ctx=ctx)
+
+    def _inspect(
+        self, cell: Cell, method: ResolvedMethod, model: VisionModel, quantized: QuantizedModel, ctx: Context
+    ) -> tuple[Inspected, Quantization]:
+        """What a method left behind and handed back, checked: its model as it is evaluated, and what it quantized."""
+        assert self._intact is not None
+        check_untouched(method.name, self._intact.net.change(Snapshot(model.net)))
+        self._check_process(method.name)
+        if ctx.kept is not None:
+            check_images(ctx.kept, model, f"method '{method.name}'")
+        quantization = summarise(method.name, quantized.summary)
+        spec, (tensors, _) = BitSpec.parse(cell.bits), split_scheme(cell.scheme)
+        graphs = self._intact.graphs
+        inspected = Inspected(
+            model, quantized, method.name, scheme=tensors, spec=spec, leave_out=(Context,), graphs=graphs
+        )
+        return inspected, quantization
+
+    def _check_process(self, name: str) -> None:
+        """Put back what a method changed in this process; it could have changed other methods' numbers, and its own."""
+        if self._process is None:  # the float reference: no method ran
+            return
+        moved, replaced = self._process.restore()
+        if replaced:
+            raise BadResult(f"method '{name}' replaced {replaced[0]}, which other methods and models use")
+        if moved:
+            warnings.warn(f"method '{name}' changed {', '.join(moved)} for the whole process; put back", stacklevel=2)
 
     def _suite(self, cell: Cell) -> Suite:
         key = cell.task, cell.suite
@@ -250,9 +324,10 @@ class CellRunner:
     def _float_model(self, suite: Suite, cell: Cell) -> VisionModel:
         key = cell.task, cell.suite, cell.model, cell.weights
         if self._loaded is None or self._loaded[0] != key:
-            self._loaded = None  # free the old one before the new one is loaded
+            self._loaded = self._intact = None  # free the old one before the new one is loaded
             requested = self._settings.requested.get(cell.model, cell.model)
             loaded = suite.load(requested, self._device)
+            check_handed_over(loaded, cell.task)
             if suite.model_identity(requested) != cell.weights:
                 raise UsageError(
                     f"model '{requested}' has other weights now than when the run was planned; run the command again"
@@ -262,6 +337,13 @@ class CellRunner:
         return self._loaded[1]
 
 
+def _failure(error: BaseException) -> Failure:
+    message = str(error)
+    if not isinstance(error, Exception):
+        message = f"the code of the cell asked for the end of the program{message and ': ' + message}"
+    return Failure(type=type(error).__name__, message=message, traceback=traceback.format_exc())
+
+
 def resolve_device(name: str) -> torch.device:
     """`auto` is CUDA if there is one."""
     import torch
@@ -269,51 +351,3 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def _weights_state(model: VisionModel) -> list[str]:
-    # Two sums a tensor: cheap beside any method, and an edit in place practically never keeps both.
-    # As text, since NaN is not equal to itself.
-    tensors = model.net.state_dict().values()
-    return [repr((float(t.double().sum()), float(t.double().square().sum()))) for t in tensors]
-
-
-def _hooks(model: VisionModel) -> int:
-    found = (value for module in model.net.modules() for name, value in vars(module).items() if name.endswith("_hooks"))
-    return sum(len(hooks) for hooks in found if isinstance(hooks, Mapping))
-
-
-def _check_untouched(name: str, model: VisionModel, weights: list[str], hooks: int) -> None:
-    """Raise BadResult unless the float model is as it was handed over; the next cell uses it."""
-    changes = {
-        "changed the float model that it was given": _weights_state(model) != weights,
-        "left the float model in train mode": any(module.training for module in model.net.modules()),
-        "left parameters of the float model requiring gradients": any(p.requires_grad for p in model.net.parameters()),
-        "left hooks on the float model": _hooks(model) != hooks,
-    }
-    for change, happened in changes.items():
-        if happened:
-            raise BadResult(f"method '{name}' {change}")
-
-
-def _summarise(name: str, summary: QuantSummary) -> Quantization:
-    if summary.weight_sites <= 0 and summary.activation_sites <= 0:
-        raise BadResult(f"method '{name}' quantized nothing: no weight and no activation site")
-    return Quantization(
-        weight_sites=summary.weight_sites,
-        activation_sites=summary.activation_sites,
-        weight_mib=summary.weight_mib,
-        float_values=summary.float_values,
-        layers=[Layer(name=layer.name, size=layer.size, bits=layer.bits) for layer in summary.layers],
-        activation_ranges={site: (float(low), float(high)) for site, (low, high) in summary.activation_ranges.items()},
-        activation_bits=dict(summary.activation_bits),
-        bit_operations=summary.bit_operations or None,
-    )
-
-
-def _check_metrics(metrics: dict[str, float], primary: str) -> None:
-    if primary not in metrics:
-        raise BadResult(f"the evaluation gave no '{primary}', which the suite ranks by")
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise BadResult(f"metric '{name}' is {value}")

@@ -15,9 +15,10 @@ from typing import Protocol
 
 from harness.cell import Cell
 from harness.record import Failure
-from harness.runner import CellRunner, Measured, Progress, Settings, failed_record, now, resolve_device
+from harness.runner import CellRunner, Measured, Progress, Settings, failed_record, now
 from harness.streams import tolerate
 
+_exit = os._exit  # as it is before any cell runs, see `exits_raised`
 _PROGRESS_INTERVAL = 0.2  # seconds between two progress messages of a worker
 
 
@@ -32,21 +33,33 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """Runs cells here: for debuggers and fast tests. A crash of a cell ends the sweep."""
+    """Runs cells here: for debuggers and fast tests. A crash of a cell ends the sweep, as Ctrl-C does; what a cell
+    leaves behind in this process is undone as far as `CellRunner` can.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._runner = CellRunner(settings)
 
     def run(self, cell: Cell, progress: Progress) -> Measured:
-        """Measure `cell`."""
-        return self._runner.measure(cell, progress)
+        """Measure `cell`.
+
+        Raises:
+            KeyboardInterrupt: the user interrupted; one that a cell's own code raises makes it a failed cell.
+        """
+        with _interrupts_noted() as interrupted:
+            measured = self._runner.measure(cell, progress)
+        if interrupted:
+            raise KeyboardInterrupt
+        return measured
 
     def close(self) -> None:
         """Nothing to stop."""
 
 
 class WorkerProcess:
-    """Runs cells in one spawned process that is kept between cells; replaced if it dies, times out or fails on CUDA."""
+    """Runs cells in one spawned process that is kept between cells of the project's own methods; replaced if it dies
+    or times out, and after a failure or code of others, whatever that may have left behind.
+    """
 
     def __init__(self, settings: Settings, timeout: float | None = None) -> None:
         self._settings = settings
@@ -69,8 +82,10 @@ class WorkerProcess:
             self.close()
         else:
             assert isinstance(measured, Measured)
-            if measured.record.status == "failed" and self._on_cuda():
-                self.close()  # a CUDA error makes all later calls in the same process fail too
+            catalog = self._settings.catalog
+            foreign = not catalog.is_builtin(catalog.restore(cell.method, cell.options))
+            if measured.record.status == "failed" or foreign:
+                self.close()
             return measured
         return Measured(failed_record(self._settings, cell, failure, started, time.perf_counter() - clock))
 
@@ -82,9 +97,6 @@ class WorkerProcess:
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None
-
-    def _on_cuda(self) -> bool:
-        return resolve_device(self._settings.device).type == "cuda"
 
     def _ready(self) -> Connection[object, object]:
         """The connection to a worker that has started; importing torch does not count as the cell's time."""
@@ -140,6 +152,25 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextlib.contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    """Ctrl-C raises KeyboardInterrupt as ever, and is noted in the list."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def interrupt(number: int, _frame: object) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(connection: Connection[object, object], settings: Settings) -> None:
     """Main function of the worker."""
     tolerate()  # a method that prints must not fail because nobody reads
@@ -173,4 +204,4 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
-        os._exit(1)
+        _exit(1)

@@ -28,7 +28,7 @@ GROUP = [*CONTEXT, "scheme", "bits"]
 SECONDARY = ("mask_ap",)  # metrics that tables show beside the primary one
 TEXTS = ("suite", "task", "data", "model", "method", "scheme", "bits", "weights", "metric", "device")
 STAGES = ("synthesize", "images", "calibrate", "search", "refresh")
-NOT_QUANTIZING = ("load", "evaluate")  # stages that every method needs alike
+NOT_QUANTIZING = ("load", "check", "evaluate")  # stages that every method needs alike
 FLOOR_SOURCE = "noise"  # the image source below which no method should fall; a name of display only
 
 
@@ -72,6 +72,7 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
         "seed": cell.seed,
         "status": record.status,
         "reason": f"{failure.type}: {failure.message}" if failure else record.reason,
+        "verified": record.unverified is None,  # whether what was quantized is known to be what was asked for
         "metric": record.primary_metric,
         "accuracy": record.metrics.get(record.primary_metric or "", np.nan),
         **{name: record.metrics.get(name, np.nan) for name in SECONDARY},
@@ -103,9 +104,9 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
 def _row_columns() -> list[str]:
     """Columns of the frame, also when there are no records."""
     fixed = (
-        "suite task data limit scheme bits model weights method options role origin trains seed status reason metric"
-        f" accuracy {' '.join(SECONDARY)} per_image images calibration_images seconds peak_memory_mib added_memory_mib"
-        " weight_mib gbops"
+        "suite task data limit scheme bits model weights method options role origin trains seed status reason verified"
+        f" metric accuracy {' '.join(SECONDARY)} per_image images calibration_images seconds"
+        " peak_memory_mib added_memory_mib weight_mib gbops"
         " mean_weight_bits mean_layer_bits mean_activation_bits weight_sites activation_sites device key"
     )
     return [*fixed.split(), *(f"{name}{suffix}" for name in STAGES for suffix in ("_s", "_cached")), "total_s"]

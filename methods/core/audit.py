@@ -43,17 +43,28 @@ class Expected:
     spec: BitSpec
 
     @classmethod
-    def of(cls, model: VisionModel, scheme: str, spec: BitSpec) -> Expected:
-        """For the float model.
+    def of(cls, graph: Trace, scheme: str, spec: BitSpec) -> Expected:
+        """For the float model of `graph`.
 
         Raises:
-            Uninspectable: the model itself cannot be traced or has no sites.
+            Uninspectable: it has no sites.
         """
         try:
-            graph = trace(model.net, model.input_shape)
             return cls(graph, find_sites(graph, scheme, spec), spec)
         except RuntimeError as error:
             raise Uninspectable(f"the sites of the float model cannot be found ({error})") from error
+
+
+def traced(model: VisionModel) -> Trace:
+    """The graph of the float model, which audits of several results may share.
+
+    Raises:
+        Uninspectable: it cannot be traced.
+    """
+    try:
+        return trace(model.net, model.input_shape)
+    except RuntimeError as error:
+        raise Uninspectable(f"the float model cannot be traced ({error})") from error
 
 
 def audit(
@@ -64,6 +75,7 @@ def audit(
     scheme: str,
     spec: BitSpec,
     thorough: bool = False,
+    graph: Trace | None = None,
 ) -> tuple[Any, list[str]]:
     """Run `result` on normalised `images` (n, c, h, w) and hold it against what was asked for.
 
@@ -74,6 +86,7 @@ def audit(
         scheme: which tensors are to be quantized.
         spec: to how many bits.
         thorough: look at all values instead of a sample.
+        graph: the float model's, if it is known.
 
     Returns:
         Output, and findings, each the end of a sentence that begins with the method; empty if all is as it should be.
@@ -81,7 +94,7 @@ def audit(
     Raises:
         Uninspectable: the result cannot be looked into.
     """
-    expected = Expected.of(model, scheme, spec)
+    expected = Expected.of(graph or traced(model), scheme, spec)
     net = network_of(result)
     stated = Stated.of(result, expected)
     watch = _Watch(expected, stated, net, None if thorough else (VALUES, SLICES))
@@ -237,6 +250,7 @@ class _Watch:
         self._outputs |= {point for point in stated.activations if point[1] == OUTPUT}
         self._seen: set[OpKey] = set()
         self._weighed: set[str] = set()
+        self._made: dict[OpKey, tuple[Tensor, int]] = {}  # outputs as they were looked at, and their version then
         self._late: dict[OpKey, str] = {}  # outputs that may still be quantized behind the operation
         self._reported: set[Any] = set()
         self.findings: list[str] = []
@@ -286,6 +300,7 @@ class _Watch:
         found = self._fault(key, OUTPUT, result)
         consumers = self._expected.graph.consumers.get(key, [])
         if found is None:
+            self._made[key] = result, result._version
             return
         if consumers and all(any(operand.ops == {key} for operand in c.operands) for c in consumers):
             self._late.setdefault(key, found)  # a module behind this one may quantize it; its consumers will tell
@@ -315,10 +330,15 @@ class _Watch:
         """Check an operand that was quantized where it was made, or behind that, and moved since."""
         if self._grid((source, OUTPUT)) != _PER_TENSOR:
             return None  # channels may lie along any axis by now; they were looked at where they were made
+        made, version = self._made.get(source, (None, 0))
+        if made is not None and _shares(tensor, made) and tensor._version == version:
+            return None  # the same values, if in another order
+        multiplied = key.kind in (*LAYERS, "matmul")
+        if not multiplied and source not in self._late:
+            return None
         found = fault(spread(tensor, self._values), self._stated.activations[source, OUTPUT])
         if found is None:
             self._late.pop(source, None)
-        multiplied = key.kind in (*LAYERS, "matmul")
         return found if multiplied and source not in self._late else None
 
     def _fault(self, key: OpKey, slot: int, tensor: Tensor) -> str | None:
@@ -362,3 +382,7 @@ class _Watch:
         else:
             named = what or f"site '{self._stated.labels[where]}'"
             self.findings.append(f"the values of {named} {text}")
+
+
+def _shares(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -18,6 +18,10 @@ def fault(rows: Tensor, bits: int) -> str | None:
     fewer always does.
     """
     most = 2**bits
+    if rows.shape[0] == 1 and rows.shape[1] > 2 * most:  # the usual case, in one operation
+        values = rows.detach().float().unique()
+        if len(values) <= most and bool(torch.isfinite(values[-1])) and bool(torch.isfinite(values[0])):
+            return None
     ordered = rows.detach().float().sort(1).values
     if not bool(torch.isfinite(ordered[:, [0, -1]]).all()):  # NaN and infinities are sorted to the ends
         return "are not all finite"

@@ -1,0 +1,269 @@
+"""What must hold for a cell's number to mean something; where it does not, the cell fails in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.contracts import QuantSummary, VisionModel, sealed_data
+from harness.record import Layer, Quantization
+from harness.unchanged import Change, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from harness.contracts import QuantizedModel
+    from harness.spec import BitSpec
+
+PROBES = 2  # images that a result is looked at with
+# Standard deviations beyond black and white that pixels may lie: Gaussian noise stays within 6, bytes are far outside.
+_BEYOND = 8.0
+
+
+class BadResult(RuntimeError):
+    """A method, task or model broke its contract, so that a number would mean nothing."""
+
+
+def check_images(images: Tensor, model: VisionModel, source: str) -> None:
+    """Check calibration images made by `source`.
+
+    Raises:
+        BadResult: they are no batch of images for `model`, or not finite, or not normalised.
+    """
+    import torch
+
+    channels = model.input_shape[0]
+    if not isinstance(images, torch.Tensor) or images.dim() != 4 or images.shape[1] != channels or not len(images):
+        shape = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+        raise BadResult(f"{source} made {shape} in place of images (n, {channels}, height, width)")
+    least, most = (float(value) for value in torch.aminmax(images.detach()))  # NaN if there is one
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise BadResult(f"{source} made images with NaN or infinite pixels")
+    low, high = (bound.min().item() if i == 0 else bound.max().item() for i, bound in enumerate(model.pixel_bounds()))
+    if least < low - _BEYOND or most > high + _BEYOND:
+        raise BadResult(
+            f"{source} made images with values from {least:.4g} to {most:.4g}, where normalised black and white are "
+            f"{low:.4g} and {high:.4g}; images are to be normalised by the model's mean and std"
+        )
+
+
+def check_handed_over(model: VisionModel, task: str) -> None:
+    """Check a float model that a task has loaded.
+
+    Raises:
+        BadResult: it is not as `VisionModel` says; the task is to blame, not the method that gets it.
+    """
+    import torch
+
+    faults = {
+        "in train mode; it is to call eval()": any(module.training for module in model.net.modules()),
+        "with parameters that require gradients": any(p.requires_grad for p in model.net.parameters()),
+        "with parameters that are not float32": any(p.dtype != torch.float32 for p in model.net.parameters()),
+    }
+    for fault, present in faults.items():
+        if present:
+            raise BadResult(f"task '{task}' hands over model '{model.name}' {fault}")
+
+
+def check_untouched(name: str, change: Change | None) -> None:
+    """Raise BadResult if the float model was changed: the next cell would use it."""
+    if change is None:
+        return
+    if change.path.rpartition(".")[2] == "training":
+        raise BadResult(f"method '{name}' left the float model in train mode")
+    if change.after is not None and change.after.startswith("trained") and not str(change.before).startswith("trained"):
+        raise BadResult(f"method '{name}' left parameters of the float model requiring gradients")
+    if "_hooks" in change.path:
+        raise BadResult(f"method '{name}' left hooks on the float model")
+    raise BadResult(f"method '{name}' changed the float model that it was given: {change}")
+
+
+def summarise(name: str, summary: QuantSummary) -> Quantization:
+    """The summary as it is recorded.
+
+    Raises:
+        BadResult: nothing was quantized.
+    """
+    if summary.weight_sites <= 0 and summary.activation_sites <= 0:
+        raise BadResult(f"method '{name}' quantized nothing: no weight and no activation site")
+    return Quantization(
+        weight_sites=summary.weight_sites,
+        activation_sites=summary.activation_sites,
+        weight_mib=summary.weight_mib,
+        float_values=summary.float_values,
+        layers=[Layer(name=layer.name, size=layer.size, bits=layer.bits) for layer in summary.layers],
+        activation_ranges={site: (float(low), float(high)) for site, (low, high) in summary.activation_ranges.items()},
+        activation_bits=dict(summary.activation_bits),
+        bit_operations=summary.bit_operations or None,
+    )
+
+
+def check_metrics(metrics: Mapping[str, float], primary: str) -> None:
+    """Raise BadResult unless all metrics are finite and the primary one is there."""
+    if primary not in metrics:
+        raise BadResult(f"the evaluation gave no '{primary}', which the suite ranks by")
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise BadResult(f"metric '{name}' is {value}")
+
+
+class Evaluated:
+    """A model as the evaluation calls it: its outputs are checked, and it sees no data but what it is called with.
+
+    Args:
+        model: the float model.
+        call: it, or a method's result.
+        name: how messages call it, with its kind.
+    """
+
+    unverified: str | None = None  # why it could not be held against what was asked for
+
+    def __init__(self, model: VisionModel, call: Callable[[Tensor], Any], name: str) -> None:
+        self._call = call
+        self._name = name
+        self._images = _probes(model)
+        self._reference = self._alone(model.net, self._images)
+
+    def __call__(self, images: Tensor) -> Any:
+        """Output for normalised `images`.
+
+        Raises:
+            BadResult: it has not the form of the float model's, or is not finite.
+            DataFreeViolation: something reached for the task's data meanwhile.
+        """
+        with sealed_data(self._name, "while it was evaluated"):
+            output = self._call(images)
+        # Dense models answer an evaluation in forms of their own.
+        self._check(output, images, whole=type(output) is type(self._reference))
+        return output
+
+    def probe(self, run: Callable[[Tensor], Any] | None = None) -> Any:
+        """Output for images that have nothing to do with the evaluation's, by `run` or a plain call."""
+        output = self._alone(run or self._call, self._images)
+        self._check(output, self._images, whole=True)
+        return output
+
+    def check_unchanged(self) -> None:
+        """To be called after the evaluation; nothing to check of the float model."""
+
+    def _alone(self, call: Callable[[Tensor], Any], images: Tensor) -> Any:
+        import torch
+
+        with sealed_data(self._name, "while it was evaluated"), torch.no_grad():
+            return call(images.clone())
+
+    def _check(self, output: Any, images: Tensor, *, whole: bool) -> None:
+        import torch
+
+        found = leaves(output)
+        for place, leaf in found:
+            if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+                raise BadResult(f"{self._name} gives NaN or infinite values{place and ' in ' + place}")
+        if not whole:
+            return
+        expected = leaves(self._reference)
+        if [place for place, _ in found] != [place for place, _ in expected]:
+            raise BadResult(f"{self._name} gives {_form(output)}, where the float model gives {_form(self._reference)}")
+        for (place, leaf), (_, like) in zip(found, expected, strict=True):
+            shape = tuple(like.shape)
+            if shape[:1] == (PROBES,):
+                shape = (len(images), *shape[1:])
+            # Axes behind the channels follow the images' size.
+            known = len(shape) if images.shape[1:] == self._images.shape[1:] else 2
+            if leaf.dim() != like.dim() or tuple(leaf.shape[:known]) != shape[:known]:
+                raise BadResult(
+                    f"{self._name} gives {tuple(leaf.shape)}{place and ' in ' + place} for {len(images)} images, where "
+                    f"the float model gives {shape}"
+                )
+
+
+class Inspected(Evaluated):
+    """A method's result, held against what was asked for before it is evaluated, and against itself afterwards."""
+
+    def __init__(
+        self,
+        model: VisionModel,
+        result: QuantizedModel,
+        method: str,
+        *,
+        scheme: str,
+        spec: BitSpec,
+        leave_out: tuple[type, ...] = (),
+        graphs: dict[str, Any] | None = None,
+    ) -> None:
+        # The one place where methods' own knowledge of networks is asked: what scheme and precision mean for one.
+        from methods.core.audit import Uninspectable, audit, traced
+
+        known = {} if graphs is None else graphs
+
+        super().__init__(model, result, f"method '{method}'")
+        self._result = result
+        self._leave_out = (VisionModel, *leave_out)
+        self._before = Snapshot(result, self._leave_out)
+        found: list[str] = []
+
+        def audited(images: Tensor) -> Any:
+            if "graph" not in known:
+                known["graph"] = traced(model)
+            output, findings = audit(model, result, images, scheme=scheme, spec=spec, graph=known["graph"])
+            found.extend(findings)
+            return output
+
+        try:
+            self._first = self.probe(audited)
+        except Uninspectable as reason:
+            self.unverified = str(reason)
+            self._first = self.probe()
+        if found:
+            more = f" (and {len(found) - 1} more such findings)" if len(found) > 1 else ""
+            raise BadResult(f"{self._name} {found[0]}{more}")
+
+    def check_unchanged(self) -> None:
+        """To be called after the evaluation.
+
+        Raises:
+            BadResult: what was evaluated is another model by now.
+        """
+        import torch
+
+        change = self._before.change(Snapshot(self._result, self._leave_out))
+        if change is not None:
+            raise BadResult(
+                f"{self._name} changed its quantized model while that was evaluated, so that it may learn from "
+                f"evaluation images: {change}"
+            )
+        for (place, before), (_, after) in zip(leaves(self._first), leaves(self.probe()), strict=True):
+            if not torch.equal(before, after):
+                raise BadResult(
+                    f"{self._name} gives other outputs{place and ' in ' + place} for the same images after the "
+                    "evaluation than before it"
+                )
+
+
+def leaves(output: Any, place: str = "") -> list[tuple[str, Tensor]]:
+    """Tensors in tuples, lists and mappings, and where they are; what else there is does not count."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return [(place, output)]
+    if isinstance(output, Mapping):
+        return [leaf for key, value in output.items() for leaf in leaves(value, f"{place}[{key!r}]")]
+    if isinstance(output, (tuple, list)):
+        return [leaf for i, value in enumerate(output) for leaf in leaves(value, f"{place}[{i}]")]
+    return []
+
+
+def _form(output: Any) -> str:
+    found = leaves(output)
+    return f"a {type(output).__name__} of {len(found)} tensors" if len(found) != 1 else f"{tuple(found[0][1].shape)}"
+
+
+def _probes(model: VisionModel) -> Tensor:
+    import torch
+
+    low, high = model.pixel_bounds()
+    share = torch.rand(PROBES, *model.input_shape, generator=torch.Generator().manual_seed(0))
+    return low + (high - low) * share.to(model.device)
