@@ -95,7 +95,8 @@ class Shift:
     def sensitivity(self, limits: Limits, family: int) -> Sensitivity:
         """What the rule would see, with the standard error of this pair, among `family` cases."""
         if limits.repeatable:
-            return Sensitivity(limits.tolerance, limits.tolerance)
+            drop = limits.tolerance if limits.flips >= 1 else 0.0  # without a changed image there is no drop
+            return Sensitivity(drop, drop)
         net = max(limits.tolerance, self.error * float(distributions.norm.isf(ALPHA / 2 / family)))
         return Sensitivity(net, net + self.error * float(distributions.norm.ppf(POWER)))
 

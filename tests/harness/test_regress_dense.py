@@ -86,6 +86,10 @@ def test_equal_outcomes_pass_and_the_table_says_which_tolerance_applies(run):
     assert "Tolerances are tight: same environment (1 of 1 cases)." in text
 
 
+def test_where_no_image_may_change_any_drop_is_seen(run):
+    assert run(confusions(), tolerance=0.5).sensitivity.net == 0.0
+
+
 @pytest.mark.parametrize(
     ("lost", "expected", "words"),
     [
