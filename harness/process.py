@@ -12,7 +12,7 @@ from typing import Any
 
 # Packages whose functions and classes are looked at; what else a cell patches dies with its worker.
 _WATCHED = ("torch.nn", "harness", "methods", "tasks", "timm.layers")
-_EXACTLY = ("torch", "torch.functional", "torch.linalg", "torch.special", "torch._tensor", "os", "numpy")
+_EXACTLY = ("torch", "torch.functional", "torch.linalg", "torch.special", "torch._tensor", "numpy")
 _CODE = (types.FunctionType, types.BuiltinFunctionType, type, property, classmethod, staticmethod)
 
 

@@ -162,6 +162,12 @@ def test_the_users_interrupt_is_one(settings, toy_cell, monkeypatch):
         executor.run(toy_cell("float"), quiet)
 
 
+def test_the_projects_own_methods_follow_each_other_on_one_model(runner, toy_cell):
+    for method in ("noise+minmax", "noise+omse", "noise+minmax"):
+        record = runner.measure(toy_cell(method), quiet).record
+        assert (record.status, record.unverified) == ("ok", None), record.failure
+
+
 @pytest.mark.slow
 def test_the_worker_is_a_new_one_after_foreign_code_and_failures(settings, toy_cell):
     """Whatever a guest leaves behind, also where nothing is looked at, dies with its process."""
