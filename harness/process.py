@@ -147,7 +147,7 @@ class ProcessState:
                     setattr(owner, key, value)
                     replaced.append(f"{name}.{key}")
             if isinstance(owner, type):  # what is new in a class may hide what it inherits
-                for key in [key for key in now if key not in names and _inherits(owner, key)]:
+                for key in [k for k, v in now.items() if k not in names and callable(v) and _inherits(owner, k)]:
                     delattr(owner, key)
                     replaced.append(f"{name}.{key}")
         for value, body in self._bodies.values():
