@@ -79,7 +79,8 @@ def _blocks(_model: VisionModel, graph: Trace) -> None:
 
 def _patches(_model: VisionModel, graph: Trace) -> None:
     grid = patch_grid(graph)
-    if all(branch_grid(graph, block, grid) == (1, 1) for block in find_blocks(graph)):
+    grids = [branch_grid(graph, block, grid) for block in find_blocks(graph)]  # of every block: each may be refused
+    if all(found == (1, 1) for found in grids):
         raise NotATransformerError("no block of the network has a patch with neighbours; larger images may have them")
 
 

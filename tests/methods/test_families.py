@@ -24,6 +24,8 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
+from harness.contracts import VisionModel
+from methods.core import requirements
 from methods.core.attention import find_attention, patch_attention
 from methods.core.intercept import tap
 from methods.core.structure import NotATransformerError, branch_grid, find_blocks, patch_grid, to_grid
@@ -191,6 +193,9 @@ def test_tokens_of_two_scales_are_refused():
     graph = trace(net, (3, 240, 240))
     with pytest.raises(NotATransformerError, match=r"197 tokens .* are no grid .* 20x20"):
         find_attention(graph)
+    model = VisionModel("crossvit", "classification", net, (3, 240, 240), (0.0,) * 3, (1.0,) * 3, 5, None, None, None)
+    assert "2x197 for 2 images" in requirements.patches(model, "full")
+    assert requirements.blocks(model, "full") is None
 
 
 def test_windows_that_do_not_cover_the_image_are_refused():
