@@ -144,6 +144,12 @@ def typecheck(session: nox.Session) -> None:
 
 
 @nox.session
+def families(session: nox.Session) -> None:
+    """Find out what works with each of timm's models (an hour): tasks/timm_families.json and docs/models.md."""
+    session.run(install(session), "tests/perf/families.py", *session.posargs)
+
+
+@nox.session
 def perf(session: nox.Session) -> None:
     """Measure the project's performance claims as ratios (about 12 GiB of memory at the default batch of 32)."""
     session.run(install(session), "tests/perf/measure.py", *session.posargs)
