@@ -43,7 +43,7 @@ def blocks(model: VisionModel, scheme: str) -> str | None:
 
 
 def pieces(model: VisionModel, scheme: str) -> str | None:
-    """The blocks can be run one by one: each is called once, with one tensor first, and returns one."""
+    """The blocks can be run one by one: each is called once, with one tensor of the images first, and returns one."""
     return _lacks(model, scheme, _pieces)
 
 
@@ -96,7 +96,7 @@ def _pieces(model: VisionModel, graph: Trace) -> None:
 
             def hook(_module: nn.Module, args: Any, _kwargs: Any, result: Any, path: str = path) -> None:
                 alone = bool(args) and isinstance(args[0], Tensor) and isinstance(result, Tensor)
-                calls[path].append(alone and len(args[0]) == len(result))
+                calls[path].append(alone and len(args[0]) == len(result) == TRACED_IMAGES)
 
             handle = net.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
@@ -104,8 +104,8 @@ def _pieces(model: VisionModel, graph: Trace) -> None:
     for path, found in calls.items():
         if found != [True]:
             raise NotATransformerError(
-                f"block {path} of the network cannot be run alone: it runs {len(found)} times, or takes or gives other "
-                "than one tensor"
+                f"block {path} of the network cannot be run alone: it runs {len(found)} times, or takes or gives "
+                "other than one tensor of the images"
             )
 
 

@@ -29,7 +29,7 @@ def plan(tmp_path, *models, methods=METHODS, **more):
         ("beit_base_patch16_224", set()),
         ("mixer_s32_224", {"psaq", "clamp", "real+qdrop", "mimiq"}),
         ("convnext_atto", {"psaq", "clamp", "real+qdrop", "mimiq"}),
-        ("mobilevit_xxs", {"clamp"}),
+        ("mobilevit_xxs", {"clamp", "real+qdrop"}),
     ],
 )
 def test_k1_admitted_by_evidence_and_skipped_when_planned(model, skipped):

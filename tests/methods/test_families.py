@@ -198,6 +198,14 @@ def test_tokens_of_two_scales_are_refused():
     assert requirements.blocks(model, "full") is None
 
 
+def test_blocks_on_parts_of_images_cannot_be_run_one_by_one():
+    """MobileViT's blocks take four strided parts of each image as so many rows: not a batch of images."""
+    net = ready(lambda: other("mobilevit_xxs"))
+    model = VisionModel("m", "classification", net, (3, 64, 64), (0.0,) * 3, (1.0,) * 3, 5, None, None, None)
+    assert "cannot be run alone" in requirements.pieces(model, "full")
+    assert requirements.blocks(model, "full") is None
+
+
 def test_windows_that_do_not_cover_the_image_are_refused():
     """Rows of a softmax that are not windows of the image: MobileViT's strided groups, with a token added to each."""
 
