@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter, is_
 from typing import Any
 
 # Packages whose functions and classes are looked at; what else a cell patches dies with its worker.
@@ -111,16 +112,10 @@ class ProcessState:
         owners: dict[int, tuple[str, Any]] = {}
         for name, owner in _owners(classes):
             owners.setdefault(id(owner), (name, owner))
-        self._code = [
-            (name, owner, set(vars(owner)), {k: v for k, v in list(vars(owner).items()) if isinstance(v, _CODE)})
-            for name, owner in owners.values()
-        ]
-        self._bodies = {
-            id(value): (value, value.__code__)
-            for _, _, _, code in self._code
-            for value in code.values()
-            if isinstance(value, types.FunctionType)
-        }
+        self._code = [_Code.of(name, owner) for name, owner in owners.values()]
+        values = {id(value): value for code in self._code for value in code.values}
+        self._functions = [value for value in values.values() if isinstance(value, types.FunctionType)]
+        self._bodies = [function.__code__ for function in self._functions]
 
     def restore(self) -> tuple[list[str], list[str]]:
         """Undo what has been changed since: which switches were moved, and which functions were replaced."""
@@ -140,21 +135,42 @@ class ProcessState:
 
     def _restore_code(self) -> list[str]:
         replaced = []
-        for name, owner, names, code in self._code:
-            now = vars(owner)
-            for key, value in code.items():
-                if now.get(key) is not value:
-                    setattr(owner, key, value)
-                    replaced.append(f"{name}.{key}")
-            if isinstance(owner, type):  # what is new in a class may hide what it inherits
-                for key in [k for k, v in now.items() if k not in names and callable(v) and _inherits(owner, k)]:
-                    delattr(owner, key)
-                    replaced.append(f"{name}.{key}")
-        for value, body in self._bodies.values():
-            if value.__code__ is not body:
-                value.__code__ = body
-                replaced.append(f"{value.__module__}.{value.__qualname__}")
+        for code in self._code:
+            now = vars(code.owner)
+            # Thousands are looked at: one by one only where something is another object than before.
+            if not all(map(is_, map(now.get, code.names), code.values)):
+                for key, value in zip(code.names, code.values, strict=True):
+                    if now.get(key) is not value:
+                        setattr(code.owner, key, value)
+                        replaced.append(f"{code.name}.{key}")
+            if isinstance(code.owner, type) and not now.keys() <= code.present:
+                # What is new in a class may hide what it inherits.
+                for key in [k for k, v in now.items() if k not in code.present and callable(v)]:
+                    if _inherits(code.owner, key):
+                        delattr(code.owner, key)
+                        replaced.append(f"{code.name}.{key}")
+        if not all(map(is_, map(attrgetter("__code__"), self._functions), self._bodies)):
+            for function, body in zip(self._functions, self._bodies, strict=True):
+                if function.__code__ is not body:
+                    function.__code__ = body
+                    replaced.append(f"{function.__module__}.{function.__qualname__}")
         return replaced
+
+
+@dataclass(frozen=True)
+class _Code:
+    """Functions, classes and the like of a module or class, and the names of all that it has."""
+
+    name: str
+    owner: Any
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+    present: frozenset[str]
+
+    @classmethod
+    def of(cls, name: str, owner: Any) -> _Code:
+        code = {key: value for key, value in list(vars(owner).items()) if isinstance(value, _CODE)}
+        return cls(name, owner, tuple(code), tuple(code.values()), frozenset(vars(owner)))
 
 
 def _owners(classes: Iterable[type]) -> Iterator[tuple[str, Any]]:

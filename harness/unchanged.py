@@ -49,62 +49,100 @@ class Snapshot:
         self._leave_out = (*leave_out, types.ModuleType)
         self._places: dict[int, str] = {}
         self._alive: list[object] = []  # so that no id is given a second time
-        self._values = dict(self._walk("", root))
+        self._values: dict[str, str] = {}
+        self._kinds: dict[type, _Kind] = {}
+        self._walk("", root)
 
     def change(self, later: Snapshot) -> Change | None:
         """The first difference of a later snapshot of the same object."""
+        if self._values == later._values:
+            return None
         for path, value in self._values.items():
             now = later._values.get(path)
             if now != value:
                 return Change(path, value, now)
         return next((Change(p, None, now) for p, now in later._values.items() if p not in self._values), None)
 
-    def _walk(self, path: str, x: Any) -> Iterator[tuple[str, str]]:
-        import numpy as np
-        import torch
-
-        if isinstance(x, (*_PLAIN, torch.dtype, torch.device, torch.Size)):
-            yield path, repr(x)
+    def _walk(self, path: str, x: Any) -> None:
+        kind = self._kinds.get(type(x)) or self._kinds.setdefault(type(x), _kind(type(x), self._leave_out))
+        if kind.sort == "plain":
+            self._values[path] = repr(x)
             return
         known = self._places.setdefault(id(x), path)
         if known != path:
-            yield path, f"the same as '{known}'"
+            self._values[path] = f"the same as '{known}'"
             return
         self._alive.append(x)
-        if isinstance(x, torch.Tensor):
-            yield path, _of_tensor(x)
-        elif isinstance(x, torch.Generator):
-            yield path, _of_tensor(x.get_state())
-        elif isinstance(x, np.ndarray):
-            yield path, f"array {x.dtype} {x.shape} {hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()}"
-        elif isinstance(x, self._leave_out):
-            yield path, f"{type(x).__name__}"
+        if kind.sort == "tensor":
+            self._values[path] = _of_tensor(x)
+        elif kind.sort == "generator":
+            self._values[path] = _of_tensor(x.get_state())
+        elif kind.sort == "array":
+            self._values[path] = _of_array(x)
+        elif kind.sort == "left out":
+            self._values[path] = type(x).__name__
         else:
-            yield from self._inside(path, x)
+            self._inside(path, x, kind)
 
-    def _inside(self, path: str, x: Any) -> Iterator[tuple[str, str]]:
-        yield path, f"{type(x).__qualname__} {id(x):#x}" if _is_code(x) else type(x).__qualname__
-        if isinstance(x, Mapping):
+    def _inside(self, path: str, x: Any, kind: _Kind) -> None:
+        code = kind.code or not (kind.sort != "object" or hasattr(x, "__dict__"))
+        self._values[path] = f"{type(x).__qualname__} {id(x):#x}" if code else type(x).__qualname__
+        if kind.sort == "mapping":
             for key, value in list(x.items()):
                 # Keys of other kinds than these count by their place alone.
                 name = str(key) if isinstance(key, (*_PLAIN, tuple)) else type(key).__name__
-                yield from self._walk(f"{path}[{name}]", value)
-        elif isinstance(x, (list, tuple)):
+                self._walk(f"{path}[{name}]", value)
+        elif kind.sort == "sequence":
             for i, value in enumerate(x):
-                yield from self._walk(f"{path}[{i}]", value)
-        elif isinstance(x, (set, frozenset)):
-            yield f"{path}{{}}", repr(sorted(map(repr, x)))
-        for name, value in _parts(x):
-            yield from self._walk(f"{path}.{name}" if path else name, value)
+                self._walk(f"{path}[{i}]", value)
+        elif kind.sort == "set":
+            self._values[f"{path}{{}}"] = repr(sorted(map(repr, x)))
+        if kind.bare:
+            return
+        for name, value in _parts(x, kind):
+            self._walk(f"{path}.{name}" if path else name, value)
 
 
-def _is_code(x: object) -> bool:
-    return isinstance(x, (type, types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType)) or not (
-        hasattr(x, "__dict__") or isinstance(x, (Mapping, list, tuple, set, frozenset))
-    )
+@dataclass(frozen=True)
+class _Kind:
+    """What is known of all objects of a type, found out once per snapshot: there are thousands of objects."""
+
+    sort: str
+    code: bool = False
+    bare: bool = False  # without attributes
+    cached: frozenset[str] = frozenset()  # names of its cached properties
+    slots: tuple[str, ...] = ()
 
 
-def _parts(x: Any) -> Iterator[tuple[str, Any]]:
+def _kind(x: type, leave_out: tuple[type, ...]) -> _Kind:
+    import numpy as np
+    import torch
+
+    sorts: list[tuple[str, tuple[type, ...]]] = [
+        ("plain", (*_PLAIN, torch.dtype, torch.device, torch.Size)),
+        ("tensor", (torch.Tensor,)),
+        ("generator", (torch.Generator,)),
+        ("array", (np.ndarray,)),
+        ("left out", leave_out),
+        ("mapping", (Mapping,)),
+        ("sequence", (list, tuple)),
+        ("set", (set, frozenset)),
+    ]
+    sort = next((name for name, kinds in sorts if issubclass(x, kinds)), "object")
+    code = issubclass(x, (type, types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType))
+    attributes: dict[str, Any] = {}
+    slots: list[str] = []
+    for owner in x.__mro__:
+        own = vars(owner)
+        attributes = own | attributes
+        names = own.get("__slots__", ())
+        slots += (names,) if isinstance(names, str) else names
+    cached = frozenset(name for name, value in attributes.items() if isinstance(value, cached_property))
+    slots = [name for name in slots if name not in ("__dict__", "__weakref__")]
+    return _Kind(sort, code, x in (dict, list, tuple, set, frozenset), cached, tuple(slots))
+
+
+def _parts(x: Any, kind: _Kind) -> Iterator[tuple[str, Any]]:
     """Attributes of an object, what a function has closed over, submodules and parameters under their own names."""
     if isinstance(x, type):
         return
@@ -119,13 +157,11 @@ def _parts(x: Any) -> Iterator[tuple[str, Any]]:
     for name, value in list(getattr(x, "__dict__", {}).items()):
         if name in ("_modules", "_parameters", "_buffers") and isinstance(value, dict):
             yield from list(value.items())
-        elif not isinstance(getattr(type(x), name, None), cached_property):
+        elif name not in kind.cached:
             yield name, value
-    for owner in type(x).__mro__:
-        names = vars(owner).get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else names:
-            if hasattr(x, name) and name not in ("__dict__", "__weakref__"):
-                yield name, getattr(x, name)
+    for name in kind.slots:
+        if hasattr(x, name):
+            yield name, getattr(x, name)
 
 
 def _is_filled(cell: types.CellType) -> bool:
@@ -145,3 +181,12 @@ def _of_tensor(x: Any) -> str:
     if not flat.numel():
         return kind
     return f"{kind} {hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()}"
+
+
+def _of_array(x: Any) -> str:
+    import numpy as np
+
+    kind = f"array {x.dtype} {x.shape}"
+    if x.dtype.hasobject or not x.nbytes:
+        return kind + f" {hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()}"
+    return f"{kind} {hashlib.sha256(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data).hexdigest()}"

@@ -6,9 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from harness.checks import BadResult, check_handed_over
 from harness.contracts import VisionModel
@@ -273,3 +275,42 @@ def test_patched_torch_is_put_back():
     assert torch.Tensor.softmax is not print
     assert "forward" not in vars(Net)
     assert ProcessState.restore(state) == ([], [])
+
+
+def test_code_and_methods_that_hide_inherited_ones_are_put_back():
+    state = ProcessState([Net])
+    body = patched.__code__
+    nn.GELU.__setattr__ = nn.Module.__setattr__
+    Net.fresh = print  # hides nothing
+    functional.softplus, own = print, functional.softplus
+    torch.nn.init.calculate_gain.__code__, gain = body, torch.nn.init.calculate_gain.__code__
+    _, replaced = ProcessState.restore(state)
+    del Net.fresh
+    assert set(replaced) == {
+        "torch.nn.modules.activation.GELU.__setattr__",
+        "torch.nn.functional.softplus",
+        "torch.nn.init.calculate_gain",
+    }
+    assert functional.softplus is own
+    assert torch.nn.init.calculate_gain.__code__ is gain
+    assert ProcessState.restore(state) == ([], [])
+
+
+def patched(nonlinearity, param=None):
+    return 0.0
+
+
+def test_slots_arrays_and_shared_objects_are_part_of_a_snapshot():
+    class Slotted:
+        __slots__ = ("array", "twin")
+
+        def __init__(self) -> None:
+            self.array, self.twin = np.arange(4.0), None
+
+    x = Slotted()
+    before = Snapshot(x)
+    assert before.change(Snapshot(x)) is None
+    x.array[1] = 7
+    assert "'array' was array" in str(before.change(Snapshot(x)))
+    x.array[1], x.twin = 1, x.array
+    assert str(before.change(Snapshot(x))) == "'twin' was None and is the same as 'array'"
