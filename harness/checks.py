@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import QuantSummary, VisionModel, sealed_data
@@ -110,6 +111,14 @@ def check_metrics(metrics: Mapping[str, float], primary: str) -> None:
             raise BadResult(f"metric '{name}' is {value}")
 
 
+@dataclass
+class Known:
+    """What checks of several results of one float model have in common, found out when it is first needed."""
+
+    output: Any = None  # of the float model, for the probes
+    graph: Any = None  # its trace, made for the checks alone: methods hold one of their own
+
+
 class Evaluated:
     """A model as the evaluation calls it: its outputs are checked, and it sees no data but what it is called with.
 
@@ -117,15 +126,21 @@ class Evaluated:
         model: the float model.
         call: it, or a method's result.
         name: how messages call it, with its kind.
+        known: what is known of the float model already; filled in.
     """
 
     unverified: str | None = None  # why it could not be held against what was asked for
 
-    def __init__(self, model: VisionModel, call: Callable[[Tensor], Any], name: str) -> None:
+    def __init__(
+        self, model: VisionModel, call: Callable[[Tensor], Any], name: str, known: Known | None = None
+    ) -> None:
         self._call = call
         self._name = name
         self._images = _probes(model)
-        self._reference = self._alone(model.net, self._images)
+        self._known = Known() if known is None else known
+        if self._known.output is None:
+            self._known.output = self._alone(model.net, self._images)
+        self._reference = self._known.output
 
     def __call__(self, images: Tensor) -> Any:
         """Output for normalised `images`.
@@ -192,23 +207,21 @@ class Inspected(Evaluated):
         scheme: str,
         spec: BitSpec,
         leave_out: tuple[type, ...] = (),
-        graphs: dict[str, Any] | None = None,
+        known: Known | None = None,
     ) -> None:
         # The one place where methods' own knowledge of networks is asked: what scheme and precision mean for one.
         from methods.core.audit import Uninspectable, audit, traced
 
-        known = {} if graphs is None else graphs
-
-        super().__init__(model, result, f"method '{method}'")
+        super().__init__(model, result, f"method '{method}'", known)
         self._result = result
         self._leave_out = (VisionModel, *leave_out)
         self._before = Snapshot(result, self._leave_out)
         found: list[str] = []
 
         def audited(images: Tensor) -> Any:
-            if "graph" not in known:
-                known["graph"] = traced(model)
-            output, findings = audit(model, result, images, scheme=scheme, spec=spec, graph=known["graph"])
+            if self._known.graph is None:
+                self._known.graph = traced(model)
+            output, findings = audit(model, result, images, scheme=scheme, spec=spec, graph=self._known.graph)
             found.extend(findings)
             return output
 

@@ -21,6 +21,7 @@ from harness.checks import (
     BadResult,
     Evaluated,
     Inspected,
+    Known,
     check_handed_over,
     check_images,
     check_metrics,
@@ -125,7 +126,7 @@ class _Intact:
     net: Snapshot
     process: ProcessState
     modules: int  # that were imported then
-    graphs: dict[str, Any] = field(default_factory=dict)
+    known: Known
 
 
 class CellRunner:
@@ -266,8 +267,9 @@ class CellRunner:
         with ctx.stage("check"):
             intact = self._intact
             if intact is None or (intact.part, intact.modules) != (part, len(sys.modules)):
+                known = intact.known if intact is not None and intact.part == part else Known()
                 process = ProcessState(type(module) for module in model.net.modules())
-                intact = _Intact(part, Snapshot(model.net), process, len(sys.modules))
+                intact = _Intact(part, Snapshot(model.net), process, len(sys.modules), known)
             self._intact, self._process = intact, intact.process
         free = method.data == "none"
         if cell.calibration and calibration_identity(suite) != cell.calibration:
@@ -292,9 +294,9 @@ class CellRunner:
             check_images(ctx.kept, model, f"method '{method.name}'")
         quantization = summarise(method.name, quantized.summary)
         spec, (tensors, _) = BitSpec.parse(cell.bits), split_scheme(cell.scheme)
-        graphs = self._intact.graphs
+        known = self._intact.known
         inspected = Inspected(
-            model, quantized, method.name, scheme=tensors, spec=spec, leave_out=(Context,), graphs=graphs
+            model, quantized, method.name, scheme=tensors, spec=spec, leave_out=(Context,), known=known
         )
         return inspected, quantization
 

@@ -12,7 +12,7 @@ from methods.core.observers import Ema, MinMax, Observer, Omse
 from methods.core.quantized import Quantized
 from methods.core.sites import find_sites
 from methods.core.synthesis import start_images
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 
 
 class Noise:
@@ -60,7 +60,7 @@ class MinMaxCalibrator:
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
     ) -> QuantizedModel:
         """Weights per channel, activations per tensor from one float pass over `images`."""
-        sites = find_sites(trace(model.net, model.input_shape), scheme, spec)
+        sites = find_sites(trace_of(model), scheme, spec)
         observers = observe(model, images, sites, self.observer, self.options.batch)
         weights = weight_quantizers(model, sites, symmetric=self.options.weights == "symmetric")
         return Quantized(model.net, sites, weights, activation_quantizers(sites, observers))

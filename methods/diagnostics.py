@@ -20,7 +20,7 @@ from methods.core.intercept import Interceptor, OpKey, tap
 from methods.core.quantizers import Uniform
 from methods.core.sites import find_sites
 from methods.core.structure import find_blocks, patch_grid, to_grid
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 
 ALL = "all sites"
 BINS = 64  # of the histogram that is shown
@@ -66,7 +66,7 @@ def patch_similarity(model: VisionModel, images: Tensor) -> PatchSimilarity:
     Raises:
         NotATransformerError: the model has no transformer block.
     """
-    graph = trace(model.net, model.input_shape)
+    graph = trace_of(model)
     blocks = find_blocks(graph)
     grid = patch_grid(graph)
     _, found = tap(model.net, images, [block.branch for block in blocks])
@@ -169,7 +169,7 @@ def site_effects(
     finite range are left out. `images` (n, c, h, w) are normalised, and should be real: what a site does to images of
     the method's own making says little.
     """
-    graph = trace(model.net, model.input_shape)
+    graph = trace_of(model)
     wanted = model.net(images)
     quantizers: dict[str, tuple[tuple[OpKey, int], Uniform]] = {}
     for site in find_sites(graph, scheme, BitSpec(MAX_BITS, MAX_BITS)).activations:

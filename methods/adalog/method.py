@@ -24,7 +24,7 @@ from methods.core.layers import LAYERS, output_axis
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Uniform
 from methods.core.sites import ActivationSite, Point, find_sites
-from methods.core.trace import Op, Trace, trace
+from methods.core.trace import Op, Trace, trace_of
 from methods.repq.fold import Pair, find_pairs, fold, ratio_and_shift
 from methods.repq.method import comes_from, merge
 from methods.repq.percentile import percentile_quantizer
@@ -49,7 +49,7 @@ class AdaLogSearch:
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
     ) -> QuantizedModel:
         """Search while the float model runs once over all images; then move LayerNorm's scales into its layers."""
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         sites = find_sites(graph, scheme, spec)
         search = _Search(self.options, graph, find_pairs(model.net, graph, images[:1]), ctx)
         search.sites = {site.point: site for site in sites.activations}

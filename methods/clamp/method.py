@@ -11,7 +11,7 @@ from methods.clamp.search import Search
 from methods.clamp.synthesis import ClampImages, Stage1
 from methods.clamp.working import Working
 from methods.core.sites import find_sites
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 
 
 class Clamp:
@@ -34,7 +34,7 @@ class Clamp:
     ) -> QuantizedModel:
         """Quantize `model`; `calib` is not used."""
         o = self.options
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         stage1 = Stage1(model, graph, o, ctx)
         # The source's own options and identity, so that `clamp` and `clamp+minmax` share their images.
         options = SOURCE.options(**{k: v for k, v in o.model_dump().items() if k in SOURCE.options.model_fields})
@@ -89,7 +89,7 @@ class ClampSearch:
     ) -> QuantizedModel:
         """Ranges on `images` (n, c, h, w), then the passes."""
         o = self.options
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         working = Working(model, find_sites(graph, scheme, spec, softmax_bits=o.softmax_bits), spec, o, images)
         with ctx.stage("search"):
             search = Search(model, graph, working, spec, o, ctx, images)

@@ -19,7 +19,7 @@ from methods.core.quantized import Quantized
 from methods.core.sites import Sites, find_sites
 from methods.core.structure import find_blocks, patch_grid, to_grid
 from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss
-from methods.core.trace import Trace, trace
+from methods.core.trace import Trace, trace_of
 
 
 def weight_only(model: VisionModel, sites: Sites) -> Quantized:
@@ -142,5 +142,5 @@ class ClampImages:
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
     ) -> Tensor:
         """Synthesized normalised images (n, *input_shape)."""
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         return Stage1(model, graph, self.options, ctx).first_images(graph, scheme, spec)

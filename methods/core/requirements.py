@@ -22,12 +22,11 @@ from methods.core.attention import find_attention
 from methods.core.intercept import UnsupportedNetworkError
 from methods.core.sites import find_sites
 from methods.core.structure import NotATransformerError, branch_grid, find_blocks, patch_grid
-from methods.core.trace import TRACED_IMAGES, Trace, trace
+from methods.core.trace import TRACED_IMAGES, Trace, trace_of
 
 ANY_WIDTH = BitSpec.parse("W8A8")  # which sites there are does not depend on their widths
-# Traces of networks while these live: several requirements and schemes ask about one network, which stays as it is.
-# With the schemes in which they are known to have sites.
-_graphs: WeakKeyDictionary[nn.Module, dict[Any, tuple[Trace, set[str]]]] = WeakKeyDictionary()
+# Schemes in which networks are known to have sites, while these live: several requirements ask about one.
+_schemes: WeakKeyDictionary[Trace, set[str]] = WeakKeyDictionary()
 FEWEST_TOKENS = 2  # of which one may be the class token
 
 
@@ -111,15 +110,12 @@ def _pieces(model: VisionModel, graph: Trace) -> None:
 
 def _traced(model: VisionModel, scheme: str) -> Trace:
     """The network's trace, which has sites in `scheme`."""
-    known = _graphs.setdefault(model.net, {})
-    key = (model.input_shape, getattr(model.net, "quantized_part", None))
     try:
-        if key not in known:
-            known[key] = trace(model.net, model.input_shape), set()
-        graph, schemes = known[key]
-        if scheme not in schemes:
+        graph = trace_of(model)
+        known = _schemes.setdefault(graph, set())
+        if scheme not in known:
             find_sites(graph, scheme, ANY_WIDTH)
-            schemes.add(scheme)
+            known.add(scheme)
     except UnsupportedNetworkError as error:
         raise UsageError(f"model '{model.name}' cannot be quantized in scheme {scheme}: {first_line(error)}") from None
     return graph

@@ -7,17 +7,23 @@ that is in no table is refused, and the multiply-accumulates are those that torc
 
 from __future__ import annotations
 
+from typing import Any
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import nn
 
+from harness.contracts import VisionModel
 from methods.core.flow import CONSTANT, INPUT, TRACED_IMAGES, UNKNOWN, Op, Operand, lies_in
 from methods.core.intercept import OpKey
 from methods.core.tracer import Tracer
 
-__all__ = ["CONSTANT", "INPUT", "TRACED_IMAGES", "UNKNOWN", "Op", "Operand", "Trace", "trace"]
+__all__ = ["CONSTANT", "INPUT", "TRACED_IMAGES", "UNKNOWN", "Op", "Operand", "Trace", "trace", "trace_of"]
 
 # Kinds that can be a step on the way to a composite.
 _STEPS = {"activation", "function", "pool", "reduce"}
+# Of networks of models, which stay as they are while they live: by size of images and part.
+_traces: WeakKeyDictionary[nn.Module, dict[Any, Trace]] = WeakKeyDictionary()
 
 
 class Trace:
@@ -76,3 +82,16 @@ def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     with Tracer(net, images, part) as tracer:
         output = net(images)
     return Trace(tracer.ops, part, tracer.outputs(output))
+
+
+def trace_of(model: VisionModel) -> Trace:
+    """The trace of a model's network, made once: requirements, methods and checks all ask for it.
+
+    Raises:
+        UnsupportedNetworkError: as `trace`.
+    """
+    known = _traces.setdefault(model.net, {})
+    key = model.input_shape, getattr(model.net, "quantized_part", None)
+    if key not in known:
+        known[key] = trace(model.net, model.input_shape)
+    return known[key]

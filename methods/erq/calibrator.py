@@ -11,7 +11,7 @@ from methods.core.quantized import Quantized
 from methods.core.segments import cut
 from methods.core.sites import WeightSite
 from methods.core.structure import find_blocks
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 from methods.erq.info import ErqOptions
 from methods.erq.regression import Coded, Moments, activation_regression, nearest, weight_regression
 from methods.recon.units import LayerUnit, SegmentUnit
@@ -36,7 +36,7 @@ class Erq:
         all before it as they are then.
         """
         net, quantized = RepQ(self.options).folded(model, images, spec=spec, scheme=scheme, ctx=ctx)
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         blocks = find_blocks(graph)
         floats, quants = (Walk(each, blocks, images, _AT_ONCE) for each in (net, quantized.net))
         assert quantized.activations is not None

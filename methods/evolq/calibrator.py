@@ -13,7 +13,7 @@ from harness.spec import BitSpec
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Uniform
 from methods.core.structure import Block, find_blocks
-from methods.core.trace import Trace, trace
+from methods.core.trace import Trace, trace_of
 from methods.evolq.info import EvolqOptions
 from methods.evolq.search import Fitness, evolve, mutated
 from methods.fqvit.calibrator import FqVit
@@ -56,7 +56,7 @@ class EvolQ:
         if o.moments:
             for name, q in dict(quantized.weights).items():
                 quantized.set_weight(name, MomentMatched(q.scale, q.zero_point, q.qmin, q.qmax, q.axis))
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         blocks = find_blocks(graph)
         layers = [searched_layers(graph, block, whole=o.searched == "block") for block in blocks]
         fitness = Fitness(

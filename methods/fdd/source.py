@@ -14,7 +14,7 @@ from harness.spec import BitSpec
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.structure import find_blocks
 from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss, variation_target
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 from methods.fdd.info import FddOptions
 from methods.fdd.spectrum import band_mask, filtered
 from methods.psaq.similarity import diversity
@@ -49,7 +49,7 @@ class Fdd:
         targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
         generator = ctx.generator("augmentation")
         tv_target = variation_target(o, generator)
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         contexts = [block.context for block in find_blocks(graph)]
         found: dict[tuple[OpKey, int], Tensor] = {}
         black, white = model.pixel_bounds()

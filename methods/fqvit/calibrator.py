@@ -18,7 +18,7 @@ from methods.core.observers import Ema, MinMax, Observer, Omse
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Quantizer, Uniform
 from methods.core.sites import ActivationSite, Point, Sites, find_sites
-from methods.core.trace import Trace, trace
+from methods.core.trace import Trace, trace_of
 from methods.fqvit.grids import Arrival, arrivals
 from methods.fqvit.info import FqvitOptions
 from methods.fqvit.integer import IntegerLayerNorm, LogIntSoftmax
@@ -38,7 +38,7 @@ class FqVit:
         power-of-two factors.
         """
         o = self.options
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         sites = find_sites(graph, scheme, spec, softmax_bits=None if o.softmax == "float" else o.softmax_bits)
         sites = _without_other_softmaxes(sites, graph)
         logs = _softmax_results(sites, graph) if o.softmax in ("log-int", "log2") else []

@@ -14,7 +14,7 @@ from harness.spec import BitSpec
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Quantizer, Uniform
 from methods.core.sites import ActivationSite, Point, Sites, find_sites
-from methods.core.trace import Trace, trace
+from methods.core.trace import Trace, trace_of
 from methods.isvit.info import IsvitOptions
 from methods.isvit.sulq import Sulq
 from methods.recon.engine import Engine, Phase
@@ -68,7 +68,7 @@ class Isvit:
         """
         o = self.options
         steps = o.wide_steps if spec.weight >= _WIDE else o.steps
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         sites = find_sites(graph, scheme, spec)
         channels = {pair: pair_points(pair, sites) for pair in find_pairs(model.net, graph, images[:1])}
         activations = Ranges(o).find(model.net, images, sites, graph, channels)

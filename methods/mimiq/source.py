@@ -12,7 +12,7 @@ from harness.spec import BitSpec
 from methods.core.attention import between_patches, find_attention
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.synthesis import optimise_images, start_images, total_variation, tv_scale
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 from methods.mimiq.info import MimiqOptions
 from methods.mimiq.similarity import head_dissimilarity
 
@@ -35,7 +35,7 @@ class Mimiq:
         """Synthesized normalised images (n, *input_shape)."""
         o = self.options
         targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
-        layers = [a for a in find_attention(trace(model.net, model.input_shape)) if a.heads > 1]
+        layers = [a for a in find_attention(trace_of(model)) if a.heads > 1]
         points = [a.products if o.maps == "products" else a.weights for a in layers]
         found: dict[tuple[OpKey, int], Tensor] = {}
 

@@ -16,7 +16,7 @@ from methods.core.observers import MinMax
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Quantizer
 from methods.core.sites import ActivationSite, Point, find_sites
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 from methods.noisyquant.info import NoisyquantOptions
 from methods.noisyquant.noisy import Denoise, Noisy, NoisySearch, denoising_bias, unit_noise
 
@@ -42,7 +42,7 @@ class NoisyQuant:
     ) -> QuantizedModel:
         """Quantizers and noises from two float passes over `images` (n, c, h, w)."""
         o = self.options
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         sites = find_sites(graph, scheme, spec)
         observers = observe(model, images, sites, MinMax, o.batch)
         weights = weight_quantizers(model, sites, symmetric=o.weights == "symmetric")

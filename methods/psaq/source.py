@@ -9,7 +9,7 @@ from harness.spec import BitSpec
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.structure import find_blocks
 from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss, variation_target
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 from methods.psaq.info import PsaqOptions
 from methods.psaq.similarity import diversity
 
@@ -35,7 +35,7 @@ class Psaq:
         targets = model.sample_targets(o.images, ctx.generator("pseudo-labels")) if o.class_weight else None
         generator = ctx.generator("augmentation")
         tv_target = variation_target(o, generator)
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         contexts = [block.context for block in find_blocks(graph)]
         found: dict[tuple[OpKey, int], Tensor] = {}
 

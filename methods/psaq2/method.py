@@ -12,7 +12,7 @@ from methods.core.quantized import Quantized
 from methods.core.sites import find_sites
 from methods.core.structure import find_blocks
 from methods.core.synthesis import optimise_images, variation_loss, variation_target
-from methods.core.trace import Trace, trace
+from methods.core.trace import Trace, trace_of
 from methods.psaq.info import SOURCE, PsaqOptions
 from methods.psaq.similarity import diversity
 from methods.psaq.source import Psaq
@@ -35,7 +35,7 @@ class Psaq2:
     ) -> QuantizedModel:
         """Quantize `model`; `calib` is not used."""
         o = self.options
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         images = self._first_images(model, spec, scheme, ctx)
         student = Student(model, graph, find_sites(graph, scheme, spec), o, ctx)
         for number in range(o.alternations):

@@ -16,7 +16,7 @@ from methods.core.layers import LAYERS, output_axis
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Quantizer, Uniform
 from methods.core.sites import Point, Sites, find_sites
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 from methods.ptq4vit.capture import Capture, Gradients, Target, capture
 from methods.ptq4vit.grids import (
     GeluGrid,
@@ -55,7 +55,7 @@ class StepSearch:
     ) -> QuantizedModel:
         """Search every site of `scheme` on `images`."""
         o = self.options
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         sites = find_sites(graph, scheme, spec)
         guided = o.metric == "hessian"
         gradients = Gradients(o.gradient, model, sites, images, o.batch) if guided else None

@@ -12,7 +12,7 @@ from methods.core.calibrate import activation_quantizers, observe
 from methods.core.observers import OBSERVERS
 from methods.core.quantized import Quantized
 from methods.core.sites import find_sites
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 from methods.recon.engine import Engine, LossChoice, Phase
 from methods.recon.info import AdaroundOptions, BrecqOptions, DropOptions, LossOptions, RoundingOptions
 from methods.recon.ranges import start
@@ -35,7 +35,7 @@ class _Reconstruction(ABC):
     ) -> QuantizedModel:
         """Learn the quantizers of all sites of `scheme` on `images` (n, c, h, w)."""
         o = self.options
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         sites = find_sites(graph, scheme, spec)
         observers = observe(model, images, sites, OBSERVERS[o.activation_ranges], _OBSERVED_AT_ONCE)
         parameters = dict(model.net.named_parameters())

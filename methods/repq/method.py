@@ -16,7 +16,7 @@ from methods.core.intercept import OUTPUT, Interceptor, Transform
 from methods.core.quantized import Quantized
 from methods.core.quantizers import Uniform
 from methods.core.sites import ActivationSite, Point, Sites, WeightSite, find_sites
-from methods.core.trace import Trace, trace
+from methods.core.trace import Trace, trace_of
 from methods.repq.fold import Pair, find_pairs, fold
 from methods.repq.info import RepqOptions
 from methods.repq.percentile import percentile_quantizer
@@ -46,7 +46,7 @@ class RepQ:
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
     ) -> tuple[nn.Module, Quantized]:
         """The float network as reparameterised, which computes what it did, and it quantized."""
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         sites = find_sites(graph, scheme, spec)
         pairs = [] if self.options.layer_norms == "per-tensor" else find_pairs(model.net, graph, images[:1])
         channels = {pair: pair_points(pair, sites) for pair in pairs}

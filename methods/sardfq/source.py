@@ -14,7 +14,7 @@ from harness.spec import BitSpec
 from methods.core.attention import Attention, find_attention, patch_attention
 from methods.core.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.synthesis import learning_rate, optimise_images, start_images, variation_loss, variation_target
-from methods.core.trace import trace
+from methods.core.trace import trace_of
 from methods.sardfq.info import SardfqOptions
 from methods.sardfq.labels import soft_labels
 from methods.sardfq.priors import block_weights, gaussian_mixtures, prior_distance
@@ -42,7 +42,7 @@ class Sardfq:
         o = self.options
         generator = ctx.generator("augmentation")
         tv_target = variation_target(o, generator)
-        graph = trace(model.net, model.input_shape)
+        graph = trace_of(model)
         aligned = self._priors(find_attention(graph), model, ctx.generator("attention-priors"))
         regions = self._regions(model, ctx.generator("regions"))
         image_loss, region_loss = self._task_losses(model, regions, ctx)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -10,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from harness.spec import BitSpec
+from methods.core import audit
 from methods.core.intercept import (
     FusedAttentionError,
     Interceptor,
@@ -20,7 +24,7 @@ from methods.core.intercept import (
 )
 from methods.core.sites import NoSitesError, find_sites
 from methods.core.structure import NotATransformerError, find_blocks, patch_grid, to_grid
-from methods.core.trace import trace
+from methods.core.trace import trace, trace_of
 
 SPEC = BitSpec(4, 6)
 
@@ -244,3 +248,21 @@ def test_grid_drops_prefix_tokens_and_follows_patch_merging():
     assert patch_grid(trace(tiny_model("vit").net, SHAPE)) == (4, 4)
     with pytest.raises(ValueError, match="do not fit"):
         to_grid(torch.zeros(2, 40, 3), (4, 4))
+
+
+def test_a_models_network_is_traced_once_a_part():
+    model = dataclasses.replace(tiny_model("vit"), parts={"backbone": "blocks"})
+    whole = trace_of(model)
+    assert trace_of(dataclasses.replace(model, name="the same network")) is whole
+    model.restrict("backbone")
+    part = trace_of(model)
+    assert (whole.part, part.part) == (None, "blocks")
+    model.restrict(None)
+    assert trace_of(model) is whole
+    assert trace_of(dataclasses.replace(model, net=copy.deepcopy(model.net))) is not whole
+
+
+def test_what_results_are_held_against_is_no_trace_that_methods_have():
+    """A method that takes operations out of its trace would otherwise hide them from the checks."""
+    model = tiny_model("vit")
+    assert audit.traced(model) is not trace_of(model)
