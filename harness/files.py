@@ -15,6 +15,7 @@ from typing import BinaryIO
 from harness.errors import UsageError
 
 MOST = 2**30  # bytes of a file that is read
+_PIECE = 2**16  # bytes of a growing file, or of one that does not say its size
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.tmp")
 
 
@@ -41,8 +42,12 @@ def read_regular(path: Path, most: int = MOST) -> bytes:
     Raises:
         OSError: as `open_regular`; also if the file grows beyond `most` bytes while it is read.
     """
+    content = b""
     with open_regular(path, most) as file:
-        content = file.read(most + 1)
+        wanted = os.fstat(file.fileno()).st_size + 1  # never `most`: a buffer of that size would be made first
+        while len(content) <= most and (piece := file.read(min(wanted, most + 1 - len(content)))):
+            content += piece
+            wanted = _PIECE
     if len(content) > most:
         raise _too_large(path, most)
     return content

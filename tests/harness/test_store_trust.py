@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -335,6 +336,22 @@ def test_k5_a_file_that_is_too_large_is_not_read(tmp_path):
     assert read_regular(path, 5) == b"12345"
     with pytest.raises(OSError, match="more than 4 bytes"):
         read_regular(path, 4)
+
+
+def test_reading_needs_no_more_memory_than_the_file_has(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"12345")
+    tracemalloc.start()
+    assert read_regular(tmp_path / "a") == b"12345"
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**20
+    # Files of the kernel say that they are empty, and others may grow: both are read to the end.
+    monkeypatch.setattr("harness.files._PIECE", 2)
+    real = os.fstat
+    monkeypatch.setattr("os.fstat", lambda number: os.stat_result((*real(number)[:6], 0, *real(number)[7:])))
+    assert read_regular(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(OSError, match="more than 4 bytes"):
+        read_regular(tmp_path / "a", 4)
 
 
 @pytest.mark.parametrize(
