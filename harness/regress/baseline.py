@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.cell import Cell, digest
 from harness.errors import UsageError
-from harness.files import write_atomically
+from harness.files import read_regular, reason, write_atomically
 from harness.provenance import Revision
 from harness.regress.environment import Environment, differences
 from harness.regress.measure import Fact, Measurement
@@ -123,11 +123,11 @@ def read_baseline(path: Path) -> Baseline | None:
     """
     advice = 'restore it from git, or measure it anew: remove it and run regress --update-baseline "why"'
     try:
-        baseline = Baseline.model_validate_json(path.read_text(encoding="utf-8"))
+        baseline = Baseline.model_validate_json(read_regular(path))
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"baseline {path} cannot be read ({error}); {advice}") from None
+    except OSError as error:
+        raise UsageError(f"baseline {path} cannot be read ({reason(error)}); {advice}") from None
     except ValidationError as error:
         raise UsageError(f"baseline {path} is not valid ({first_problem(error)}); {advice}") from None
     for name, entry in baseline.cases.items():

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness import text as safe
 from harness.regress.baseline import Update
 from harness.regress.environment import sentence
 from harness.regress.judge import Status, Verdict
@@ -144,7 +145,7 @@ def print_report(report: Report, console: Console) -> None:
 
 def markdown(report: Report) -> str:
     """The same as Markdown."""
-    lines = [f"### {report.title}", "", summary(report), ""]
+    lines = [f"### {_cell(report.title)}", "", summary(report), ""]
     for first, *rest in explained(report):
         lines += [f"- **{_cell(first)}**", *(f"  - {_cell(line)}" for line in rest)]
     lines += ["", *_table(_COLUMNS, rows(report)), "", *(f"{_cell(note)}\n" for note in notes(report))]
@@ -162,4 +163,4 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return safe.markdown(" ".join(text.split()))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from harness.catalog import Catalog
 from harness.cell import Cell
 from harness.errors import UsageError
+from harness.files import read_regular, reason
 from harness.plan import Plan, Planned, Request, make_plan
 from harness.store import Store
 
@@ -98,10 +99,14 @@ def read_suite(path: Path) -> Suite:
         UsageError: the file is missing or malformed.
     """
     try:
-        return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Suite.model_validate(tomllib.loads(read_regular(path).decode()))
     except FileNotFoundError:
         raise UsageError(f"there is no suite {path}; docs/regression.md shows how to write one") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"suite {path} cannot be read ({reason(error)}); correct the file") from None
+    except RecursionError:
+        raise UsageError(f"suite {path} cannot be read (it is nested too deeply); correct the file") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"suite {path} cannot be read ({error}); correct the file") from None
     except ValidationError as error:
         raise UsageError(f"suite {path} is not valid ({first_problem(error)}); see docs/regression.md") from None

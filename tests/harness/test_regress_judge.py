@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -173,7 +174,7 @@ def test_markdown_names_what_fails(report):
     text = markdown(report)
     assert "3 cases: 1 ok, 1 fail, 1 missing." in text
     assert "- **FAIL toy tiny toynoise W4A8 full seed 0: 90.00 → 85.00**" in text
-    assert "a &lt;reason> \\| why" in text
+    assert "a \\<reason> \\| why" in text
     assert "| torch | 2 | 3 |" in text
     widths = {line.count(" | ") for line in text.splitlines() if line.startswith("| toy")}
     assert widths == {11}
@@ -320,3 +321,29 @@ def test_only_what_is_made_of_outcomes_can_be_paired(toy_cell, store, made, info
     record = saved(store, toy_cell(), "ap", value, outcomes_of)
     with pytest.raises(UsageError, match=message):
         measurement(record, store, info)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("read", [read_suite, read_baseline])
+def test_k5_suites_and_baselines_are_regular_files(read, tmp_path):
+    """FAULTS K5 "a FIFO, a device or a link to one as record, images, config or cache file"."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("fifo", "zero"):
+        with pytest.raises(UsageError, match=rf"{name} cannot be read \(it is no regular file\)"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a = " + b"[" * 100_000])
+def test_malformed_suites_get_a_sentence(content, tmp_path):
+    (tmp_path / "s.toml").write_bytes(content)
+    with pytest.raises(UsageError, match=r"suite .* cannot be read .*; correct the file"):
+        read_suite(tmp_path / "s.toml")
+
+
+def test_titles_of_markdown_are_text(report):
+    """FAULTS K6: what a user calls a suite ends no heading and begins no link."""
+    title = "a\n# b [c](http://d) <script> \u202e"
+    first, second = markdown(replace(report, title=title)).splitlines()[:2]
+    assert first == r"### a # b [c]\(http://d) \<script> \\u202e"
+    assert second == ""
