@@ -5,8 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from pathlib import Path
 
 from harness.errors import UsageError, first_line
+
+
+def downloads() -> Path:
+    """The folder of downloaded data sets and of what is made of them, `~/.cache/dfqbench`.
+
+    Raises:
+        UsageError: the user has no home folder.
+    """
+    try:
+        return Path("~/.cache/dfqbench").expanduser()
+    except RuntimeError:
+        raise UsageError(
+            "there is no home folder, and so none for downloaded data; set HOME, or name the folder of the data with "
+            "--data-root"
+        ) from None
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UsageError
 from harness.files import prepare_folder
 from tasks.cifar import zoo as cifar
+from tasks.downloads import downloads
 from tasks.embedded import dense_zoo, zoo
-from tasks.embedded.fashion import CACHE_ROOT, default_root, download
+from tasks.embedded.fashion import default_root, download
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="folder of the original data: the four Fashion-MNIST .gz files, or for cifar10 what its suite takes",
     )
     parser.add_argument("--download", action="store_true", help="download the data first, with torchvision")
-    parser.add_argument("--work", type=Path, default=CACHE_ROOT / "zoo", help="folder of resumable checkpoints")
+    parser.add_argument("--work", type=Path, help="folder of resumable checkpoints (default: ~/.cache/dfqbench/zoo)")
     parser.add_argument("--output", type=Path, help="folder of weights and cards (default: the project's own)")
     args = parser.parse_args(argv)
     unknown = sorted(set(args.models) - {*MODELS, *GROUPS})
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     try:
+        args.work = args.work or downloads() / "zoo"
         prepare_folder(args.work, "--work")
         if args.output is not None:
             prepare_folder(args.output, "--output")

@@ -25,7 +25,7 @@ from harness.errors import DAMAGED_ARRAYS, UsageError, first_line
 from tasks.cifar.architectures import CLASSES, IMAGE_SIZE
 from tasks.class_order import in_turn
 from tasks.content import hash_files, open_regular, reason
-from tasks.downloads import downloading
+from tasks.downloads import downloading, downloads
 from tasks.image_files import read_rgb
 from tasks.timm_models import Preprocessing
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from harness.contracts import VisionModel
 
 PACKED, ORIGINAL = "cifar10_jpeg.npz", "cifar-10-batches-py"
-CACHE_ROOT = Path("~/.cache/dfqbench/cifar10").expanduser()
 # Statistics of the 50,000 training images in [0, 1], as everyone uses them.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 INPUT = Preprocessing(input_shape=(3, IMAGE_SIZE, IMAGE_SIZE), mean=MEAN, std=STD)
@@ -63,7 +62,7 @@ def open_splits(root: Path | None) -> tuple[Split, Split, str]:
     Raises:
         UsageError: neither form is there, or it is damaged.
     """
-    folder = root or CACHE_ROOT
+    folder = root or default_root()
     try:
         if (folder / PACKED).is_file():
             return _packed(folder / PACKED)
@@ -215,14 +214,24 @@ class CifarData:
         return normalise(self._training.images(indices))
 
 
-def download(root: Path = CACHE_ROOT) -> Path:
-    """Fetch the original (163 MiB) with torchvision unless it is in `root`; return `root`.
+def default_root() -> Path:
+    """Folder of the data when the user names none.
+
+    Raises:
+        UsageError: the user has no home folder.
+    """
+    return downloads() / "cifar10"
+
+
+def download() -> Path:
+    """Fetch the original (163 MiB) with torchvision unless it is there; return its folder.
 
     Raises:
         UsageError: it cannot be had, or what came is damaged.
     """
     from torchvision.datasets import CIFAR10
 
+    root = default_root()
     with downloading("CIFAR-10", f"put its folder cifar-10-batches-py into {root}"):
         CIFAR10(str(root), download=True)
     return root
@@ -232,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Download the data set."""
     parser = argparse.ArgumentParser(
         prog="data",
-        description=f"Download CIFAR-10 to {CACHE_ROOT} unless it is there; for data elsewhere, bench has --data-root.",
+        description="Download CIFAR-10 to ~/.cache/dfqbench/cifar10 unless it is there; for data elsewhere, bench has "
+        "--data-root.",
     )
     parser.parse_args(argv)
     try:

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.downloads import downloading
+from tasks.downloads import downloading, downloads
 from tasks.embedded.architectures import IMAGE_SIZE, MEAN, STD
 
 # Where Debian's package `dataset-fashion-mnist` puts the four files.
 DEBIAN_ROOT = Path("/usr/share/datasets/fashion-mnist")
-CACHE_ROOT = Path("~/.cache/dfqbench").expanduser()
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -27,8 +26,12 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def default_root() -> Path:
-    """Folder of the original files when the user names none: Debian's package, else what `download` fetched."""
-    return DEBIAN_ROOT if DEBIAN_ROOT.is_dir() else CACHE_ROOT / "FashionMNIST" / "raw"
+    """Folder of the original files when the user names none: Debian's package, else what `download` fetched.
+
+    Raises:
+        UsageError: there is no such package, and the user has no home folder.
+    """
+    return DEBIAN_ROOT if DEBIAN_ROOT.is_dir() else downloads() / "FashionMNIST" / "raw"
 
 
 def download() -> Path:
@@ -40,7 +43,7 @@ def download() -> Path:
     from torchvision.datasets import FashionMNIST
 
     with downloading("Fashion-MNIST", "name the folder of its four .gz files with --data-root"):
-        return Path(FashionMNIST(str(CACHE_ROOT), download=True).raw_folder)
+        return Path(FashionMNIST(str(downloads()), download=True).raw_folder)
 
 
 def load_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

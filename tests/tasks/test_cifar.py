@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 import os
 import pickle
+import sys
 import tempfile
 from functools import partial
 from http.client import IncompleteRead
@@ -144,7 +146,7 @@ def test_sealed_data_raise(packed):
 
 
 def test_missing_or_damaged_data_get_a_sentence(packed, original, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar, "CACHE_ROOT", tmp_path / "cache")
+    monkeypatch.setattr(cifar, "default_root", lambda: tmp_path / "cache")
     for root in (tmp_path / "nowhere", None):
         with pytest.raises(UsageError, match=r"finds neither .* name their folder with --data-root, or download"):
             open_suite("cifar10", root)
@@ -303,3 +305,16 @@ def test_other_data_need_another_command(tmp_path, capsys):
         zoo_cli.main(["cifar10", "vit", "--work", str(tmp_path)])
     assert caught.value.code == 2
     assert "use two commands" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["tasks.cifar.data", "tasks.embedded.fashion", "tasks.zoo_cli"])
+def test_a_user_without_a_home_gets_a_sentence_only_when_one_is_needed(module, monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is without HOME and without an account
+    spec = importlib.util.find_spec(module)
+    fresh = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, module, fresh)  # dataclasses look their module up
+    spec.loader.exec_module(fresh)
+    if hasattr(fresh, "DEBIAN_ROOT"):
+        fresh.DEBIAN_ROOT = Path("/nowhere")
+    with pytest.raises(UsageError, match=r"no home folder, .* --data-root"):
+        (fresh.default_root if hasattr(fresh, "default_root") and module != "tasks.zoo_cli" else fresh.downloads)()
