@@ -143,7 +143,7 @@ def test_nothing_stored_is_believed(pinned, monkeypatch):
 
     pinned("--out", "kept")
     assert len(Store(Path("kept")).records()) == 5
-    monkeypatch.setattr(dfq_toy_impl.Noise, "images", lambda self, *a, **k: 50 * dfq_toy_impl.torch.ones(1, 1, 4, 4))
+    monkeypatch.setattr(dfq_toy_impl.Noise, "images", lambda self, *a, **k: dfq_toy_impl.torch.ones(1, 1, 4, 4) / 100)
     assert "FAIL toy tiny toynoise W4A8" in pinned("--out", "kept", code=1).output
 
 
@@ -205,7 +205,7 @@ def test_a_cell_that_fails_later_ends_with_3(pinned, monkeypatch):
     output = pinned("--junit", "gate.xml", code=3).output
     assert "MISSING toy tiny toyreal W4A8 full seed 0: 22.50 → no number" in output
     assert ET.parse("gate.xml").find("testsuite").get("errors") == "2"
-    monkeypatch.setattr(dfq_toy_impl.Noise, "images", lambda self, *a, **k: 50 * dfq_toy_impl.torch.ones(1, 1, 4, 4))
+    monkeypatch.setattr(dfq_toy_impl.Noise, "images", lambda self, *a, **k: dfq_toy_impl.torch.ones(1, 1, 4, 4) / 100)
     assert "FAIL toy tiny toynoise" in pinned(code=1).output  # a regression is known, whatever failed
 
 

@@ -226,4 +226,4 @@ def test_selection_by_validation_is_refused():
         catalog.resolve("evolq[select=validation]")
     with pytest.raises(UsageError, match=r"option evolq\.select: Input should be 'calibration'"):
         catalog.resolve("evolq[select=test]")
-    assert catalog.resolve("evolq[select=calibration]").name == "real+evolq[select=calibration]"
+    assert catalog.resolve("evolq[select=calibration]").name == "real+evolq"  # as it is anyway

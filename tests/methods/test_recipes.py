@@ -152,7 +152,8 @@ def test_learning_rates_of_what_trains(monkeypatch, calibrator, constant, fallin
 
     monkeypatch.setattr(torch.optim, "Adam", Recording)
     info = Catalog.default().calibrators.get(calibrator)
-    options = info.resolve("paper", {"steps": 4})
+    short = {"steps": 4, "scale_steps": 1}
+    options = info.resolve("paper", {name: value for name, value in short.items() if name in info.options.model_fields})
     model = tiny_model("vit")
     info.load()(options).calibrate(model, images(4), spec=BitSpec(4, 4), scheme="matmul", ctx=FakeContext())
     for step, rates_ in enumerate(seen[:4]):
