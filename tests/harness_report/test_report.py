@@ -149,7 +149,7 @@ def test_failures_are_listed_and_leave_the_mean_incomplete(store: Store, tmp_pat
     shown = report(store, tmp_path)
     assert re.search(r"psaq\+minmax .*\[2/3\]", shown)
     assert re.search(r"broken +\| failed", shown)
-    assert "- vit_a psaq+minmax W8A8 full, seed 2: ValueError: patches do not | fit\n" in shown
+    assert r"- vit_a psaq+minmax W8A8 full, seed 2: ValueError: patches do not \| fit" in shown
     assert "- vit_a clamp+odd W8A8 full, seed 0: makes no sense here" in shown
     assert "second line" not in shown
 
