@@ -14,7 +14,6 @@ from methods.clamp.genes import Gene
 from methods.clamp.info import SearchStage
 from methods.clamp.segments import SegmentRunner, float_outputs
 from methods.clamp.working import Working
-from methods.core.chunks import at_once
 from methods.core.outputs import split, tensor_pairs
 from methods.core.segments import Segment, channel_axis, cut, reaching_back
 from methods.core.sites import WeightSite
@@ -95,7 +94,7 @@ class Fitness:
     def values(self, segment: Segment, site: WeightSite, genes: Sequence[Gene]) -> list[float]:
         """L^C2 of genes, with L^O if every candidate's counts, activation widths as they are."""
         found: list[float] = []
-        count = at_once(self.images.device, self.runner.largest())
+        count = self.runner.at_once(site)
         for start in range(0, len(genes), count):
             part = genes[start : start + count]
             output = self.runner.candidates(segment, site, self._w.weights(site.parameter, part))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.contracts import image_numbers
+from methods.core.chunks import at_once
 from methods.core.intercept import OpKey
 from methods.core.layers import LAYERS
 from methods.core.quantized import Quantized
@@ -113,6 +114,7 @@ class SegmentRunner:
 
         Everything before the layer is as recorded. The layer's input is the same for all candidates, so that one
         product with all weights side by side gives all outputs; the rest of the segment runs on a batch of k * n.
+        At most `at_once` candidates can be run together.
         """
         k = len(weights)
         replay: dict[OpKey, Tensor] = {}
@@ -128,9 +130,15 @@ class SegmentRunner:
         finally:
             self._mode.replay, self._mode.instead = {}, {}
 
-    def largest(self) -> int:
-        """Values of the largest tensor of the segment recorded last; k candidates make k times that."""
-        return max(value.numel() for value in self._recorded.values() if value is not None)
+    def at_once(self, layer: WeightSite) -> int:
+        """How many candidates of `layer` are run together, in the segment recorded last.
+
+        One by one if it sees no image: its result, as a position bias made by a network, goes with the whole batch.
+        """
+        if layer.op not in self._batched:
+            return 1
+        # k candidates make k times the largest tensor.
+        return at_once(self._images.device, max(x.numel() for x in self._recorded.values() if x is not None))
 
     def run(self, segment: Segment, copies: int = 1) -> Any:
         """The segment's output from its cached input, the images repeated `copies` times."""

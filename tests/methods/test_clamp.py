@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from tiny_networks import NETWORKS, SHAPE, FakeContext, images, tiny_model
 from torch import nn
 from torch.utils._pytree import tree_map
@@ -227,6 +229,52 @@ def test_the_search_keeps_its_books_on_a_pyramid(bits, options):
     search = Search(model, graph, working, spec, o, FakeContext(), x)
     search.run_pass(0)
     assert search.history[0]["output_after"] == pytest.approx(search._f.whole_loss(), abs=1e-5)
+
+
+def positioned(build: Any, **options: Any) -> nn.Module:
+    """A network with position biases made by small networks, its branches as large as its residual stream."""
+    net = build(img_size=16, in_chans=1, num_classes=5, **options)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "gamma" in name or ("norm" in name and "weight" in name):
+                parameter.fill_(1.0)
+    return net
+
+
+RELPOS = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "rel_pos_dim": 8}
+WINDOWS = {"patch_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+POSITIONS = {
+    "own": lambda: positioned(VisionTransformerRelPos, **RELPOS),
+    "shared": lambda: positioned(VisionTransformerRelPos, shared_rel_pos=True, **RELPOS),
+    "swinv2": lambda: positioned(SwinTransformerV2, **WINDOWS),
+}
+
+
+@pytest.mark.parametrize("form", POSITIONS)
+def test_candidates_of_layers_that_see_no_image_equal_the_whole_forward_pass(form, monkeypatch):
+    """The small networks that make position biases run once for all images, so their candidates run one by one."""
+    monkeypatch.setitem(NETWORKS, form, POSITIONS[form])
+    model, graph, working, x = working_tiny(form, "W4A8")
+    fitness = Fitness(model, graph, working, SearchStage(output_loss="none"), x)
+    blind = {op.weight for op in graph.ops if op.weight and not op.batched}
+    genes, changed = [Gene(4, 1.0), Gene(4, 0.3), Gene(4, 0.4)], []
+    with fitness.runner as runner:
+        for segment in fitness.segments:
+            runner.enter(segment)
+            for site in segment.layers:
+                runner.record(segment)
+                values = fitness.values(segment, site, genes)
+                expected = []
+                for gene in genes:
+                    working.set({site.parameter: gene})
+                    expected.append(float(fitness.local(segment, runner.run(segment))))
+                assert values == pytest.approx(expected, abs=1e-5)
+                if site.parameter in blind:
+                    changed.append(len(set(values)) > 1)
+                working.set({site.parameter: genes[0]})
+    # What a stem hands on to the blocks beside its output is no part of the fitness.
+    assert changed
+    assert not any(changed) if form == "shared" else any(changed)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
