@@ -47,7 +47,8 @@ class _Value:
     """What is known of a tensor.
 
     `family`: see `Op`. `pointwise`: a function of that tensor at the same place, no reduction of it. `scaled`: times a
-    number; `weighted`: times a parameter or constant of several values.
+    number; `weighted`: times a parameter or constant of several values. `stacked`: the axis along which tensors were
+    stacked, so that a sum along it adds them up.
     """
 
     origin: Operand
@@ -55,6 +56,7 @@ class _Value:
     pointwise: bool = True
     scaled: bool = False
     weighted: bool = False
+    stacked: int | None = None
 
 
 class Tracer(KeyedMode):
@@ -157,7 +159,7 @@ class Tracer(KeyedMode):
             self._refuse(name, "which multiplies in a way that is not understood; write it with linear and matmul")
         if lies_in(key.module, self._part):
             self._check_call(key, name, args, kwargs)
-            self._check_product(key, name, args, result)
+            self._check_product(key, name, args, kwargs, result)
         batched = any(live)
         if batched:
             self._batched.add(key)
@@ -191,11 +193,17 @@ class Tracer(KeyedMode):
         if any(is_data(t) and self._live(self._get(t)) for t in tensors(rest)):
             self._refuse(name, "with a second activation, which is not understood")
 
-    def _check_product(self, key: OpKey, name: str, args: tuple[Any, ...], result: Tensor) -> None:
-        if name == "sum" and self._get(args[0]).weighted:
+    def _check_product(
+        self, key: OpKey, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
+    ) -> None:
+        if name == "sum" and self._weighted_along(args[0], _axis_alone(args[0], args, kwargs)):
             self._refuse(name, f"on products with a parameter or constant, and so {_OUTER}")
         if key.kind in PRODUCTS and result.numel() > max(t.numel() for t in operands(key.kind, args)):
             self._refuse(name, f"and so {_OUTER}; write it with matmul")
+
+    def _weighted_along(self, x: Tensor, axis: int | None) -> bool:
+        known = self._get(x)
+        return known.weighted and (axis is None or axis != known.stacked)
 
     # --- everything else ----------------------------------------------------------------------------------------
 
@@ -269,7 +277,8 @@ class Tracer(KeyedMode):
         scaled = any(value.scaled for value in data)
         if reduced:
             return replace(first, origin=origin)
-        return self._value(origin, scaled=scaled, weighted=weighted)
+        stacked = _stacked(taken[0], args, kwargs) if name == "stack" else None
+        return self._value(origin, scaled=scaled, weighted=weighted, stacked=stacked)
 
     def _unseen(self, name: str, args: tuple[Any, ...], result: Any) -> None:
         """An operator ran that no Python function called."""
@@ -299,6 +308,19 @@ def _nearest(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a resize only repeats values."""
     mode = kwargs.get("mode", args[3] if len(args) > 3 else "nearest")
     return name in {"interpolate", "upsample"} and mode in {"nearest", "nearest-exact"}
+
+
+def _stacked(one: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The new axis of a stack of tensors such as `one`."""
+    axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    return int(axis) % (one.dim() + 1)
+
+
+def _axis_alone(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """The axis that `x` is reduced along, None if there are several."""
+    axes = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    axes = [axes] if isinstance(axes, int) else axes
+    return axes[0] % x.dim() if axes and len(axes) == 1 else None
 
 
 def _merged(origins: Sequence[Operand]) -> Operand:

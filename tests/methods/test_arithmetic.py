@@ -61,6 +61,9 @@ REFUSED = {
     "conv1d": lambda x: functional.conv1d(x, W[:, :, None]),
     # further members
     "unrolled depthwise convolution": lambda x: (x.unfold(2, 4, 4) * W[0, :4]).sum(-1).repeat(1, 1, 4),
+    "stacked products, summed along another axis": lambda x: torch.stack([x * W[0], x * W[1]]).sum(-1)[0][None],
+    "stacked products, summed along two axes": lambda x: torch.stack([x * W[0], x * W[1]]).sum((0, 3))[:, None],
+    "one column after the other": lambda x: torch.stack([x[..., i, None] * W[i] for i in range(16)]).sum(0),
     "outer product of activations": lambda x: (x[:, :, :, None] * x[:, :, None]).sum(-1),
     "torch.outer": lambda x: torch.outer(x[0, 0], x[0, 1])[None],
     "torch.addcmul": lambda x: torch.addcmul(x, x, x),
@@ -105,6 +108,15 @@ def test_k1_forms_of_arithmetic_that_are_refused(form):
     assert text.startswith("the network ")
     assert "\n" not in text
     assert " in 0, " in text or "fused attention" in text
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_k1_scaled_branches_are_stacked_and_added_up(axis):
+    """Parallel blocks add up their branches, each times its own LayerScale, by a sum of their stack: it is a site."""
+    graph = trace(Between(lambda x: torch.stack([x.relu() * W[0], x.tanh() * W[1]], axis).sum(dim=axis)), SHAPE)
+    (total,) = graph.of_kind("reduce")
+    assert {str(key) for key in total.operands[0].ops} == {"model/activation.0", "model/activation.1"}
+    assert {(total.key, -1), (total.key, 0)} & {s.point for s in find_sites(graph, "full", BitSpec(4, 4)).activations}
 
 
 @pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])

@@ -53,6 +53,7 @@ FAMILIES = {
     "post-norm": (lambda: vit(block_fn=ResPostBlock, class_token=False, global_pool="avg"), [NO_CLASS] * 2),
     "layer scale": (lambda: vit(init_values=0.5), [GLOBAL] * 2),
     "parallel things": (lambda: vit(block_fn=ParallelThingsBlock), [GLOBAL] * 2),
+    "parallel things, scaled": (lambda: vit(block_fn=ParallelThingsBlock, init_values=0.5), [GLOBAL] * 2),
     "parallel scaling": (lambda: vit(block_fn=ParallelScalingBlock), [GLOBAL] * 2),
     "gated mlp": (lambda: vit(mlp_layer=partial(GluMlp, gate_last=False), act_layer=nn.SiLU), [GLOBAL] * 2),
     "registers": (lambda: vit(reg_tokens=4), [(3, 1, 5, (8, 8), (8, 8))] * 2),
