@@ -27,6 +27,7 @@ from methods.core.trace import TRACED_IMAGES, Trace, trace_of
 ANY_WIDTH = BitSpec.parse("W8A8")  # which sites there are does not depend on their widths
 # Schemes in which networks are known to have sites, while these live: several requirements ask about one.
 _schemes: WeakKeyDictionary[Trace, set[str]] = WeakKeyDictionary()
+_not_alone: WeakKeyDictionary[Trace, str | None] = WeakKeyDictionary()  # what `pieces` found, which costs a pass
 FEWEST_TOKENS = 2  # of which one may be the class token
 
 
@@ -83,13 +84,21 @@ def _patches(_model: VisionModel, graph: Trace) -> None:
         raise NotATransformerError("no block of the network has a patch with neighbours; larger images may have them")
 
 
-@torch.no_grad()
 def _pieces(model: VisionModel, graph: Trace) -> None:
+    if graph not in _not_alone:
+        _not_alone[graph] = _why_not_alone(model, graph)
+    reason = _not_alone[graph]
+    if reason is not None:
+        raise NotATransformerError(reason)
+
+
+@torch.no_grad()
+def _why_not_alone(model: VisionModel, graph: Trace) -> str | None:
     net = model.net
     calls: dict[str, list[bool]] = {block.path: [] for block in find_blocks(graph)}
     paths = list(calls)
     if any(f"{path}.".startswith(f"{other}.") for path in paths for other in paths if path != other):
-        raise NotATransformerError("transformer blocks of the network lie in each other, and cannot be run one by one")
+        return "transformer blocks of the network lie in each other, and cannot be run one by one"
     with ExitStack() as stack:
         for path in paths:
 
@@ -102,10 +111,11 @@ def _pieces(model: VisionModel, graph: Trace) -> None:
         net(torch.zeros(TRACED_IMAGES, *model.input_shape, device=model.device))
     for path, found in calls.items():
         if found != [True]:
-            raise NotATransformerError(
+            return (
                 f"block {path} of the network cannot be run alone: it runs {len(found)} times, or takes or gives "
                 "other than one tensor of the images"
             )
+    return None
 
 
 def _traced(model: VisionModel, scheme: str) -> Trace:
