@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.contracts import VisionModel
 from methods.core.flow import CONSTANT, INPUT, TRACED_IMAGES, UNKNOWN, Op, Operand, lies_in
-from methods.core.intercept import OpKey
+from methods.core.intercept import OpKey, UnsupportedNetworkError
 from methods.core.tracer import Tracer
 
 __all__ = ["CONSTANT", "INPUT", "TRACED_IMAGES", "UNKNOWN", "Op", "Operand", "Trace", "trace", "trace_of"]
@@ -23,7 +23,7 @@ __all__ = ["CONSTANT", "INPUT", "TRACED_IMAGES", "UNKNOWN", "Op", "Operand", "Tr
 # Kinds that can be a step on the way to a composite.
 _STEPS = {"activation", "function", "pool", "reduce"}
 # Of networks of models, which stay as they are while they live: by size of images and part.
-_traces: WeakKeyDictionary[nn.Module, dict[Any, Trace]] = WeakKeyDictionary()
+_traces: WeakKeyDictionary[nn.Module, dict[Any, Trace | UnsupportedNetworkError]] = WeakKeyDictionary()
 
 
 class Trace:
@@ -85,7 +85,7 @@ def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
 
 
 def trace_of(model: VisionModel) -> Trace:
-    """The trace of a model's network, made once: requirements, methods and checks all ask for it.
+    """The trace of a model's network, or its refusal, made once: requirements, methods and checks all ask for it.
 
     Raises:
         UnsupportedNetworkError: as `trace`.
@@ -93,5 +93,11 @@ def trace_of(model: VisionModel) -> Trace:
     known = _traces.setdefault(model.net, {})
     key = model.input_shape, getattr(model.net, "quantized_part", None)
     if key not in known:
-        known[key] = trace(model.net, model.input_shape)
-    return known[key]
+        try:
+            known[key] = trace(model.net, model.input_shape)
+        except UnsupportedNetworkError as refusal:
+            known[key] = type(refusal)(*refusal.args)  # without the traceback, which would keep the network
+    found = known[key]
+    if isinstance(found, UnsupportedNetworkError):
+        raise type(found)(*found.args)
+    return found

@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.contracts import VisionModel
 from harness.spec import BitSpec
 from methods.core.intercept import OpaqueOperationError, UnsupportedNetworkError
 from methods.core.sites import find_sites
-from methods.core.trace import TRACED_IMAGES, UNKNOWN, trace
+from methods.core.trace import TRACED_IMAGES, UNKNOWN, trace, trace_of
 from tasks.attention import unfused
 from tasks.cifar import architectures as cifar
 from tasks.embedded import architectures as embedded
@@ -231,3 +232,17 @@ def test_a_module_without_parameters_is_a_function():
         "between.layer/conv.0",
         "between.relu/activation.1",
     ]
+
+
+def test_a_network_that_is_refused_is_traced_once(monkeypatch):
+    """Every method and scheme asks for its trace when a run is planned."""
+    model = VisionModel(
+        "small", "classification", Between(lambda x: x.cumsum(1)), SHAPE, (0.0,), (1.0,), 5, *[None] * 3
+    )
+    said = set()
+    for _ in range(3):
+        with pytest.raises(OpaqueOperationError, match="cumsum") as refusal:
+            trace_of(model)
+        said.add(str(refusal.value))
+        monkeypatch.setattr("methods.core.trace.trace", lambda *_: pytest.fail("traced again"))
+    assert len(said) == 1
