@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from harness.contracts import QuantizedModel
     from harness.spec import BitSpec
 
-PROBES = 2  # images that a result is looked at with
+# Images that a result is looked at with: more than a network is traced with, so that what is done once an image shows.
+PROBES = 3
 # Standard deviations beyond black and white that pixels may lie: Gaussian noise stays within 6, bytes are far outside.
 _BEYOND = 8.0
 
@@ -209,6 +210,8 @@ class Inspected(Evaluated):
         leave_out: tuple[type, ...] = (),
         known: Known | None = None,
     ) -> None:
+        import torch
+
         # The one place where methods' own knowledge of networks is asked: what scheme and precision mean for one.
         from methods.core.audit import Uninspectable, audit, traced
 
@@ -216,23 +219,44 @@ class Inspected(Evaluated):
         self._result = result
         self._leave_out = (VisionModel, *leave_out)
         self._before = Snapshot(result, self._leave_out)
-        found: list[str] = []
 
-        def audited(images: Tensor) -> Any:
+        def look(images: Tensor) -> tuple[Any, list[str]]:
             if self._known.graph is None:
                 self._known.graph = traced(model)
-            output, findings = audit(model, result, images, scheme=scheme, spec=spec, graph=self._known.graph)
-            found.extend(findings)
-            return output
+            return audit(model, result, images, scheme=scheme, spec=spec, graph=self._known.graph)
 
+        self._look, self._uninspectable = look, Uninspectable
+        self._first = self.probe(self._audited)
+        # The first batch of the evaluation is looked at too: other images, and another number of them. Dense models
+        # answer those in forms of their own.
+        self._due = isinstance(self._first, torch.Tensor)
+
+    def __call__(self, images: Tensor) -> Any:
+        """Output for normalised `images`; as for any model, and the first are looked at as the probes were."""
+        if not self._due or images.shape[1:] != self._images.shape[1:]:
+            return super().__call__(images)
+        self._due = False
+        self._call = self._audited
         try:
-            self._first = self.probe(audited)
-        except Uninspectable as reason:
+            return super().__call__(images)
+        finally:
+            self._call = self._result
+
+    def _audited(self, images: Tensor) -> Any:
+        """Output for `images`, looked into where that is possible."""
+        if self.unverified is not None:
+            return self._result(images)
+        try:
+            output, found = self._look(images)
+        except self._uninspectable as reason:
             self.unverified = str(reason)
-            self._first = self.probe()
+            return self._result(images)
+        # The form of the output comes first: what is wrong with it explains the rest.
+        self._check(output, images, whole=True)
         if found:
             more = f" (and {len(found) - 1} more such findings)" if len(found) > 1 else ""
             raise BadResult(f"{self._name} {found[0]}{more}")
+        return output
 
     def check_unchanged(self) -> None:
         """To be called after the evaluation.

@@ -4,24 +4,29 @@ Nothing of this relies on what a method says of itself. Sites are sought in the 
 runs on a few images while two modes watch. One is entered before the method's own and so sees each operation with the
 arguments that it is really computed with. The other is entered by the method's network as it starts, after all others:
 it sees operations as the network calls them, knows their names, and gets what the network gets back.
+
+What is handed back has to be what the network gave, and no multiplication may be left over: a second path in float,
+inside of the network, beside it or in place of one of its operations, multiplies more than the float model does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from harness.contracts import Grid, QuantizedModel, QuantSummary, VisionModel
 from harness.spec import MAX_BITS, MIN_BITS, BitSpec
 from methods.core.intercept import OUTPUT, KeyedMode, OpKey
 from methods.core.layers import LAYERS
-from methods.core.levels import fault, slices, spread
-from methods.core.operations import operands
+from methods.core.levels import fault, sample, slices, spread
+from methods.core.lowest import LowestLevel
+from methods.core.operations import macs_of, operands
 from methods.core.sites import Point, Sites, find_sites
 from methods.core.trace import Op, Trace, trace
 
@@ -105,6 +110,8 @@ def audit(
         raise Uninspectable(
             f"{len(unseen)} operations of the float model did not run in its `net`, the first is {unseen[0]}"
         )
+    if not watch.findings:
+        watch.check_whole(output)
     total = sum(p.numel() for p in model.net.parameters())
     return output, [*stated.findings, *check_summary(result.summary, expected, total), *watch.findings]
 
@@ -197,11 +204,13 @@ Call = tuple[Any, ...]  # positional arguments of an operation
 class _Network(KeyedMode):
     """Operations as the network calls them, with all calls of their kind that were made to compute each."""
 
-    def __init__(self, net: nn.Module, ran: Callable[[OpKey, list[Call], Any], None]) -> None:
+    def __init__(self, net: nn.Module, graph: Set[OpKey], ran: Callable[[OpKey, list[Call], Any], None]) -> None:
         super().__init__(net)
+        self._graph = graph
         self._ran = ran
         self._current: OpKey | None = None
         self._calls: list[Call] = []
+        self.macs = 0  # of all operations of the float model that were called
 
     def enter_root(self, net: nn.Module) -> None:
         """Count the network itself as running: it had already started when this mode was entered."""
@@ -218,7 +227,12 @@ class _Network(KeyedMode):
             result = func(*args, **kwargs)
         finally:
             self._current, calls, self._calls = None, self._calls, []
-        with torch._C.DisableTorchFunction():  # what is looked at is no business of the modes, and faster so
+        if key in self._graph:
+            self.macs += macs_of(key.kind, args, result)
+        with (
+            torch._C.DisableTorchFunction(),
+            torch._C._DisableTorchDispatch(),
+        ):  # what is looked at is no business of the modes, and faster so
             self._ran(key, calls, result)
         return result
 
@@ -243,7 +257,9 @@ class _Watch:
         self._stated = stated
         self._net = net
         self._values, self._slices = sample or (None, None)
-        self._network = _Network(net, self._ran)
+        self._network = _Network(net, expected.graph.by_key.keys(), self._ran)
+        self._lowest = LowestLevel(lambda *_: None)
+        self._given: list[Any] = []  # what the network gave back, call by call
         self._computed = _Computed(net, self._network)
         self._axes = {site.parameter: site.axis for site in expected.sites.weights}
         self._outputs = {site.point for site in expected.sites.activations if site.slot == OUTPUT}
@@ -264,11 +280,12 @@ class _Watch:
         def watched(*args: Any, **kwargs: Any) -> Any:
             with self._network:
                 self._network.enter_root(self._net)
-                return forward(*args, **kwargs)
+                self._given.append(forward(*args, **kwargs))
+                return self._given[-1]
 
         self._net.forward = watched
         try:
-            with self._computed:
+            with self._lowest, self._computed:
                 yield
         finally:
             if own is None:
@@ -282,6 +299,23 @@ class _Watch:
         """Sites whose operations did not run."""
         needed = [site.op for site in (*self._expected.sites.weights, *self._expected.sites.activations)]
         return [str(key) for key in dict.fromkeys(needed) if key not in self._seen]
+
+    def check_whole(self, output: Any) -> None:
+        """See to it that `output` is what the network gave, perhaps in several batches, and all that was computed.
+
+        Raises:
+            Uninspectable: it is not.
+        """
+        given = [[leaf for leaf in tree_leaves(part) if isinstance(leaf, Tensor)] for part in self._given]
+        handed = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if any(len(part) != len(handed) for part in given) or not all(
+            torch.equal(leaf, parts[0] if len(parts) == 1 else torch.cat(parts))
+            for leaf, *parts in zip(handed, *given, strict=True)
+        ):
+            raise Uninspectable("it hands back something else than its `net` gives")
+        beside = self._lowest.macs - self._network.macs
+        if beside > 0:
+            raise Uninspectable(f"it computes {beside} multiply-accumulates beside those of the float model")
 
     def _ran(self, key: OpKey, calls: list[Call], result: Any) -> None:
         """Check one run of an operation; of several calls the one with the fewest faults is taken for it."""
@@ -300,7 +334,8 @@ class _Watch:
         found = self._fault(key, OUTPUT, result)
         consumers = self._expected.graph.consumers.get(key, [])
         if found is None:
-            self._made[key] = result, result._version
+            if not result.is_inference():  # those keep no count of what was written to them
+                self._made[key] = result, result._version
             return
         if consumers and all(any(operand.ops == {key} for operand in c.operands) for c in consumers):
             self._late.setdefault(key, found)  # a module behind this one may quantize it; its consumers will tell
@@ -365,7 +400,12 @@ class _Watch:
             if grid.group < SMALLEST_GROUP or rows.shape[1] % grid.group:
                 return f"has a grid for every {grid.group} of {rows.shape[1]} values, which cannot be"
             rows = rows.reshape(-1, grid.group)
-        found = fault(rows, self._stated.weights[name])
+        bits = self._stated.weights[name]
+        found = fault(rows, bits)
+        if found is None and grid.group is None and self._slices is not None:  # some values of every channel
+            every = weight.detach().movedim(self._axes[name] if grid.axis is None else grid.axis, 0).flatten(1)
+            few = sample(every, 2 ** (bits + 1) + 1)
+            found = None if few is None else fault(few, bits)
         if found is None:
             self._weighed.add(name)
             return None

@@ -58,6 +58,13 @@ def spread(x: Tensor, count: int | None) -> Tensor:
     return flat.index_select(1, _places(flat.shape[1], count, x.device))
 
 
+def sample(rows: Tensor, count: int) -> Tensor | None:
+    """`count` values from all over each of (rows, values) as (rows, count); None if there are fewer."""
+    if rows.shape[1] < count:
+        return None
+    return rows.index_select(1, _places(rows.shape[1], count, rows.device))
+
+
 def slices(x: Tensor, axis: int, count: int | None) -> Tensor:
     """`count` slices from all over `axis` as rows (count, values); all of them if there are no more, or for None."""
     rows = x.detach().movedim(axis, 0).flatten(1)

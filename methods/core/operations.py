@@ -148,6 +148,19 @@ def positional(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return (*args, *(kwargs[name] for name in moved)), left
 
 
+def macs_of(kind: str, args: tuple[Any, ...], result: Tensor) -> int:
+    """Multiply-accumulates of a keyed operation: the length of the sum behind every value of the result."""
+    if kind == "conv_transpose":  # the other way round: the number of values that every value of the input goes into
+        return int(args[0].numel() * args[1][0].numel())
+    if kind == "matmul":
+        length = args[0].shape[-1]
+    elif kind in ("linear", "conv"):
+        length = args[1][0].numel()
+    else:
+        return 0
+    return int(result.numel() * length)
+
+
 def writes_in_place(kind: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a keyed operation writes its result into its first operand: `add_`, `+=`, `relu(x, inplace=True)`."""
     if kind not in ELEMENTWISE:

@@ -27,6 +27,7 @@ from methods.core.operations import (
     SAME,
     SCALINGS,
     is_data,
+    macs_of,
     name_of,
     operands,
     tensors,
@@ -154,7 +155,7 @@ class Tracer(KeyedMode):
         weight = self._weights.get(id(args[1])) if key.kind in LAYERS else None
         before = self._lowest.macs
         result = func(*args, **kwargs)
-        macs = _macs(key.kind, args, result)
+        macs = macs_of(key.kind, args, result)
         if self._lowest.macs - before != macs:
             self._refuse(name, "which multiplies in a way that is not understood; write it with linear and matmul")
         if lies_in(key.module, self._part):
@@ -332,16 +333,3 @@ def _merged(origins: Sequence[Operand]) -> Operand:
         frozenset().union(*(o.others for o in origins)),
         any(o.altered for o in origins),
     )
-
-
-def _macs(kind: str, args: tuple[Any, ...], result: Tensor) -> int:
-    """Multiply-accumulates: the length of the sum behind every value of the result."""
-    if kind == "conv_transpose":  # the other way round: the number of values that every value of the input goes into
-        return int(args[0].numel() * args[1][0].numel())
-    if kind == "matmul":
-        length = args[0].shape[-1]
-    elif kind in ("linear", "conv"):
-        length = args[1][0].numel()
-    else:
-        return 0
-    return int(result.numel() * length)

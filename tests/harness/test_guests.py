@@ -61,6 +61,14 @@ def test_k2_what_cannot_be_looked_into_is_marked(runner, toy_cell):
     assert list(cells_frame([record], {})["verified"]) == [False]
 
 
+def test_k2_a_float_copy_for_the_batches_of_the_evaluation_is_marked(runner, toy_cell):
+    """FAULTS K2, a further member: another model answers where nobody looks; the first batch is looked at."""
+    record = runner.measure(toy_cell("largeraside"), quiet).record
+    assert record.status == "ok"
+    first = "the first is 1/linear.0"
+    assert record.unverified == f"1 operations of the float model did not run in its `net`, {first}"
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
@@ -68,9 +76,13 @@ def test_k2_what_cannot_be_looked_into_is_marked(runner, toy_cell):
         ("invented", "BadResult: method 'invented' weight '1.weight' has values that in one output channel hold "),
         (
             "threelogits",
-            "BadResult: method 'threelogits' gives (2, 3) for 2 images, where the float model gives (2, 5)",
+            "BadResult: method 'threelogits' gives (3, 3) for 3 images, where the float model gives (3, 5)",
         ),
-        ("onebatch", "BadResult: method 'onebatch' gives (1, 5) for 2 images, where the float model gives (2, 5)"),
+        ("onebatch", "BadResult: method 'onebatch' gives (1, 5) for 3 images, where the float model gives (3, 5)"),
+        (
+            "largerbatch",
+            "BadResult: method 'largerbatch' weight '1.weight' has values that in one output channel hold ",
+        ),
         ("nanlater", "BadResult: method 'nanlater' gives NaN or infinite values"),
         ("firstbatch", "changed its quantized model while that was evaluated, so that it may learn from evaluation"),
         ("running", "changed its quantized model while that was evaluated, so that it may learn from evaluation"),

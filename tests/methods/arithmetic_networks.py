@@ -15,8 +15,10 @@ from harness.contracts import VisionModel
 from harness.spec import BitSpec
 from methods.baselines import MinMaxCalibrator
 from methods.baselines_info import MINMAX
+from methods.core.audit import audit
 
 SHAPE = (1, 16, 16)
+W4A4 = BitSpec(4, 4)
 MULTIPLYING = {"linear": 1, "conv2d": 1, "conv_transpose2d": 1, "matmul": 2, "bmm": 2, "mm": 2}
 
 
@@ -54,9 +56,9 @@ class Maps(nn.Module):
         return self.last(self.between(self.first(x)))
 
 
-def quantized(net: nn.Module, bits: BitSpec, scheme: str = "full") -> Any:
-    """`net` with the ranges of eight noise images."""
-    model = VisionModel(
+def model_of(net: nn.Module) -> VisionModel:
+    """`net` as a task hands it over."""
+    return VisionModel(
         name="small",
         task="classification",
         net=net.eval().requires_grad_(False),
@@ -68,8 +70,18 @@ def quantized(net: nn.Module, bits: BitSpec, scheme: str = "full") -> Any:
         target_loss=functional.cross_entropy,
         output_distance=functional.mse_loss,
     )
+
+
+def quantized(net: nn.Module, bits: BitSpec, scheme: str = "full") -> Any:
+    """`net` with the ranges of eight noise images."""
     images = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(3))
-    return MinMaxCalibrator(MINMAX.options()).calibrate(model, images, spec=bits, scheme=scheme, ctx=FakeContext())
+    calibrator = MinMaxCalibrator(MINMAX.options())
+    return calibrator.calibrate(model_of(net), images, spec=bits, scheme=scheme, ctx=FakeContext())
+
+
+def audited(net: nn.Module, result: Any, images: Tensor, bits: BitSpec = W4A4, scheme: str = "full") -> list[str]:
+    """What the audit finds in `result`, made of `net`."""
+    return audit(model_of(net), result, images, scheme=scheme, spec=bits)[1]
 
 
 class Received(TorchFunctionMode):

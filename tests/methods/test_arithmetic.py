@@ -6,12 +6,13 @@ import hashlib
 
 import pytest
 import torch
-from arithmetic_networks import SHAPE, Between, Maps, quantized
+from arithmetic_networks import SHAPE, Between, Maps, audited, quantized
 from tiny_networks import NETWORKS, tiny_model
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.checks import PROBES
 from harness.contracts import VisionModel
 from harness.spec import BitSpec
 from methods.core.intercept import OpaqueOperationError, UnsupportedNetworkError
@@ -187,6 +188,16 @@ def test_a_layer_that_only_some_images_reach_is_refused_when_they_do(scheme):
     assert torch.isfinite(model(quiet)).all()
     with pytest.raises(OpaqueOperationError, match=r"inner/linear\.0 on these images"):
         model(quiet * 20)
+
+
+def test_k1_what_runs_once_for_each_image_is_found_in_the_first_that_the_trace_lacks():
+    """FAULTS K1, a further member: an operation for every image of a batch; those of the third had no quantizer."""
+    net = Between(lambda net, x: torch.stack([net.inner(functional.gelu(image)) for image in x]), own=True)
+    model = quantized(net, BitSpec(4, 4))
+    traced_with, more = torch.randn(PROBES, *SHAPE).split([TRACED_IMAGES, PROBES - TRACED_IMAGES])
+    assert audited(net, model, traced_with) == []
+    (found,) = audited(net, model, torch.cat([traced_with, more]))
+    assert found.startswith("the values of what inner/linear.0 receives in slot 0 from model/activation.1 hold ")
 
 
 PINNED = {

@@ -91,6 +91,111 @@ def test_k2_a_result_without_a_network_cannot_be_checked() -> None:
         findings(model, Wrapped(summary, model.net, copy.deepcopy(model.net)))
 
 
+class Beside(nn.Module):
+    """The quantized network runs, and a float copy has the last word."""
+
+    def __init__(self, net: nn.Module, real: nn.Module) -> None:
+        super().__init__()
+        self.__dict__.update(vars(net))  # its modules, under their names
+        self.__dict__["run"], self.__dict__["real"] = [net], [real]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.run[0].forward(x)
+        return self.real[0].forward(x)
+
+
+def beside_the_network(model: VisionModel, made: Any) -> Any:
+    floats = copy.deepcopy(model.net)
+    return Wrapped(made.summary, lambda x: (made(x), floats(x))[1], made.net)
+
+
+def inside_of_the_network(model: VisionModel, made: Any) -> Any:
+    net = Beside(made.net, copy.deepcopy(model.net))
+
+    def call(x: Tensor) -> Any:
+        with Interceptor(net, dict(made.activations)):
+            return net(x)
+
+    return Wrapped(made.summary, call, net)
+
+
+def inside_of_an_operation(model: VisionModel, made: Any) -> Any:
+    """A layer is computed with rounded operands, and once more with those of the float model, which count."""
+    last = [op.key for op in trace(model.net, model.input_shape).ops if op.key.kind == "linear"][-1]
+    weight, bias = model.net.head.weight, model.net.head.bias
+    seen = []
+
+    def keep(x: Tensor) -> Tensor:
+        seen.append(x)
+        return made.activations[source, OUTPUT](x)
+
+    def linear(x: Tensor, *rest: Any) -> Tensor:
+        nn.functional.linear(x, *rest)
+        return nn.functional.linear(seen[-1].mean(1) if seen[-1].dim() > x.dim() else seen[-1], weight, bias)
+
+    source = next(k for k, slot in reversed(list(made.activations)) if slot == OUTPUT and k != last)
+    points = {p: q for p, q in made.activations.items() if p != (last, OUTPUT)} | {(source, OUTPUT): keep}
+    points[last, OUTPUT] = made.activations[last, OUTPUT]
+
+    def call(x: Tensor) -> Any:
+        with Interceptor(made.net, points, instead={last: linear}):
+            return made.net(x)
+
+    return Wrapped(made.summary, call, made.net)
+
+
+def of_low_rank(model: VisionModel, made: Any) -> Any:
+    """What rounding takes from a layer is given back by two thin ones in float."""
+    lost = model.net.blocks[0].attn.proj.weight - made.net.blocks[0].attn.proj.weight
+    left, values, right = torch.linalg.svd(lost)
+    thin = (left[:, :1] * values[:1]), right[:1]
+    point = next(p for p in made.activations if p[0].module == "blocks.0.attn.proj")
+    operation = point[0]
+
+    def linear(x: Tensor, *rest: Any) -> Tensor:
+        return nn.functional.linear(x, *rest) + x @ thin[1].T @ thin[0].T
+
+    def call(x: Tensor) -> Any:
+        with Interceptor(made.net, dict(made.activations), instead={operation: linear}):
+            return made.net(x)
+
+    return Wrapped(made.summary, call, made.net)
+
+
+@pytest.mark.parametrize(
+    "cheat", [inside_of_the_network, inside_of_an_operation, of_low_rank], ids=lambda cheat: cheat.__name__
+)
+def test_k2_a_path_in_float_beside_the_quantized_one_cannot_be_verified(cheat: Any) -> None:
+    """FAULTS K2, further members: all sites hold rounded values, and something else is handed on."""
+    model = tiny_model("vit")
+    made = quantized(model)
+    assert findings(model, made) == []
+    with pytest.raises(Uninspectable, match=r"it computes \d+ multiply-accumulates beside those of the float model"):
+        audit(model, cheat(model, made), images(3), scheme="full", spec=W4A4)
+
+
+def test_k2_an_output_that_is_not_the_networks_cannot_be_verified() -> None:
+    """FAULTS K2, a further member: the network runs for show. Batches of a method's own are fine."""
+    model = tiny_model("vit")
+    made = quantized(model)
+    for call in (lambda x: made(x) + 0.01, beside_the_network(model, made)):
+        with pytest.raises(Uninspectable, match="it hands back something else than its `net` gives"):
+            findings(model, Wrapped(made.summary, call, made.net))
+    one_by_one = Wrapped(made.summary, lambda x: torch.cat([made(image) for image in x.split(1)]), made.net)
+    assert findings(model, one_by_one) == []
+
+
+@pytest.mark.parametrize("scheme", ["full", "matmul"])
+def test_an_evaluation_in_inference_mode_is_looked_at_as_any_other(scheme: str) -> None:
+    """Tensors made there know of no writes to them."""
+    model = tiny_model("swin")
+    made = quantized(model, scheme)
+    graph, known = trace(model.net, model.input_shape), {"scheme": scheme, "spec": W4A4}
+    with torch.inference_mode():
+        assert audit(model, made, images(3), graph=graph, **known)[1] == []
+        assert audit(model, Wrapped(made.summary, made.net, made.net), images(3), graph=graph, **known)[1]
+
+
 def test_k2_eight_bits_where_four_were_asked_for_are_caught() -> None:
     """FAULTS K2: 8-bit layers at W4A4, said or not."""
     model = tiny_model("vit")
@@ -127,6 +232,20 @@ def test_each_site_left_in_float_is_caught(scheme: str) -> None:
         found = findings(model, Wrapped(shown.summary, result, result.net), scheme)
         result.activations = all_of_them
         assert any(f"where {bits} bits give {2**bits}" in text or "on no grid" in text for text in found), site
+
+
+def test_k2_one_channel_of_a_weight_left_in_float_is_caught() -> None:
+    """FAULTS K2, a further member: outliers kept in float, in a channel that a sample of channels leaves out."""
+    linear = nn.Linear(80, 40).requires_grad_(False)
+    model = dataclasses.replace(tiny_model("vit"), net=nn.Sequential(nn.Flatten(), nn.Linear(256, 80), linear).eval())
+    model.net.requires_grad_(False)
+    for spec in (BitSpec(2, 8), BitSpec(4, 8)):
+        result = quantized(model, spec=spec)
+        assert findings(model, result, spec=spec) == []
+        with torch.no_grad():
+            result.net[2].weight[37] = linear.weight[37]
+        (found,) = findings(model, result, spec=spec)
+        assert found.startswith("weight '2.weight' has values that in one output channel hold ")
 
 
 def test_weights_with_a_scale_each_are_caught() -> None:
