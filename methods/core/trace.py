@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.contracts import VisionModel
 from methods.core.flow import CONSTANT, INPUT, TRACED_IMAGES, UNKNOWN, Op, Operand, lies_in
-from methods.core.intercept import OpKey, UnsupportedNetworkError
+from methods.core.intercept import OpaqueOperationError, OpKey, UnsupportedNetworkError
 from methods.core.tracer import Tracer
 
 __all__ = ["CONSTANT", "INPUT", "TRACED_IMAGES", "UNKNOWN", "Op", "Operand", "Trace", "trace", "trace_of"]
@@ -79,9 +79,23 @@ def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     part = getattr(net, "quantized_part", None)
     device = next(net.parameters()).device
     images = torch.zeros(TRACED_IMAGES, *input_shape, device=device)
+    tracer, outputs = _traced(net, images, part)
+    if tracer.unknown:
+        # They may be constants of the network, which are the same for all images.
+        pixels = torch.linspace(-1.0, 1.0, images.numel(), device=device)
+        again, _ = _traced(net, pixels.view_as(images), part)
+        if len(again.unknown) != len(tracer.unknown) or not all(map(torch.equal, tracer.unknown, again.unknown)):
+            raise OpaqueOperationError(
+                "the network computes with a tensor that depends on the images but that no operation was seen to make, "
+                "as in a thread or a tensor class of its own; write it in Python, on plain tensors and in one thread"
+            )
+    return Trace(tracer.ops, part, outputs)
+
+
+def _traced(net: nn.Module, images: torch.Tensor, part: str | None) -> tuple[Tracer, frozenset[OpKey] | None]:
     with Tracer(net, images, part) as tracer:
         output = net(images)
-    return Trace(tracer.ops, part, tracer.outputs(output))
+    return tracer, tracer.outputs(output)
 
 
 def trace_of(model: VisionModel) -> Trace:

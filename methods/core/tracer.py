@@ -70,6 +70,7 @@ class Tracer(KeyedMode):
     def __init__(self, net: nn.Module, images: Tensor, part: str | None = None) -> None:
         super().__init__(net)
         self.ops: list[Op] = []
+        self.unknown: list[Tensor] = []  # values of the tensors of which nothing was seen, in order
         self._part = part
         self._lowest = LowestLevel(self._unseen)
         self._batched: set[OpKey] = set()
@@ -114,7 +115,12 @@ class Tracer(KeyedMode):
 
     def _get(self, tensor: Tensor) -> _Value:
         known = self._known.get(id(tensor))
-        return known[1] if known else self._value(_UNKNOWN)
+        if known:
+            return known[1]
+        inside = self._running and lies_in(self._frames[-1].module, self._part)
+        if inside and self._lowest.seen and is_data(tensor):
+            self.unknown.append(tensor.detach().clone())
+        return self._value(_UNKNOWN)
 
     def _mark(self, result: Any, value: _Value) -> None:
         for tensor in tensors(result):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -198,6 +199,33 @@ def test_k1_what_runs_once_for_each_image_is_found_in_the_first_that_the_trace_l
     assert audited(net, model, traced_with) == []
     (found,) = audited(net, model, torch.cat([traced_with, more]))
     assert found.startswith("the values of what inner/linear.0 receives in slot 0 from model/activation.1 hold ")
+
+
+class Wrapper(torch.Tensor):
+    """A tensor class that computes out of sight."""
+
+
+def in_a_thread(between):
+    def run(net, x):
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(between, net, x).result()
+
+    return run
+
+
+HIDDEN = {
+    "layer in a thread": in_a_thread(lambda net, x: net.inner(x)),
+    "product in a thread": in_a_thread(lambda net, x: x @ x.mT),
+    "function in a thread": in_a_thread(lambda net, x: functional.gelu(x)),
+    "tensor class": lambda net, x: net.inner(functional.gelu(x.as_subclass(Wrapper)).as_subclass(torch.Tensor)),
+}
+
+
+@pytest.mark.parametrize("form", HIDDEN)
+def test_k1_what_depends_on_the_images_unseen_is_refused(form):
+    """FAULTS K1, further members: nothing was seen of it, and it stayed in float."""
+    with pytest.raises(OpaqueOperationError, match="depends on the images but that no operation was seen to make"):
+        trace(Between(HIDDEN[form], own=True), SHAPE)
 
 
 PINNED = {
