@@ -371,8 +371,9 @@ def test_stages_of_a_cascade_follow_each_other():
 
 # Weights, activations in `matmul` and in `full`: of the whole model, and of its backbone alone.
 COUNTS = {
-    "Mask R-CNN Swin-T": ((73, 121, 186), (52, 100, 157)),
-    "Cascade Mask R-CNN Swin-S": ((141, 237, 352), (100, 196, 301)),
+    # In `full` the ReLU that a box head uses twice has a range for each call.
+    "Mask R-CNN Swin-T": ((73, 121, 187), (52, 100, 157)),
+    "Cascade Mask R-CNN Swin-S": ((141, 237, 355), (100, 196, 301)),
     "UperNet Swin-T": ((65, 113, 179), (52, 100, 157)),
     "UperNet DeiT-S": ((62, 110, 147), (49, 97, 125)),
 }
