@@ -74,7 +74,7 @@ def read_settings(path: Path, brackets: Mapping[str, str], name: str, *, prepare
     Raises:
         UsageError: something is said that is unknown, or no possible value; or a file of it cannot be read.
     """
-    where = f"brackets of checkpoint {path}"
+    where = f"checkpoint {path}[...]"
     chosen = {key: _BRACKETS[key](value, where) for key, value in brackets.items()}
     which: Which = chosen.pop("weights", "")
     if prepared:

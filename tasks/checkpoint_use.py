@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tasks.checkpoint_settings import Settings
 
 DATA = "the data root"
+USUALLY_SAID = ("mean", "std", "crop_pct", "interpolation")  # the network itself tells the size of its images
 SORTED = "the class folders' names, sorted"
 
 
@@ -55,8 +56,9 @@ def load_checkpoint(net: nn.Module, path: Path, settings: Settings, class_names:
     else:
         check_one_order(class_names, DATA, f"give its names, one a line: {path}[classes=FILE]")
     origin = settings.origin or f"timm's {tag_of(net)}"
-    if not settings.origin:
-        notices += (_taken_for_granted(net, path),)
+    missing = [key for key in USUALLY_SAID if key not in settings.preprocessing]
+    if missing:
+        notices += (_taken_for_granted(net, path, settings.origin, missing),)
     return Facts(origin, names_from, taken.entry, notices)
 
 
@@ -116,7 +118,12 @@ def _of_weights(path: Path, taken: Taken) -> tuple[str, ...]:
     )
 
 
-def _taken_for_granted(net: nn.Module, path: Path) -> str:
+def _taken_for_granted(net: nn.Module, path: Path, origin: str, missing: Sequence[str]) -> str:
+    if origin:
+        return (
+            f"checkpoint {path}: {origin} do not say {', '.join(missing)}, which are as for timm's {tag_of(net)}, "
+            f"so that images have {summary(net)}"
+        )
     return (
         f"checkpoint {path} does not say how its images are prepared; they are as for timm's {tag_of(net)}: "
         f"{summary(net)}; if it was trained otherwise, put timm's config beside it as {path.stem}.json, or write "

@@ -63,7 +63,7 @@ def load_weights(net: nn.Module, path: Path, which: Which = "") -> Taken:
     content, taken = _unwrap(_read(path), which, path)
     expected = net.state_dict()
     state = _renamed(_tensors(content, path), expected)
-    _check_fit(state, expected, path)
+    _check_fit(state, expected, path, _classifiers(net))
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return taken
 
@@ -164,7 +164,15 @@ def _renamed(state: dict[str, Tensor], expected: Collection[str]) -> dict[str, T
     return state
 
 
-def _check_fit(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+def _classifiers(net: nn.Module) -> Sequence[str]:
+    """Names of the layers that tell classes apart, where timm says them."""
+    names = getattr(net, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else names
+
+
+def _check_fit(
+    state: dict[str, Tensor], expected: dict[str, Tensor], path: Path, classifiers: Sequence[str] = ()
+) -> None:
     differences = [
         f"{problem} weights {_first(names)}"
         for problem, names in (
@@ -179,6 +187,11 @@ def _check_fit(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path
         raise UsageError(f"checkpoint {path} {' and '.join(differences)}; {hint}")
     for name, value in state.items():
         if value.shape != expected[name].shape:
+            if name.rpartition(".")[0] in classifiers and value.shape[1:] == expected[name].shape[1:]:
+                raise UsageError(
+                    f"checkpoint {path} tells {value.shape[0]} classes apart and the data has "
+                    f"{expected[name].shape[0]}; give data with a folder for each of its classes"
+                )
             raise UsageError(
                 f"checkpoint {path} does not fit the model: {name} is {tuple(value.shape)} in the file and "
                 f"{tuple(expected[name].shape)} in the model"

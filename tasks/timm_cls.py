@@ -76,7 +76,9 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
         return ClassificationSuite(suite, CifarData(data_root), zoo.ZOO.names, zoo.ZOO.build_trained, zoo.ZOO.input)
     if suite == "imagenet":
         if data_root is None:
-            raise UsageError("suite 'imagenet' needs the images: name a folder that holds val/ as data root")
+            raise UsageError(
+                "suite 'imagenet' needs images; write --data-root DIR, where DIR/val holds one folder per class"
+            )
         from tasks.image_folder import ImageFolder
 
         return ClassificationSuite(suite, ImageFolder(data_root), IMAGENET_MODELS)
@@ -167,7 +169,11 @@ class ClassificationSuite:
             names = self.data.class_names
             return build_timm(model, classes=self.data.classes, fixed=self.fixed, class_names=names)
         if self.own is None or model not in self.own_models:
-            hint = f"did you mean {PREFIX}{model}?" if PREFIX + model in self.own_models else "timm:NAME works too"
+            hint = (
+                f"did you mean {PREFIX}{model}?"
+                if PREFIX + model in self.own_models
+                else "timm:NAME and timm:NAME@FILE work too"
+            )
             raise UsageError(f"suite '{self.name}' has no model '{model}'; it has {', '.join(self.own_models)}; {hint}")
         return self.own(model), Facts("the suite")
 

@@ -282,3 +282,17 @@ def test_a_file_may_be_called_by_brackets(tmp_path):
     assert split_brackets(str(tmp_path / "w[1].pth")) == (str(tmp_path / "w[1].pth"), {})
     assert split_brackets(str(tmp_path / "w[x=1]")) == (str(tmp_path / "w[x=1]"), {})
     assert split_brackets("w[1].pth[weights=raw]") == ("w[1].pth", {"weights": "raw"})
+
+
+def test_what_a_partial_setting_leaves_open_is_said(file):
+    """One value in brackets said nothing of the others, which were then timm's without a word."""
+    _, _, facts = build(f"{file}[crop_pct=0.9]")
+    (notice,) = facts.notices
+    assert "brackets do not say mean, std, interpolation, which are as for timm's test_vit" in notice
+    assert "mean 0.5/0.5/0.5, std 0.5/0.5/0.5, 160x160 pixels, crop_pct 0.9" in notice
+    assert build(f"{file}[mean=0.5,std=0.5,crop_pct=0.9,interpolation=bicubic]")[2].notices == ()
+
+
+def test_another_number_of_classes_is_said_in_words(file):
+    with pytest.raises(UsageError, match=r"w\.safetensors tells 3 classes apart and the data has 4; give data with"):
+        build_timm(f"timm:{NAME}@{file}", classes=4, class_names=("ant", "bee", "cat", "dog"), fixed=None)
