@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from harness.cell import FLOAT
 from harness.compose import SourceThenCalibrator
 from harness.contracts import Method
-from harness.errors import UsageError
+from harness.errors import UsageError, closest
 from harness.names import Part, parse_name, whole
 from harness.plugins import PRESETS, Kind, Options, Origin, PluginInfo, TaskInfo, Trains
 from harness.registry import Registry, check_known
@@ -139,7 +139,8 @@ class Catalog:
         """
         part, *others = parse_name(text)
         if others:
-            calibrator = self._info("calibrator", "+".join(other.name for other in others))
+            self._check_cross(text, (part, *others))
+            calibrator = self._info("calibrator", others[0].name)
             return (self._info("source", part.name), part.changes), (calibrator, others[0].changes)
         if part.name == FLOAT:
             if part.changes:
@@ -155,6 +156,18 @@ class Catalog:
             return (self._info("source", self._partner(calibrator)), {}), (calibrator, part.changes)
         check_known("method", part.name, [FLOAT, *self.method_names()])
         raise AssertionError("unreachable: check_known knows all registries")
+
+    def _check_cross(self, text: str, parts: Sequence[Part]) -> None:
+        if len(parts) != 2:
+            raise UsageError(f"'{text}' has {len(parts)} parts; a cross is SOURCE+CALIBRATOR")
+        first, second = parts
+        if first.name in self.calibrators and second.name in self.sources:
+            raise UsageError(f"'{text}' has its parts in the wrong order; write {second}+{first}")
+        for kind, registry, part in (("source", self.sources, first), ("calibrator", self.calibrators, second)):
+            if part.name not in registry and part.name in self.method_names():
+                raise UsageError(
+                    f"'{part.name}' in '{text}' is no {kind}; a cross is SOURCE+CALIBRATOR (`list methods`)"
+                )
 
     def _info(self, kind: Kind, name: str) -> PluginInfo:
         info = self.of(kind).get(name)
@@ -209,7 +222,12 @@ class Catalog:
         found = {text: [info for info, _ in self.find(text)] for text in texts}
         infos = [info for parts in found.values() for info in parts]
         for name in overrides:
-            check_known("plugin of this run in --option", name, sorted({info.name for info in infos}))
+            used = sorted({info.name for info in infos})
+            if name not in used:
+                raise UsageError(
+                    f"--option names '{name}', which no method of this run uses; {closest(name, used)}"
+                    f"used: {', '.join(used) or 'none'}"
+                )
         # A method and a source may share a name: each takes the options that it has. What none of them has is left to
         # the first to complain about.
         known = {name: {f for i in infos if i.name == name for f in i.options.model_fields} for name in overrides}

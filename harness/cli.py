@@ -127,7 +127,12 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
             " --bits W4A5 --seeds 3 --preset quick --out results/runs/SUITE-ablation unless given.",
         ),
     ] = "",
-    models: Annotated[str, typer.Option(help="Models, by comma; those of the suite if left out.")] = "",
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Models, by comma; those of the suite if left out. timm:NAME@FILE is a checkpoint (`list models`)."
+        ),
+    ] = "",
     bits: Annotated[
         str, typer.Option(help="Bits of weights and activations, by comma; MP4.5 is mixed precision.")
     ] = "W8A8,W4A8,W4A4",
@@ -224,7 +229,7 @@ app.command("plan", help="Show what `bench` would run with the same options; run
 
 
 @app.command("list")
-def list_(kind: Annotated[str, typer.Argument(help="methods, models or tasks")]) -> None:
+def list_(kind: Annotated[str, typer.Argument(metavar="methods|models|tasks", help="What to list.")]) -> None:
     """List methods, models or tasks."""
     from harness.listing import show_list
 
@@ -232,7 +237,9 @@ def list_(kind: Annotated[str, typer.Argument(help="methods, models or tasks")])
 
 
 @app.command()
-def describe(method: Annotated[str, typer.Argument(help="a name from `list methods`, or SOURCE+CALIBRATOR")]) -> None:
+def describe(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="a name from `list methods`, or SOURCE+CALIBRATOR")],
+) -> None:
     """All about a method: paper, code, origin, options, deviations."""
     from harness.listing import show_description
 
@@ -241,7 +248,9 @@ def describe(method: Annotated[str, typer.Argument(help="a name from `list metho
 
 @app.command()
 def check(
-    plugin: Annotated[str, typer.Argument(help="a method, source, calibrator or task, also of a package")],
+    plugin: Annotated[
+        str, typer.Argument(metavar="NAME", help="a method, source, calibrator or task, also of a package")
+    ],
 ) -> None:
     """Does a plugin keep its contract? Runs it on tiny random networks; ends with 3 if something is wrong."""
     from harness.check import check as look
@@ -293,7 +302,7 @@ def _measured(out: Path) -> Store:
 
 @app.command()
 def merge(
-    folders: Annotated[list[Path], typer.Argument(help="Results folders.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Results folders.")],
     into: Annotated[Path, typer.Option(help="Folder that gets their records; it may have some.")],
 ) -> None:
     """Bring the records of several folders together; those that contradict each other are shown. Exit code 1 then."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import zipfile
 import zlib
+from collections.abc import Iterable
 
 # What np.load, and reading its arrays, raise on an .npz file that is cut short, altered or another's.
 DAMAGED_ARRAYS = (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error)
@@ -15,6 +17,13 @@ class UsageError(Exception):
 
 class DataFreeViolation(RuntimeError):
     """A data-free method touched the task's data while it ran."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'? ` for the known name that is most like `name`, or nothing."""
+    folded = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    return f"did you mean '{folded[close[0]]}'? " if close else ""
 
 
 def first_line(error: Exception) -> str:

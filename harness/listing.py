@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
 
 from rich.console import Console
 from rich.markup import escape
@@ -128,12 +129,18 @@ def _describe(info: PluginInfo, console: Console) -> None:
         except UsageError as error:
             raise UsageError(f"preset '{preset}' of {info.kind} '{info.name}' is broken: {error}") from None
     for name, field in info.options.model_fields.items():
-        kind = getattr(field.annotation, "__name__", None) if not hasattr(field.annotation, "__args__") else None
-        row = [name, kind or str(field.annotation), *(str(v[name]) for v in values), field.description or ""]
+        row = [name, _type(field.annotation), *(str(v[name]) for v in values), field.description or ""]
         table.add_row(*map(escape, row))
     console.print(table)
     _ablations(info, console)
     console.print()
+
+
+def _type(annotation: Any) -> str:
+    """A type as users would write it: the values of a literal, else its name."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    return str(annotation) if get_args(annotation) else str(getattr(annotation, "__name__", annotation))
 
 
 def _ablations(info: PluginInfo, console: Console) -> None:

@@ -158,7 +158,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     names = _names(request, catalog)
     methods = [m for m in catalog.resolve_all(names, request.preset, request.overrides) if m.name != FLOAT]
     for task in request.tasks:
-        check_known(f"suite of task '{task}'", request.suite, catalog.tasks.get(task).suites)
+        check_known(f"{task} suite", request.suite, catalog.tasks.get(task).suites)
     records = {record.cell.key: record for record in store.records()}
     suites = _suites(request, catalog)
     for suite in suites:

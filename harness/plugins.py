@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.errors import UsageError, first_line
+from harness.errors import UsageError, closest, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,6 +99,9 @@ class PluginInfo:
         except ValidationError as error:
             first = error.errors()[0]
             known = ", ".join(self.options.model_fields) or "none"
+            if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+                hint = closest(str(first["loc"][0]), self.options.model_fields)
+                raise UsageError(f"{self.name} has no option '{first['loc'][0]}'; {hint}it has: {known}") from None
             where = ".".join(map(str, (self.name, *first["loc"])))  # a rule on several options has no place
             raise UsageError(f"option {where}: {first['msg']}; options of {self.name}: {known}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoints, entry_points
 from typing import Generic, Protocol, TypeVar
 
-from harness.errors import UsageError
+from harness.errors import UsageError, closest
 from harness.plugins import imported
 
 
@@ -50,10 +49,7 @@ def check_known(noun: str, name: str, known: Collection[str]) -> None:
     """
     if name in known:
         return
-    folded = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    hint = f"did you mean '{folded[close[0]]}'? " if close else ""
-    raise UsageError(f"unknown {noun} '{name}'; {hint}known: {', '.join(sorted(known)) or 'none'}")
+    raise UsageError(f"unknown {noun} '{name}'; {closest(name, known)}known: {', '.join(sorted(known)) or 'none'}")
 
 
 class Registry(Generic[T]):

@@ -116,6 +116,8 @@ def first_problem(error: ValidationError) -> str:
     """Where the first problem is and what it is."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where} is not known"
     return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 

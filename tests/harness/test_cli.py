@@ -122,7 +122,7 @@ def test_skipping_everything_measures_nothing(bench):
         (["--ablation", "toyswitch"], "leave out --methods"),
         (["--option", "toynoise.count=0"], "option toynoise.count"),
         (["--option", "toynoise"], "NAME.FIELD=VALUE"),
-        (["--option", "psaq.steps=3"], "unknown plugin of this run in --option 'psaq'"),
+        (["--option", "psaq.steps=3"], "--option names 'psaq', which no method of this run uses"),
         (["--device", "cude"], "did you mean 'cuda'?"),
         (["--preset", "quik"], "did you mean 'quick'?"),
         (["--rerun", "sale"], "did you mean 'stale'?"),

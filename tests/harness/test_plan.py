@@ -140,7 +140,7 @@ def test_estimates_come_from_the_model_then_the_method(catalog, store):
         ({"bits": ("W4",)}, "try W4A8"),
         ({"schemes": ("ful",)}, "did you mean 'full'"),
         ({"tasks": ("tpy",)}, "did you mean 'toy'"),
-        ({"suite": "tyo"}, "unknown suite of task 'toy' 'tyo'; did you mean 'toy'"),
+        ({"suite": "tyo"}, "unknown toy suite 'tyo'; did you mean 'toy'"),
         ({"models": ("tinny",)}, "unknown model 'tinny'"),
         ({"rerun": "some"}, "known: all, failed, stale"),
         ({"methods": ("toynose",)}, "did you mean 'toynoise'"),

@@ -244,7 +244,7 @@ def test_suite_and_baseline_must_have_the_same_cases(pinned, suite):
         ({"bits": "[]"}, "", "cases.0.bits"),
         ({"preset": '"quik"'}, "", "embedded.toml: unknown preset 'quik'; did you mean 'quick'?"),
         ({"methods": '["toynose"]'}, "", "embedded.toml: unknown method 'toynose'; did you mean 'toynoise'?"),
-        ({}, "colour = 1\n", "cases.0.colour: Extra inputs"),
+        ({}, "colour = 1\n", "cases.0.colour is not known"),
         ({}, SUITE[SUITE.index("[[cases]]") :], "'toy tiny toynoise W8A8 full seed 0' is in two groups"),
     ],
 )

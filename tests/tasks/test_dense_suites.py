@@ -445,7 +445,7 @@ def test_the_command_line_says_what_is_wrong(coco_root, detector, tmp_path):
             ["--suite", "coco", "--data-root", coco_root, "--models", "mask_rcnn_swin"],
             "no mmdet model 'mask_rcnn_swin'",
         ),
-        (["--suite", "ade20k", "--data-root", coco_root], "unknown suite of task 'detection' 'ade20k'"),
+        (["--suite", "ade20k", "--data-root", coco_root], "unknown detection suite 'ade20k'"),
         (["--schemes", "full:neck"], "unknown part of detection models in --schemes 'neck'"),
     ):
         result = run(*common, *arguments)
