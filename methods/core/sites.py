@@ -175,6 +175,11 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
                 f"the weight of {op.key} is computed, as that of a standardized convolution, and would stay in float; "
                 "only layers whose weight is a parameter can be quantized here"
             )
+        if op.key.kind == "matmul" and op.batched and any(operand.is_parameter for operand in op.operands):
+            raise OpaqueOperationError(
+                f"{op.key} multiplies by a parameter in a matrix product, where it would have the width of activations "
+                "and count as float; write it as a linear layer"
+            )
         if op.weight is not None:
             last = op.weight
             weights.setdefault(op.weight, WeightSite(op.weight, op.key, weight_bits, output_axis(op.key.kind)))

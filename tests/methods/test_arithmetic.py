@@ -101,6 +101,24 @@ def test_k1_forms_of_a_product_that_are_quantized(form):
         }
 
 
+@pytest.mark.parametrize("scheme", ["full", "matmul"])
+def test_a_parameter_in_a_matrix_product_is_refused(scheme):
+    """It would be rounded to the width of activations, per tensor, and its size be that of a float."""
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(16, 16))
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(x @ self.kernel)
+
+    graph = trace(Product(), SHAPE)
+    with pytest.raises(OpaqueOperationError, match=r"model/matmul\.0 multiplies by a parameter"):
+        find_sites(graph, scheme, BitSpec(4, 8))
+
+
 @pytest.mark.parametrize("form", REFUSED)
 def test_k1_forms_of_arithmetic_that_are_refused(form):
     """FAULTS K1 "15 such forms were found", and others: one sentence names operation and module."""
