@@ -20,6 +20,7 @@ from harness.errors import UsageError, first_line
 from harness.spec import BitSpec
 from methods.core.attention import find_attention
 from methods.core.intercept import UnsupportedNetworkError
+from methods.core.operations import is_data
 from methods.core.sites import find_sites
 from methods.core.structure import NotATransformerError, branch_grid, find_blocks, patch_grid
 from methods.core.trace import TRACED_IMAGES, Trace, trace_of
@@ -102,9 +103,11 @@ def _why_not_alone(model: VisionModel, graph: Trace) -> str | None:
     with ExitStack() as stack:
         for path in paths:
 
-            def hook(_module: nn.Module, args: Any, _kwargs: Any, result: Any, path: str = path) -> None:
+            def hook(_module: nn.Module, args: Any, kwargs: Any, result: Any, path: str = path) -> None:
                 alone = bool(args) and isinstance(args[0], Tensor) and isinstance(result, Tensor)
-                calls[path].append(alone and len(args[0]) == len(result) == TRACED_IMAGES)
+                # GCViT's blocks also take queries of the whole images, which would have to be cut as the first tensor.
+                others = [t for t in (*args[1:], *kwargs.values()) if is_data(t) and len(t) == TRACED_IMAGES]
+                calls[path].append(alone and len(args[0]) == len(result) == TRACED_IMAGES and not others)
 
             handle = net.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)

@@ -72,6 +72,9 @@ class Trace:
 def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     """Record one forward pass of `net` on two blank images (n, *input_shape).
 
+    It is not the first one: networks may keep what that computes (ConViT's distances between patches, LeViT's biases),
+    and later passes lack those operations.
+
     Raises:
         UnsupportedNetworkError: attention is fused (`FusedAttentionError`), or something is computed that cannot be
             quantized (`OpaqueOperationError`).
@@ -79,6 +82,7 @@ def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     part = getattr(net, "quantized_part", None)
     device = next(net.parameters()).device
     images = torch.zeros(TRACED_IMAGES, *input_shape, device=device)
+    net(images)
     tracer, outputs = _traced(net, images, part)
     if tracer.unknown:
         # They may be constants of the network, which are the same for all images.

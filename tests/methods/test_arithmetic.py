@@ -303,3 +303,24 @@ def test_a_network_that_is_refused_is_traced_once(monkeypatch):
         said.add(str(refusal.value))
         monkeypatch.setattr("methods.core.trace.trace", lambda *_: pytest.fail("traced again"))
     assert len(said) == 1
+
+
+class Keeps(nn.Module):
+    """Computes a bias in its first pass, which later passes take up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.kept = nn.Linear(16, 16), nn.Linear(16, 5), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            self.kept = torch.arange(16.0) + torch.ones(16)
+        return self.last(self.first(x[:, 0]) + self.kept)
+
+
+def test_what_only_a_first_pass_computes_is_no_site():
+    """ConViT keeps the distances between patches: sites in their computation were never reached again."""
+    net = Keeps()
+    model = quantized(net, BitSpec(8, 8))
+    assert [str(op.key) for op in trace(net, SHAPE).of_kind("add")] == ["model/add.0"]
+    assert torch.isfinite(model(torch.rand(2, *SHAPE))).all()

@@ -207,6 +207,14 @@ def test_blocks_on_parts_of_images_cannot_be_run_one_by_one():
     assert requirements.blocks(model, "full") is None
 
 
+def test_blocks_that_take_two_tensors_of_images_cannot_be_run_one_by_one():
+    """GCViT's blocks take queries of the whole image beside the tokens: training on parts of a batch broke."""
+    net = ready(lambda: other("gcvit_xxtiny")).to("meta")
+    model = VisionModel("g", "classification", net, (3, 224, 224), (0.0,) * 3, (1.0,) * 3, 5, None, None, None)
+    assert "other than one tensor of the images" in requirements.pieces(model, "full")
+    assert requirements.patches(model, "full") is None
+
+
 def test_windows_that_do_not_cover_the_image_are_refused():
     """Rows of a softmax that are not windows of the image: MobileViT's strided groups, with a token added to each."""
 
