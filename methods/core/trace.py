@@ -88,7 +88,7 @@ def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
         # They may be constants of the network, which are the same for all images.
         pixels = torch.linspace(-1.0, 1.0, images.numel(), device=device)
         again, _ = _traced(net, pixels.view_as(images), part)
-        if len(again.unknown) != len(tracer.unknown) or not all(map(torch.equal, tracer.unknown, again.unknown)):
+        if len(again.unknown) != len(tracer.unknown) or not all(map(_same, tracer.unknown, again.unknown)):
             raise OpaqueOperationError(
                 "the network computes with a tensor that depends on the images but that no operation was seen to make, "
                 "as in a thread or a tensor class of its own; write it in Python, on plain tensors and in one thread"
@@ -100,6 +100,11 @@ def _traced(net: nn.Module, images: torch.Tensor, part: str | None) -> tuple[Tra
     with Tracer(net, images, part) as tracer:
         output = net(images)
     return tracer, tracer.outputs(output)
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether their values are equal; on the meta device, where there are none, this is left to the run."""
+    return first.is_meta or torch.equal(first, second)
 
 
 def trace_of(model: VisionModel) -> Trace:

@@ -314,7 +314,7 @@ class Keeps(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.kept is None:
-            self.kept = torch.arange(16.0) + torch.ones(16)
+            self.kept = torch.arange(16.0, device=x.device) + torch.ones(16, device=x.device)
         return self.last(self.first(x[:, 0]) + self.kept)
 
 
@@ -322,5 +322,6 @@ def test_what_only_a_first_pass_computes_is_no_site():
     """ConViT keeps the distances between patches: sites in their computation were never reached again."""
     net = Keeps()
     model = quantized(net, BitSpec(8, 8))
-    assert [str(op.key) for op in trace(net, SHAPE).of_kind("add")] == ["model/add.0"]
+    for device in ("cpu", "meta"):  # what it keeps is no buffer: of unknown origin, but the same for all images
+        assert len(trace(Keeps().to(device), SHAPE).of_kind("add")) == 1
     assert torch.isfinite(model(torch.rand(2, *SHAPE))).all()
