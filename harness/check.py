@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from harness.catalog import Catalog, ResolvedMethod
 from harness.cell import Cell
-from harness.errors import UsageError
+from harness.errors import UsageError, first_line
 from harness.plan import REFERENCES
 from harness.plugins import PRESETS, Kind, PluginInfo
 from harness.registry import check_known
 from harness.spec import SCHEMES
+from harness.text import visible
 
 if TYPE_CHECKING:
     from harness.runner import Measured
@@ -53,29 +52,45 @@ def check(name: str, catalog: Catalog, console: Console) -> bool:
     """
     known = [*catalog.method_names(), *catalog.tasks.names()]
     check_known("plugin", name, known)
-    findings: list[Finding] = []
+    found = [_shown(finding, console) for finding in _findings(name, catalog)]
+    failed = sum(finding.result == FAILED for finding in found)
+    console.print(f"{name}: {len(found)} checks, {failed} failed.", markup=False, highlight=False)
+    return not failed
+
+
+def _findings(name: str, catalog: Catalog) -> Iterator[Finding]:
     for kind in KINDS:
         if name in catalog.of(kind):
             info = catalog.of(kind).get(name)
-            findings += [*_description(info), *_cells(info, catalog)]
+            yield from _description(info)
+            built = _construction(info)
+            yield built
+            if built.result == OK:
+                yield from _cells(info, catalog)
     if name in catalog.tasks:
         from harness.check_task import check_task
 
-        findings += check_task(catalog.tasks.get(name))
-    _show(name, findings, console)
-    return not any(finding.result == FAILED for finding in findings)
+        yield from check_task(catalog.tasks.get(name))
 
 
-def _show(name: str, findings: list[Finding], console: Console) -> None:
-    table = Table(show_edge=False, pad_edge=False)
-    for column in ("checked", "result", ""):
-        table.add_column(column, overflow="fold")
-    for finding in findings:
-        style = {FAILED: "red", NOTE: "yellow"}.get(finding.result, "")
-        table.add_row(escape(finding.what), finding.result, escape(finding.detail), style=style)
-    console.print(table)
-    failed = sum(finding.result == FAILED for finding in findings)
-    console.print(f"{name}: {len(findings)} checks, {failed} failed.", markup=False, highlight=False)
+def _shown(finding: Finding, console: Console) -> Finding:
+    """Print the finding at once, since the next one may take a while."""
+    text = f"{finding.result:6} {finding.what}" + (f": {finding.detail}" if finding.detail else "")
+    style = {FAILED: "red", NOTE: "yellow"}.get(finding.result, "")
+    console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)
+    console.file.flush()
+    return finding
+
+
+def _construction(info: PluginInfo) -> Finding:
+    """Whether its class can be made from the options of every preset."""
+    what = f"{info.kind}: construction"
+    for preset in PRESETS:
+        try:
+            info.load()(info.resolve(preset, {}))
+        except Exception as error:  # the plugin's own code
+            return Finding(what, FAILED, f"with preset '{preset}': {type(error).__name__}: {first_line(error)}")
+    return Finding(what, OK)
 
 
 def _description(info: PluginInfo) -> Iterator[Finding]:
