@@ -104,6 +104,21 @@ def test_random_numbers_of_its_own_are_found(look):
     assert "take random numbers from ctx.generator" in text
 
 
+class Unmade:
+    def __init__(self, options):
+        raise RuntimeError("not today")
+
+
+UNMADE = PluginInfo("unmade", "source", "cannot be made", f"{__name__}:Unmade")
+
+
+def test_a_class_that_cannot_be_made_is_found_before_anything_runs(look):
+    fine, text = look("unmade", "sources", f"{__name__}:UNMADE")
+    assert not fine
+    assert "construction: with preset 'quick': RuntimeError: not today" in text
+    assert "W4A4" not in text
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("silent", "summary is empty"), ("rebuilt", "must list in `deviations`")]
 )
