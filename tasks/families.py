@@ -21,15 +21,27 @@ STAND_FOR = {
     "mimiq": "mimiq, sardfq",
 }
 SCHEMES = ("full", "matmul")
+# The families of timm that are made of attention, in whole or in large part.
+# fmt: off
+TRANSFORMERS = frozenset((
+    "beit", "cait", "coat", "convit", "crossvit", "davit", "deepseek_vit", "deit", "edgenext", "efficientformer",
+    "efficientformer_v2", "efficientvit_msra", "eva", "gcvit", "gemma4_vit", "hiera", "hieradet_sam2", "levit",
+    "maxxvit", "metaformer", "mobilevit", "mvitv2", "naflexvit", "nest", "nextvit", "pit", "pvt_v2", "qwen3_vit",
+    "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "tnt", "twins", "visformer",
+    "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam",
+    "vitamin", "volo", "xcit",
+))
+# fmt: on
 
 
 class Family(BaseModel):
     """The networks of one module of timm.
 
-    Of `models` names `traced` were looked at, and all that follows is about those. `works` counts the members on which
-    a method can run, by method and scheme (`psaq/full`); methods stand for all that require the same of a network.
-    `why` has the commonest reason of those on which it cannot. `runs` says what happened when methods really ran on the
-    `example`, with random weights on small images: "ok", or why not.
+    Of `models` names `traced` were looked at; `alike` more differ from one of those only in size, so that the same is
+    taken to be true of them. All that follows is about these. `works` counts the members on which a method can run, by
+    method and scheme (`psaq/full`); methods stand for all that require the same of a network. `why` has the commonest
+    reason of those on which it cannot. `runs` says what happened when methods really ran on the `example`, with random
+    weights on a few small images: "ok", or why not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +49,7 @@ class Family(BaseModel):
     family: str
     models: int
     traced: int
+    alike: int = 0
     example: str
     works: dict[str, int] = Field(default_factory=dict)
     why: dict[str, str] = Field(default_factory=dict)
@@ -58,9 +71,10 @@ class Family(BaseModel):
         else:
             text = f"all but {'; '.join(missing)}" if missing else "all methods"
         fewest = min(count for count in counts if count)
-        if max(counts) == self.traced == fewest:
+        known = self.traced + self.alike
+        if max(counts) == known == fewest:
             return text
-        return f"{text} ({fewest if fewest == max(counts) else f'{fewest} to {max(counts)}'} of {self.traced} traced)"
+        return f"{text} ({fewest if fewest == max(counts) else f'{fewest} to {max(counts)}'} of {known})"
 
     @property
     def reason(self) -> str:
@@ -84,12 +98,32 @@ def families() -> tuple[Family, ...]:
 
 def table() -> str:
     """The families as a Markdown table."""
-    rows = ["| family | names | traced | example | works | ran | why not |", f"| --- | ---: | ---: |{' --- |' * 4}"]
+    rows = [
+        "| family | names | traced | alike | example | works | ran | why not |",
+        f"| --- |{' ---: |' * 3}{' --- |' * 4}",
+    ]
     for family in families():
-        cells: tuple[object, ...] = (family.family, family.models, family.traced)
+        cells: tuple[object, ...] = (family.family, family.models, family.traced, family.alike)
         cells += (f"`{family.example}`", family.verdict, family.proof, family.reason)
         rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
+
+
+def totals() -> str:
+    """How many names methods can run on, in a sentence."""
+    parts = []
+    for kind, members in (
+        ("made of attention, in whole or in large part", [f for f in families() if f.family in TRANSFORMERS]),
+        ("others", [f for f in families() if f.family not in TRANSFORMERS]),
+    ):
+        known = sum(family.traced + family.alike for family in members)
+        counts = ", ".join(f"`{m}` on {sum(f.possible(m) for f in members):,}" for m in STAND_FOR)
+        parts.append(
+            f"Families {kind}: {sum(f.models for f in members):,} names, of which "
+            f"{sum(f.traced for f in members):,} were traced and {known - sum(f.traced for f in members):,} more are "
+            f"alike; {counts}."
+        )
+    return "\n".join(parts)
 
 
 def documented(text: str) -> str:
@@ -102,4 +136,4 @@ def documented(text: str) -> str:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"no block between '{BEGIN}' and '{END}'")
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{totals()}\n\n{table()}\n\n{END}{after}"
