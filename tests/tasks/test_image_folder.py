@@ -306,7 +306,7 @@ def test_unusable_root_gets_a_sentence(root, damage, message):
 
 
 def test_root_is_required():
-    with pytest.raises(UsageError, match="data root"):
+    with pytest.raises(UsageError, match="--data-root DIR"):
         open_suite("imagenet")
 
 
