@@ -12,12 +12,13 @@ from harness import stats
 from harness.cell import Cell
 from harness.regress.baseline import Baseline, Entry
 from harness.regress.environment import Environment, differences
-from harness.regress.measure import Fact, Measurement
+from harness.regress.measure import COUNTED, Fact, Measurement
 from harness.regress.pairing import Paired, Sensitivity, pair
 from harness.regress.rule import Limits
 from harness.regress.suite import Case
 
 # `xfail`: it fails as expected; `xpass`: it should have failed and did not; `missing`: it gave no number.
+SLIGHT = 0.01  # share by which counts may differ in another environment
 Status = Literal["ok", "fail", "xfail", "xpass", "missing"]
 
 
@@ -103,17 +104,30 @@ def _draft(
         reasons = (unmeasured.get(case.name, "it was not run"),)
         return Verdict(case, old, None, limits, "missing", reasons, changes=changes)
     paired = pair(old.outcomes(), new.outcomes) if new.cell.data == old.cell.data else None
-    problems, notes = tuple(_changed_facts(old, new)), tuple(_options(old, new))
+    changed = _changed_facts(old, new)
+    slight = {name for name in changed if changes and _is_rounding(name, old, new)}
+    problems = tuple(text for name, text in changed.items() if name not in slight)
+    notes = (*(text for name, text in changed.items() if name in slight), *_options(old, new))
     return Verdict(case, old, new, limits, "ok", problems, notes, paired, changes=changes)
 
 
-def _changed_facts(old: Entry, new: Measurement) -> Iterator[str]:
-    """What must be equal and is not."""
+def _is_rounding(name: str, old: Entry, new: Measurement) -> bool:
+    """Whether a fact may differ in another environment: a search counts what it compares, and rounding decides ties."""
+    before, now = old.facts.get(name), new.facts.get(name)
+    if not name.startswith(COUNTED) or not isinstance(before, int | float) or not isinstance(now, int | float):
+        return False
+    return abs(now - before) <= SLIGHT * abs(before)
+
+
+def _changed_facts(old: Entry, new: Measurement) -> dict[str, str]:
+    """What must be equal and is not: its name and what to say of it."""
+    found = {}
     before = {**_identity(old.cell), "metric": old.metric, "evaluation images": old.images, **old.facts}
     now = {**_identity(new.cell), "metric": new.metric, "evaluation images": new.images, **new.facts}
     for name in dict.fromkeys([*before, *now]):
         if before.get(name) != now.get(name):
-            yield f"{name}: {_short(before.get(name))} → {_short(now.get(name))}"
+            found[name] = f"{name}: {_short(before.get(name))} → {_short(now.get(name))}"
+    return found
 
 
 def _identity(cell: Cell) -> dict[str, Fact]:

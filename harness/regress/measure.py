@@ -19,6 +19,8 @@ from harness.store import Store
 Fact = int | float | str
 SAME = 1e-3  # points between a metric as its task evaluates it and as it is made of stored outcomes
 
+COUNTED = "counted "  # before the names of facts that a method counted
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -67,7 +69,7 @@ def measurement(record: Record, store: Store, task: TaskInfo) -> Measurement:
 
 def _facts(record: Record, store: Store) -> dict[str, Fact]:
     facts: dict[str, Fact] = _quantized(record.quantization) if record.quantization else {}
-    facts |= {f"counted {name}": number for name, number in sorted(record.counters.items())}
+    facts |= {f"{COUNTED}{name}": number for name, number in sorted(record.counters.items())}
     kept = store.images(record.key)
     if kept is not None:
         facts["image size"] = "×".join(map(str, kept.shape[1:]))

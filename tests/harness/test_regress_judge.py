@@ -129,6 +129,27 @@ def test_facts_must_be_equal_and_are_named(run):
     assert new.problems == ("image size: nothing → 32×32×1",)
 
 
+@pytest.mark.parametrize(("counted", "elsewhere"), [(780, "ok"), (773, "fail"), (32, "fail")])
+def test_a_search_may_count_one_candidate_more_in_another_environment(run, counted, elsewhere):
+    """Rounding decides ties there; in the baseline's own environment every count is exact."""
+
+    def change(m):
+        return replace(m, facts={**m.facts, "counted candidates": counted})
+
+    before = measured
+
+    def old(cell, right):
+        return before(cell, right, **{"counted candidates": 781})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "measured", old)
+        (verdict,) = run(outcomes(), change=change)
+        (other,) = run(outcomes(), repeatable=False, change=change)
+    assert verdict.problems == (f"counted candidates: 781 → {counted}",)
+    assert other.status == elsewhere
+    assert f"counted candidates: 781 → {counted}" in (*other.problems, *other.notes)
+
+
 def test_other_data_cannot_be_paired(run):
     def other(m):
         return replace(m, cell=m.cell.model_copy(update={"data": "d" * 30 + "e"}))
