@@ -14,7 +14,8 @@ from harness.store import Store
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "tests" / "harness" / "plugins"
-CELLS_PER_KILL = 40  # so that the sweep is never done before the last kill
+SEEDS_PER_KILL = 10  # more for every start, so that there is something left to measure
+BITS = "W8A8,W4A8,W4A4"
 LATEST = 5.0  # seconds after the start; importing torch takes about two of them
 
 
@@ -29,17 +30,17 @@ def kill_often(folder: Path, kills: int, seed: int) -> int:
     kept: dict[Path, bytes] = {}
     whom: dict[str, int] = {"sweep": 0, "worker": 0, "both": 0}
     for number in range(kills):
-        process = _start(folder, CELLS_PER_KILL * (number + 1))
+        process = _start(folder, SEEDS_PER_KILL * (number + 1))
         time.sleep(rng.uniform(0.0, LATEST))
         victim = rng.choice(sorted(whom))
         whom[victim] += _kill(process, victim)
         process.wait(120)
         wrong += _compare(folder, kept, f"after kill {number}")
-    process = _start(folder, CELLS_PER_KILL * kills)
+    process = _start(folder, SEEDS_PER_KILL * kills)
     code = process.wait(3600)
     wrong += _compare(folder, kept, "at the end")
     records = Store(folder).records()
-    expected = 1 + CELLS_PER_KILL * kills
+    expected = 1 + len(BITS.split(",")) * SEEDS_PER_KILL * kills
     failed = [record.failure.type for record in records if record.failure is not None]
     if len(records) != expected or code not in (0, 3) or set(failed) - {"WorkerDied"}:
         wrong += 1
@@ -51,7 +52,7 @@ def kill_often(folder: Path, kills: int, seed: int) -> int:
 
 def _start(folder: Path, seeds: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "harness", "bench", "--suite", "toy", "--tasks", "toy", "--models", "tiny"]
-    command += ["--methods", "toynoise", "--bits", "W4A8", "--no-references", "--threads", "1"]
+    command += ["--methods", "toynoise", "--bits", BITS, "--no-references", "--threads", "1"]
     command += ["--seeds", str(seeds), "--out", str(folder), "--cache", str(folder.parent / "cache")]
     path = os.pathsep.join([str(ROOT), str(PLUGINS)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

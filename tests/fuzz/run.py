@@ -37,7 +37,9 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=500, help="in total, all kinds in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="KIND or KIND:NUMBER")
-    parser.add_argument("--kills", type=int, default=0, help="kill a sweep so many times, at random moments")
+    parser.add_argument(
+        "--kills", type=int, default=0, help="kill a sweep so many times, at random moments (100 at most)"
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGALRM, _alarm)
     wrong = 0
