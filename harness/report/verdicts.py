@@ -16,6 +16,8 @@ ALPHA = 0.05
 NONE = "–"
 ONE_SEED = "one seed"  # where a verdict would stand
 NO_VERDICT = "One seed gives no verdict, since another could reverse any difference: run `--seeds 3` or more."
+WHOLE = 100.0  # points
+TOO_FEW = "So few seeds would find no true difference with 80 % power, however large it is: run more of them."
 NOTE = f"""\
   says whether a run with other seeds and other images would agree with the difference: `=` means that it could reverse
   it, else better or worse with the p-value (paired test over seeds and images, adjusted for all comparisons of the
@@ -76,7 +78,10 @@ def sensitivity(group: pd.DataFrame) -> str:
         )
         for row, alpha in zip(near.to_dict("records"), alphas, strict=True)
     ]
+    found = float(np.median(points))
+    if found > WHOLE:
+        return f"{TOO_FEW}\n"
     return (
-        f"A true difference of {np.median(points):.1f} points would be found with 80 % power, if no other is true "
+        f"A true difference of {found:.1f} points would be found with 80 % power, if no other is true "
         "(after adjustment, from the spread of the nearest rows).\n"
     )

@@ -203,6 +203,14 @@ def test_the_seeds_in_common_decide(store: Store) -> None:
     assert "[2/6]" in tables.comparison(summary, cells)
 
 
+def test_a_difference_of_more_than_all_images_is_no_difference_to_find(store: Store) -> None:
+    for method, accuracies in {"clamp": (60, 90), "psaq": (75, 60), "noise": (80, 40)}.items():
+        for seed, accuracy in enumerate(accuracies):
+            fake.save(store, fake.record(method, seed), fake.outcome(accuracy, seed))
+    text = verdicts.sensitivity(frames(store)[1])
+    assert text == f"{verdicts.TOO_FEW}\n"
+
+
 def test_the_difference_that_would_be_found_is_that_of_rows_near_the_best(store: Store) -> None:
     """B2 of the review: rows 40 points apart have nothing to say of the difference between two close methods."""
     for seed in range(3):
