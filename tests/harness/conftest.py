@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from harness.catalog import Catalog
 from harness.cell import Cell
 from harness.cli import app
-from harness.runner import Settings
+from harness.runner import CellRunner, Settings
 from harness.store import Store
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -25,6 +27,15 @@ def catalog(monkeypatch) -> Catalog:
 def settings(catalog, tmp_path) -> Settings:
     (tmp_path / "cache").mkdir()
     return Settings(catalog, "cpu", 1, tmp_path / "cache")
+
+
+@pytest.fixture
+def runner(settings) -> Iterator[CellRunner]:
+    """A runner in this process, whose threads and determinism are put back."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield CellRunner(settings)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture

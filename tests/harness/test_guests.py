@@ -32,14 +32,6 @@ def guests(monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(GUESTS))
 
 
-@pytest.fixture
-def runner(settings) -> CellRunner:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield CellRunner(settings)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
-
 def failure(runner: CellRunner, cell) -> str:
     record = runner.measure(cell, quiet).record
     assert record.status == "failed", record.metrics

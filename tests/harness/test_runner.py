@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-import torch
 
 from harness.contracts import check_not_sealed, sealed_data
 from harness.errors import DataFreeViolation
@@ -15,14 +14,6 @@ from harness.worker import WorkerProcess
 
 def quiet(text: str, fraction: float) -> None:
     pass
-
-
-@pytest.fixture
-def runner(settings) -> CellRunner:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield CellRunner(settings)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 def test_a_cell_end_to_end(runner, toy_cell):

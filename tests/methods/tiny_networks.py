@@ -9,38 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from harness.contracts import VisionModel
 from tasks.attention import unfused
-
-SHAPE = (1, 16, 16)
-CLASSES = 5
-
-
-def tiny_vit() -> nn.Module:
-    return VisionTransformer(
-        img_size=16, patch_size=4, in_chans=1, num_classes=CLASSES, embed_dim=16, depth=2, num_heads=2
-    )
-
-
-def tiny_swin() -> nn.Module:
-    return SwinTransformer(
-        img_size=16,
-        patch_size=2,
-        in_chans=1,
-        num_classes=CLASSES,
-        embed_dim=8,
-        depths=(2, 2),
-        num_heads=(1, 2),
-        window_size=4,
-    )
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"vit": tiny_vit, "swin": tiny_swin}
+from tasks.tiny import CLASSES, NETWORKS, SHAPE
 
 
 def _distance(quantized: Tensor, reference: Tensor) -> Tensor:

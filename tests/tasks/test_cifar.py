@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import pickle
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from permissions import as_nobody, superuser
 from PIL import Image
 
 from harness.contracts import sealed_data
@@ -196,18 +196,13 @@ def test_k2_labels_that_are_no_classes_are_refused(pixels, tmp_path):
         CifarData(tmp_path)
 
 
+@superuser
 def test_k5_a_data_root_that_may_not_be_read_gets_a_sentence():
     """FAULTS K5 "folders that may not be read (`--data-root`)"."""
-    if os.geteuid():
-        pytest.skip("needs to change the user")
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0)
-        os.seteuid(65534)
-        try:
-            with pytest.raises(UsageError, match="cannot be read: Permission denied"):
-                CifarData(Path(name))
-        finally:
-            os.seteuid(0)
+        with as_nobody(), pytest.raises(UsageError, match="cannot be read: Permission denied"):
+            CifarData(Path(name))
 
 
 @pytest.mark.parametrize(
