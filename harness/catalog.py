@@ -16,7 +16,7 @@ from harness.compose import SourceThenCalibrator
 from harness.contracts import Method
 from harness.errors import UsageError, closest
 from harness.names import Part, parse_name, whole
-from harness.plugins import PRESETS, Kind, Options, Origin, PluginInfo, TaskInfo, Trains
+from harness.plugins import KINDS, PRESETS, Kind, Options, Origin, PluginInfo, TaskInfo, Trains
 from harness.registry import Registry, check_known
 
 _WEAKNESS: tuple[Origin, ...] = ("baseline", "published code", "reconstruction")
@@ -270,8 +270,7 @@ class Catalog:
 
     def ablated(self) -> list[str]:
         """Names of all plugins that have ablations."""
-        kinds: tuple[Kind, ...] = ("method", "source", "calibrator")
-        usable = [info for kind in kinds for info in self.of(kind).load_all()[0].values()]
+        usable = [info for kind in KINDS for info in self.of(kind).load_all()[0].values()]
         return list(dict.fromkeys(info.name for info in usable if info.ablations))
 
     def restore(self, name: str, options: Mapping[str, Any]) -> ResolvedMethod:

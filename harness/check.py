@@ -20,7 +20,7 @@ from harness.catalog import Catalog, ResolvedMethod
 from harness.cell import Cell
 from harness.errors import UsageError, first_line
 from harness.plan import REFERENCES
-from harness.plugins import PRESETS, Kind, PluginInfo
+from harness.plugins import KINDS, PRESETS, PluginInfo
 from harness.registry import check_known
 from harness.spec import SCHEMES
 from harness.text import visible
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 TASK, SUITE = "classification", "tiny"  # where methods are checked
 PRESET = "quick"
 WIDTHS = ("W8A8", "W4A4", "MP4.5")
-KINDS: tuple[Kind, ...] = ("method", "source", "calibrator")
 OK, FAILED, NOTE = "ok", "FAILED", "note"
 
 
@@ -165,12 +164,11 @@ def _cells(info: PluginInfo, catalog: Catalog) -> Iterator[Finding]:
 def _finding(cell: Cell, first: Measured, second: Measured) -> Finding:
     record = first.record
     if record.failure is not None:
-        lines = record.failure.message.splitlines() or [""]
-        return Finding(cell.label, FAILED, f"{record.failure.type}: {lines[0]}")
+        return Finding(cell.label, FAILED, record.failure.headline)
     if record.status == "skipped":
         return Finding(cell.label, OK, f"skipped: {record.reason}")
     if first.outcomes is None or second.outcomes is None or not first.outcomes.equals(second.outcomes):
         detail = "the same cell gave other outcomes the second time; take random numbers from ctx.generator"
         return Finding(cell.label, FAILED, detail)
-    reason = getattr(record, "unverified", None)
+    reason = record.unverified
     return Finding(cell.label, NOTE, f"unverified: {reason}") if reason else Finding(cell.label, OK)

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.check import FAILED, NOTE, OK, Finding
+from harness.checks import leaves, probes
 from harness.contracts import Suite, VisionModel, sealed_data
 from harness.errors import DataFreeViolation, UsageError
-from harness.plugins import TaskInfo, import_target
+from harness.plugins import TaskInfo
+from harness.verify import SLACK, metric_of
 
 if TYPE_CHECKING:
     import torch
 
 IMAGES = 4  # evaluated of each suite
-_AGREES = 0.02  # points by which a metric may differ from the one that its outcomes give
 
 
 class _Contract(AssertionError):
@@ -92,7 +93,7 @@ def _model(model: VisionModel) -> None:
     channels = model.input_shape[0]
     _demand(len(model.mean) == len(model.std) == channels, f"mean and std must have one value for {channels} channels")
     with torch.no_grad():
-        first, second = (_tensors(model.net(_images(model))) for _ in range(2))
+        first, second = (_floats(model.net(probes(model, 2))) for _ in range(2))
     _demand(first, "its output holds no floating-point tensor")
     _demand(all(x.isfinite().all() for x in first), "its output on noise is not finite")
     same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -102,7 +103,7 @@ def _model(model: VisionModel) -> None:
 def _losses(model: VisionModel) -> None:
     import torch
 
-    images = _images(model).requires_grad_(True)
+    images = probes(model, 2).requires_grad_(True)
     output = model.net(images)
     targets = model.sample_targets(len(images), torch.Generator().manual_seed(0))
     loss = model.target_loss(output, targets)
@@ -120,15 +121,10 @@ def _evaluation(info: TaskInfo, suite: Suite, model: VisionModel) -> None:
     _demand(value is not None, f"evaluate gives no '{suite.primary_metric}', which is the primary metric")
     _demand(len(first.outcomes) == IMAGES, f"outcomes have {len(first.outcomes)} rows for {IMAGES} images")
     _demand(first.outcomes.equals(second.outcomes), "outcomes of the float model differ the second time")
-    if "correct" in first.outcomes:
-        from_outcomes = 100.0 * float(first.outcomes["correct"].mean())
-    elif info.resampling:
-        import numpy as np
-
-        from_outcomes = float(import_target(info.resampling)(first.outcomes)(np.ones((1, IMAGES)))[0])
-    else:
-        raise _Contract("outcomes have no column 'correct', and TaskInfo.resampling names no metric to make of them")
-    agrees = abs(float(value or 0.0) - from_outcomes) < _AGREES
+    known = info.resampling or "correct" in first.outcomes
+    _demand(known, "outcomes have no column 'correct', and TaskInfo.resampling names no metric to make of them")
+    from_outcomes = metric_of(first.outcomes, info.resampling)
+    agrees = abs(float(value or 0.0) - float(from_outcomes or 0.0)) <= SLACK
     _demand(
         agrees, f"'{suite.primary_metric}' is {value:g}, but outcomes give {from_outcomes:g}; metrics are in points"
     )
@@ -149,16 +145,5 @@ def _sealed(suite: Suite, model: VisionModel) -> None:
             raise _Contract(f"{what} are handed out while data are sealed; call check_not_sealed first")
 
 
-def _images(model: VisionModel) -> torch.Tensor:
-    import torch
-
-    black, white = model.pixel_bounds()
-    noise = torch.rand(2, *model.input_shape, generator=torch.Generator().manual_seed(0))
-    return black + noise.to(model.device) * (white - black)
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    import torch
-    from torch.utils import _pytree as pytree
-
-    return [x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+def _floats(output: Any) -> list[torch.Tensor]:
+    return [leaf for _, leaf in leaves(output) if leaf.is_floating_point()]

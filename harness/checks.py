@@ -137,7 +137,7 @@ class Evaluated:
     ) -> None:
         self._call = call
         self._name = name
-        self._images = _probes(model)
+        self._images = probes(model)
         self._known = Known() if known is None else known
         if self._known.output is None:
             self._known.output = self._alone(model.net, self._images)
@@ -298,9 +298,10 @@ def _form(output: Any) -> str:
     return f"a {type(output).__name__} of {len(found)} tensors" if len(found) != 1 else f"{tuple(found[0][1].shape)}"
 
 
-def _probes(model: VisionModel) -> Tensor:
+def probes(model: VisionModel, count: int = PROBES) -> Tensor:
+    """`count` images of uniform noise between black and white, always the same, normalised."""
     import torch
 
     low, high = model.pixel_bounds()
-    share = torch.rand(PROBES, *model.input_shape, generator=torch.Generator().manual_seed(0))
+    share = torch.rand(count, *model.input_shape, generator=torch.Generator().manual_seed(0))
     return low + (high - low) * share.to(model.device)

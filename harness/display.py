@@ -141,8 +141,7 @@ class Display:
         width = len(str(self._total))
         head = f"[{self._done:{width}}/{self._total}] {record.cell.label}"
         if record.failure is not None:
-            first = (record.failure.message.splitlines() or [""])[0]
-            text, style = f"FAILED {record.failure.type}: {first}", "red"
+            text, style = f"FAILED {record.failure.headline}", "red"
         elif record.status == "skipped":
             text, style = f"skipped: {record.reason}", "yellow"
         else:

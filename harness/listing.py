@@ -13,11 +13,10 @@ from harness.catalog import Catalog
 from harness.cell import FLOAT
 from harness.errors import UsageError
 from harness.names import Part
-from harness.plugins import PRESETS, Kind, PluginInfo
+from harness.plugins import KINDS, PRESETS, PluginInfo
 from harness.registry import check_known
 
-KINDS = ("methods", "models", "tasks")
-_PLUGIN_KINDS: tuple[Kind, ...] = ("method", "source", "calibrator")
+LISTED = ("methods", "models", "tasks")
 
 
 def show_list(kind: str, catalog: Catalog, console: Console) -> None:
@@ -26,7 +25,7 @@ def show_list(kind: str, catalog: Catalog, console: Console) -> None:
     Raises:
         UsageError: an unknown kind.
     """
-    check_known("kind of list", kind, KINDS)
+    check_known("kind of list", kind, LISTED)
     if kind == "methods":
         _methods(catalog, console)
     elif kind == "models":
@@ -45,7 +44,7 @@ def _table(*columns: str) -> Table:
 def _methods(catalog: Catalog, console: Console) -> None:
     table = _table("name", "kind", "data", "trains", "origin", "summary")
     broken: dict[str, str] = {}
-    for kind in _PLUGIN_KINDS:
+    for kind in KINDS:
         usable, unusable = catalog.of(kind).load_all()
         broken |= unusable
         for info in usable.values():
@@ -93,7 +92,7 @@ def show_description(text: str, catalog: Catalog, console: Console) -> None:
     if text == FLOAT:
         console.print("float: the unquantized model, the reference of every table; it is always run.")
         return
-    named = [catalog.of(kind).get(text) for kind in _PLUGIN_KINDS if text in catalog.of(kind)]
+    named = [catalog.of(kind).get(text) for kind in KINDS if text in catalog.of(kind)]
     if not named:
         named = list(catalog.resolve(text).infos)  # which checks the options in brackets
     for info in named:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PRESETS = ("quick", "default", "paper")
 Kind = Literal["method", "source", "calibrator"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Data = Literal["none", "images"]
 Origin = Literal["baseline", "published code", "reconstruction"]
 Trains = Literal["", "quantizers", "weights"]

@@ -39,6 +39,11 @@ class Failure(_Part):
     message: Told
     traceback: Told = ""
 
+    @property
+    def headline(self) -> str:
+        """Type and first line of the message."""
+        return f"{self.type}: {(self.message.splitlines() or [''])[0]}"
+
 
 class Layer(_Part):
     """One quantized weight: parameter name, number of values, bits."""

@@ -85,6 +85,11 @@ def _code_of(*infos: TaskInfo | PluginInfo) -> Code:
     return code_of(frozenset(info.target for info in infos), packages)
 
 
+def is_builtin(catalog: Catalog, cell: Cell) -> bool:
+    """Whether the project's own code alone measures the cell."""
+    return catalog.is_builtin(catalog.restore(cell.method, cell.options))
+
+
 def calibration_identity(suite: Suite) -> str:
     """Revision of the suite's calibration data where that of all its data does not cover them, else empty.
 
@@ -169,13 +174,9 @@ class CellRunner:
             finally:
                 if self._process is not None:
                     self._process.restore()
-        if not self._is_builtin(cell):
+        if not is_builtin(self._settings.catalog, cell):
             self._loaded = None
         return replace(measured, record=measured.record.model_copy(update={"warnings": log.notices}))
-
-    def _is_builtin(self, cell: Cell) -> bool:
-        catalog = self._settings.catalog
-        return catalog.is_builtin(catalog.restore(cell.method, cell.options))
 
     def _measure(self, cell: Cell, progress: Progress, started: str, clock: float) -> Measured:
         catalog = self._settings.catalog

@@ -63,7 +63,7 @@ def contradiction(record: Record, outcomes: pd.DataFrame, resampling: str | None
     if cell.limit is not None and images != cell.limit:
         return f"has outcomes of {images:,} images, though its cell is of {cell.limit:,}"
     try:
-        found = _metric(outcomes, resampling)
+        found = metric_of(outcomes, resampling)
     except Exception as error:  # columns may be missing or hold anything
         return f"has outcomes from which its metric cannot be computed ({first_line(error)})"
     own = record.metrics[record.primary_metric or ""]
@@ -72,7 +72,7 @@ def contradiction(record: Record, outcomes: pd.DataFrame, resampling: str | None
     return f"says {record.primary_metric} {own:.4f}, but its outcomes give {found:.4f} points"
 
 
-def _metric(outcomes: pd.DataFrame, resampling: str | None) -> float | None:
+def metric_of(outcomes: pd.DataFrame, resampling: str | None) -> float | None:
     """The primary metric in points; None if how it is computed is not known."""
     import numpy as np
 

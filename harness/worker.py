@@ -15,7 +15,7 @@ from typing import Protocol
 
 from harness.cell import Cell
 from harness.record import Failure
-from harness.runner import CellRunner, Measured, Progress, Settings, failed_record, now
+from harness.runner import CellRunner, Measured, Progress, Settings, failed_record, is_builtin, now
 from harness.streams import tolerate
 
 _exit = os._exit  # as it is before any cell runs, see `exits_raised`
@@ -82,9 +82,7 @@ class WorkerProcess:
             self.close()
         else:
             assert isinstance(measured, Measured)
-            catalog = self._settings.catalog
-            foreign = not catalog.is_builtin(catalog.restore(cell.method, cell.options))
-            if measured.record.status == "failed" or foreign:
+            if measured.record.status == "failed" or not is_builtin(self._settings.catalog, cell):
                 self.close()
             return measured
         return Measured(failed_record(self._settings, cell, failure, started, time.perf_counter() - clock))

@@ -170,7 +170,7 @@ def _measure(cases: Sequence[Case], store: Store, settings: Settings, console: C
 def _why(record: Record) -> str:
     if record.failure is None:
         return f"skipped: {record.reason}"
-    return f"{record.failure.type}: {(record.failure.message.splitlines() or [''])[0]}"
+    return record.failure.headline
 
 
 def _report(suite: Suite, cases: Sequence[Case], baseline: Baseline | None, run: _Run) -> Report | None:

@@ -17,7 +17,7 @@ import torch
 from tiny_networks import FakeContext, images, tiny_model
 
 from harness.catalog import Catalog
-from harness.plugins import PRESETS, Kind
+from harness.plugins import KINDS, PRESETS
 from harness.spec import BitSpec
 from methods.core.synthesis import optimise_images
 from methods.core.synthesis_options import SynthesisOptions
@@ -25,7 +25,6 @@ from methods.core.synthesis_options import SynthesisOptions
 RECIPES = Path(__file__).with_name("recipes.json")
 METHODS = Path(__file__).parents[2] / "methods"
 RECIPES_IN_CORE = ("observers", "quantizers", "straight_through", "synthesis")
-KINDS: tuple[Kind, ...] = ("method", "source", "calibrator")
 
 
 def options_of_presets() -> dict[str, Any]:
