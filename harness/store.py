@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -163,7 +164,7 @@ class Store:
             place = next(folder for folder in folders if not is_there(folder / files[0].name))
             place.mkdir(parents=True, exist_ok=True)
             for path in files:
-                if is_there(path):
+                with suppress(FileNotFoundError):  # not there, or another process that saves the cell has moved it
                     path.replace(place / path.name)
         for path in files:
             path.unlink(missing_ok=True)

@@ -173,6 +173,25 @@ def test_k5_processes_that_save_one_cell_at_once_leave_one_result_or_none(tmp_pa
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.parametrize("gone", ["json", "parquet"])
+def test_what_another_process_takes_away_meanwhile_stops_no_save(store, toy_cell, monkeypatch, gone):
+    """Of two that find an unusable record and put it aside, one comes second."""
+    cell = toy_cell()
+    keep(store, cell)
+    (store.folder / f"{cell.key}.json").write_text("{}")
+    make_folder = Path.mkdir
+
+    def mkdir(path, *arguments, **options):
+        if "unusable" in path.parts:
+            (store.folder / f"{cell.key}.{gone}").unlink(missing_ok=True)
+        return make_folder(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    keep(store, cell, ~RIGHT)
+    (record,) = used(store)
+    np.testing.assert_array_equal(store.outcomes(record.key)["correct"], ~RIGHT)
+
+
 @pytest.mark.parametrize("status", ["ok", "skipped", "failed"])
 def test_k2_a_record_saved_again_has_no_sidecars_of_the_earlier_one(store, toy_cell, status):
     """FAULTS K2 "a record saved again without images keeps the old images, snapshots, pictures"; CODE_REVIEW A5."""
