@@ -18,9 +18,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from harness import checks, runner
 from harness.catalog import Catalog
 from harness.plan import Request, make_plan
@@ -80,15 +77,14 @@ class Clock:
             self._open[-1] = name, now
 
 
-def measure(cells: list[Any], settings: Settings) -> Table:
-    """Run `cells` and tell what each spent on checks."""
+def measure(cells: list[Any], settings: Settings) -> None:
+    """Run `cells` and print, as each ends, what it spent on checks."""
     clock = Clock()
     for owner, attribute, name in COUNTED:
         setattr(owner, attribute, clock.counted(getattr(owner, attribute), name))
     names = list(dict.fromkeys(name for *_, name in COUNTED))
-    table = Table()
-    for column in ("cell", "CPU s", "checks, s", "share", *names):
-        table.add_column(column, justify="left" if column == "cell" else "right")
+    columns = ("CPU s", "checks, s", "share", *names)
+    print_row("cell", columns)
     cell_runner = CellRunner(settings)
     for cell in cells:
         clock.spent.clear()
@@ -97,8 +93,14 @@ def measure(cells: list[Any], settings: Settings) -> Table:
         whole, total = time.process_time() - start, sum(clock.spent.values())
         what = f"{cell.method} {cell.model} {cell.bits}" + ("" if record.status == "ok" else f": {record.status}")
         parts = [f"{clock.spent[name]:.3f}" for name in names]
-        table.add_row(what, f"{whole:.2f}", f"{total:.3f}", f"{100 * total / whole:.2f} %", *parts)
-    return table
+        values = (f"{whole:.2f}", f"{total:.3f}", f"{100 * total / whole:.2f} %", *parts)
+        print_row(what, values)
+
+
+def print_row(what: str, values: tuple[str, ...]) -> None:
+    """One line of the table, at once: a cell can take minutes."""
+    sys.stdout.write(f"{what:<24}" + "".join(f"{value:>13}" for value in values) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -118,7 +120,7 @@ def main() -> None:
         cache = Path(folder) / "cache"
         cache.mkdir()
         settings = Settings(catalog, "cpu", 1, cache, requested=plan.requested)
-        Console(width=180).print(measure([planned.cell for planned in plan.cells], settings))
+        measure([planned.cell for planned in plan.cells], settings)
 
 
 if __name__ == "__main__":
