@@ -108,13 +108,13 @@ def diagnose(session: nox.Session) -> None:
 @nox.session
 def data(session: nox.Session) -> None:
     """Download CIFAR-10 (163 MiB), which suite cifar10 runs on, unless it is there."""
-    session.run(install(session), "-m", "tasks.cifar.data", *session.posargs)
+    session.run(install(session), "-m", "tasks.suites.cifar10.data", *session.posargs)
 
 
 @nox.session
 def zoo(session: nox.Session) -> None:
     """Train the models that come with the project again (hours); shows its options with -- --help."""
-    session.run(install(session), "-m", "tasks.zoo_cli", *session.posargs)
+    session.run(install(session), "-m", "tasks.training.cli", *session.posargs)
 
 
 @nox.session
@@ -131,10 +131,11 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and formatting with ruff."""
+    """Check style and formatting with ruff, and who imports whom with import-linter."""
     python = install(session)
     session.run(python, "-m", "ruff", "check", *session.posargs)
     session.run(python, "-m", "ruff", "format", "--check")
+    session.run(python, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
 
 
 @nox.session
@@ -145,7 +146,7 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def families(session: nox.Session) -> None:
-    """Find out what works with each of timm's models (an hour): tasks/timm_families.json and docs/models.md."""
+    """Find out what works with each of timm's models (an hour): tasks/models/timm_families.json and docs/models.md."""
     session.run(install(session), "tests/perf/families.py", *session.posargs)
 
 

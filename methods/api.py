@@ -7,15 +7,15 @@ are used.
 from __future__ import annotations
 
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
-from methods.core.intercept import OUTPUT, Interceptor, OpKey, tap
-from methods.core.layers import LAYERS, output_axis
-from methods.core.observers import Ema, MinMax, Observer, Omse
+from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, tap
+from methods.core.graph.layers import LAYERS, output_axis
+from methods.core.graph.sites import ActivationSite, NoSitesError, Sites, WeightSite, find_sites
+from methods.core.graph.structure import Block, NotATransformerError, find_blocks, patch_grid, to_grid
+from methods.core.graph.trace import Trace, trace
+from methods.core.numerics.observers import Ema, MinMax, Observer, Omse
+from methods.core.numerics.quantizers import Quantizer, Uniform, weight_quantizer
 from methods.core.quantized import Quantized
-from methods.core.quantizers import Quantizer, Uniform, weight_quantizer
-from methods.core.sites import ActivationSite, NoSitesError, Sites, WeightSite, find_sites
-from methods.core.structure import Block, NotATransformerError, find_blocks, patch_grid, to_grid
-from methods.core.synthesis import start_images
-from methods.core.trace import Trace, trace
+from methods.core.synthesis.descent import start_images
 
 __all__ = [
     "LAYERS",

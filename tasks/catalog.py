@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 TASKS = {
-    "classification": "tasks.classification_info:INFO",
-    "detection": "tasks.detection_info:INFO",
-    "segmentation": "tasks.segmentation_info:INFO",
+    "classification": "tasks.classification.info:INFO",
+    "detection": "tasks.detection.info:INFO",
+    "segmentation": "tasks.segmentation.info:INFO",
 }

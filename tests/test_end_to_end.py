@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.store import Store
-from methods.core.intercept import Interceptor
-from tasks.timm_cls import open_suite
+from harness.results.store import Store
+from methods.core.graph.intercept import Interceptor
+from tasks.classification.suite import open_suite
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -10,14 +10,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.cell import Cell, digest
-from harness.errors import UsageError
-from harness.files import read_regular, reason, write_atomically
-from harness.provenance import Revision
+from harness.api.errors import UsageError
+from harness.identity.cell import Cell
+from harness.io.canonical import digest
+from harness.io.files import read_regular, reason, write_atomically
 from harness.regress.environment import Environment, differences
 from harness.regress.measure import Fact, Measurement
 from harness.regress.outcomes import Correct, Dense, pack_correct, unpack_correct
 from harness.regress.suite import Case, first_problem, name_of
+from harness.results.provenance import Revision
 
 
 class _Part(BaseModel):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.cell import digest
-from harness.provenance import arithmetic_variables, told
-from harness.record import Provenance
+from harness.io.canonical import digest
+from harness.results.provenance import arithmetic_variables, told
+from harness.results.record import Provenance
 
 _HARDWARE = ("system", "machine", "processor", "instructions", "gpu")
 _FLAGS = ("amx", "asimd", "avx", "f16c", "fma", "sse", "ssse", "sve")  # beginnings of the names of instruction sets

@@ -9,13 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness import history
-from harness.catalog import Catalog
-from harness.display import Display
-from harness.errors import UsageError
-from harness.files import prepare_folder
-from harness.provenance import revision
-from harness.record import Record
+from harness.api.errors import UsageError
+from harness.catalog.catalog import Catalog
+from harness.io.exit_codes import NOTHING_MEASURED, OK, SOME_FAILED
+from harness.io.files import prepare_folder
+from harness.plan.outcome import exit_code
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, renewed, write_baseline
 from harness.regress.environment import Environment, differences
 from harness.regress.judge import Verdict, judge
@@ -23,10 +21,14 @@ from harness.regress.measure import Measurement, measurement
 from harness.regress.publish import publish
 from harness.regress.show import Report, print_report
 from harness.regress.suite import Case, Suite, name_of, plan_cases, plan_of, read_suite
-from harness.runner import Settings
-from harness.store import Store
-from harness.sweep import NOTHING_MEASURED, OK, SOME_FAILED, exit_code, run_plan
-from harness.worker import Executor, InProcess, WorkerProcess
+from harness.results import history
+from harness.results.provenance import revision
+from harness.results.record import Record
+from harness.results.store import Store
+from harness.run.display import Display
+from harness.run.runner import Settings
+from harness.run.sweep import run_plan
+from harness.run.worker import Executor, InProcess, WorkerProcess
 
 REGRESSION = 1
 

@@ -8,14 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from harness import stats
-from harness.cell import Cell
+from harness.identity.cell import Cell
 from harness.regress.baseline import Baseline, Entry
 from harness.regress.environment import Environment, differences
 from harness.regress.measure import COUNTED, Fact, Measurement
 from harness.regress.pairing import Paired, Sensitivity, pair
 from harness.regress.rule import Limits
 from harness.regress.suite import Case
+from harness.report import stats
 
 # `xfail`: it fails as expected; `xpass`: it should have failed and did not; `missing`: it gave no number.
 SLIGHT = 0.01  # share by which counts may differ in another environment

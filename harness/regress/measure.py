@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from harness import stats
-from harness.cell import Cell, digest
-from harness.errors import UsageError
-from harness.plugins import TaskInfo, import_target
-from harness.record import Quantization, Record
+from harness.api.errors import UsageError
+from harness.api.plugins import TaskInfo, import_target
+from harness.identity.cell import Cell
+from harness.io.canonical import digest
 from harness.regress.outcomes import Correct, Dense, is_share
 from harness.regress.suite import name_of
-from harness.store import Store
+from harness.report import stats
+from harness.results.record import Quantization, Record
+from harness.results.store import Store
 
 Fact = int | float | str
 SAME = 1e-3  # points between a metric as its task evaluates it and as it is made of stored outcomes

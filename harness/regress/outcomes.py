@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness import stats
-from harness.cell import digest
+from harness.io.canonical import digest
+from harness.report import stats
 
 Correct = NDArray[np.bool_]
 _DIGITS = 8  # hexadecimal ones of an image's digest, 32 bits

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats as distributions
 
-from harness import stats
 from harness.regress.outcomes import Correct, Dense
 from harness.regress.rule import ALPHA, Limits, detectable, seen
+from harness.report import stats
 
 POWER = 0.8
 

@@ -8,8 +8,8 @@ from xml.etree import ElementTree as ET
 
 from rich.console import Console
 
-from harness.errors import UsageError
-from harness.files import write_atomically
+from harness.api.errors import UsageError
+from harness.io.files import write_atomically
 from harness.regress.judge import Verdict
 from harness.regress.show import Report, explain, markdown
 

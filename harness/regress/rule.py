@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.stats import mcnemar_of_counts
+from harness.report.stats import mcnemar_of_counts
 
 ALPHA = 0.05
 SIGMAS = 3.0  # flips that cancel are a random walk: its net change stays within 3 times the root of their number

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import text as safe
+from harness.io import text as safe
 from harness.regress.baseline import Update
 from harness.regress.environment import sentence
 from harness.regress.judge import Status, Verdict

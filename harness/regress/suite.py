@@ -10,12 +10,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from harness.catalog import Catalog
-from harness.cell import Cell
-from harness.errors import UsageError
-from harness.files import read_regular, reason
-from harness.plan import Plan, Planned, Request, make_plan
-from harness.store import Store
+from harness.api.errors import UsageError
+from harness.catalog.catalog import Catalog
+from harness.identity.cell import Cell
+from harness.io.files import read_regular, reason
+from harness.plan.plan import Plan, Planned, Request, make_plan
+from harness.results.store import Store
 
 Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]

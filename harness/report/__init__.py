@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from harness.catalog import Catalog
-from harness.files import prepare_folder, writing_report
+from harness.catalog.catalog import Catalog
+from harness.io.files import prepare_folder, writing_report
 from harness.report import ablation, conflicts, cross, ranks, tables
 from harness.report.files import save, save_svg
 from harness.report.gallery import galleries, gallery_figure
@@ -17,9 +17,9 @@ from harness.report.pictures import KINDS, pictures
 from harness.report.prediction_figures import prediction_figures
 from harness.report.range_figures import range_frame
 from harness.report.results import Results, load
-from harness.store import Store
+from harness.results.store import Store
 
-PAGE = "report.html"  # of all of it, in the same folder; `harness.reporting` makes it
+PAGE = "report.html"  # of all of it, in the same folder; `harness.report.write` makes it
 
 
 def write_report(

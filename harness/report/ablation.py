@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import text as safe
-from harness.cell import canonical_json
+from harness.io import text as safe
+from harness.io.canonical import canonical_json
 from harness.report import tables, verdicts
 from harness.report.frame import GROUP, Outcomes, parts_of
 from harness.report.summary import UNPAIRED, adjusted, by_seed, paired

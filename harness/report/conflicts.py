@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from harness.origin import origin, result
-from harness.record import Record
+from harness.io.text import visible
 from harness.report.tables import markdown
-from harness.store import Conflict
-from harness.text import visible
+from harness.results.origin import origin, result
+from harness.results.record import Record
+from harness.results.store import Conflict
 
 COLUMNS = ("cell", "record", "result", "finished", "git", "versions", "hardware", "threads", "key")
 NOTES = (

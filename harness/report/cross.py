@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness import text as safe
-from harness.cell import canonical_json
+from harness.io import text as safe
+from harness.io.canonical import canonical_json
 from harness.report import tables, verdicts
 from harness.report.frame import GROUP, Outcomes, label_variants, parts_of
 from harness.report.summary import COMPARED, adjusted, against_best, by_seed

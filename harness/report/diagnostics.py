@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
-from harness.record import Record
+from harness.results.record import Record
 
 
 class _Cycles(BaseModel, strict=True):

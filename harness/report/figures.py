@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from harness import stats
+from harness.report import stats
 from harness.report.frame import CONTEXT
 from harness.report.tables import METRICS, bit_order
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
-from harness.canonical import digest
+from harness.io.canonical import digest
 
 DPI = 150
 LONGEST = 160  # bytes of a model's name in a file's, which has 255

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness import stats
-from harness.cell import canonical_json
-from harness.errors import UsageError
-from harness.names import Part, parse_name, plain_name
-from harness.record import Record
-from harness.text import visible, visible_lines
+from harness.api.errors import UsageError
+from harness.identity.names import Part, parse_name, plain_name
+from harness.io.canonical import canonical_json
+from harness.io.text import visible, visible_lines
+from harness.report import stats
+from harness.results.record import Record
 
 # Which images every method was right on, or its metric on resampled images, by cell key; cells without are absent.
 Outcome = NDArray[np.bool_] | stats.Resampled

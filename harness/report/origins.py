@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness.cell import canonical_json
-from harness.record import Provenance, Record
+from harness.io.canonical import canonical_json
+from harness.io.text import visible
 from harness.report.tables import NONE
-from harness.text import visible
+from harness.results.record import Provenance, Record
 
 MOST = 40  # rows of the table; folders merged from many machines have more
 

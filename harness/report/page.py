@@ -14,13 +14,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from harness.published import Published
 from harness.report import ablation, conflicts, cross, grids, html, published, ranks, tables, verdicts
 from harness.report.gallery import galleries
 from harness.report.origins import preprocessing_table, provenance_table
 from harness.report.pictures import KINDS, Snapshots, pictures
 from harness.report.prediction_figures import Pictures, prediction_figures
 from harness.report.results import Results
+from harness.results.published import Published
 
 ASSETS = Path(__file__).parent / "assets"
 OPEN = 6  # tables or figures of a section up to which all are unfolded

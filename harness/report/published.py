@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness import text as safe
-from harness.published import Published
-from harness.record import Record
+from harness.io import text as safe
 from harness.report import tables
+from harness.results.published import Published
+from harness.results.record import Record
 
 MEASURED = ["suite", "task", "data", "limit", "scheme", "bits", "model", "method", "metric"]  # what one mean is over
 _MEASURED_COLUMNS = [*MEASURED, "images", "role", "origin", "trains", "cell_method", "cell_model", "preset"]

@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.record import Record
 from harness.report.figures import Style, calibration, method_styles
 from harness.report.frame import CONTEXT
 from harness.report.tables import bit_order
+from harness.results.record import Record
 
 REFERENCE = "real"  # the image source that ranges are compared with; a name of display only
 SAME = [*CONTEXT, "model", "scheme", "bits", "seed"]  # what two records share whose ranges are compared

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from harness import text as safe
+from harness.io import text as safe
 from harness.report import tables
 from harness.report.frame import CONTEXT
 from harness.report.verdicts import checked

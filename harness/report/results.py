@@ -8,17 +8,16 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from harness import stats
-from harness.catalog import Catalog
-from harness.errors import UsageError
-from harness.plugins import PRESETS, import_target
-from harness.record import Record
-from harness.report import ablation, cross, ranks
+from harness.api.errors import UsageError
+from harness.api.plugins import PRESETS, import_target
+from harness.catalog.catalog import Catalog
+from harness.report import ablation, cross, ranks, stats
 from harness.report.conflicts import conflict_frame
 from harness.report.diagnostics import odd
 from harness.report.frame import Outcome, Outcomes, cells_frame, method_names
 from harness.report.summary import summarise
-from harness.store import Store
+from harness.results.record import Record
+from harness.results.store import Store
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from harness.record import Record
 from harness.report.diagnostics import diagnostic
 from harness.report.figures import COLOURS, DASHES, MARKERS, calibration
 from harness.report.frame import CONTEXT
 from harness.report.tables import bit_order
+from harness.results.record import Record
 
 KEY = [*CONTEXT, "model", "method", "scheme", "bits", "seed"]
 COMMON = [*KEY, "calibration_images"]  # what the frames of diagnostics say of every record

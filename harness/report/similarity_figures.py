@@ -20,7 +20,7 @@ LEAST_DENSITY = 0.01  # lower end of the logarithmic axis, which the spike of no
 
 @dataclass(frozen=True)
 class Similarity:
-    """What is drawn of one set of images; arrays as in `methods.diagnostics.PatchSimilarity`.
+    """What is drawn of one set of images; arrays as in `methods.core.diagnostics.PatchSimilarity`.
 
     `methods` names every method that has these images, `role` is the first one's, `images` are (n, height, width,
     channels) uint8.

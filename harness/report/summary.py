@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import stats
+from harness.report import stats
 from harness.report.frame import CONTEXT, GROUP, SECONDARY, STAGES, Outcome, Outcomes
 from harness.report.verdicts import unverified
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import text as safe
+from harness.io import text as safe
 from harness.report import verdicts
 from harness.report.frame import CONTEXT, GROUP, SECONDARY
 from harness.report.verdicts import NOTE, UNVERIFIED_NOTE, checked, marked, sensitivity, verdict

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.history import Row, changes, series
 from harness.report.figures import COLOURS, MARKERS
 from harness.report.tables import bit_order, metric_name
+from harness.results.history import Row, changes, series
 
 PANELS_A_ROW = 3
 RUNS_NAMED = 9  # runs up to which each is named by its commit
@@ -30,7 +30,7 @@ def trend_figure(frame: pd.DataFrame) -> Figure | None:
     """The series of a history; None if there are none.
 
     Args:
-        frame: As `harness.history.read` has it.
+        frame: As `harness.results.history.read` has it.
     """
     panels: dict[tuple[str, str, str, int], list[list[Row]]] = {}
     for rows in series(frame):

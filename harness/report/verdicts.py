@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import stats
+from harness.report import stats
 
 ALPHA = 0.05
 NONE = "–"

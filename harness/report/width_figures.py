@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from harness.record import Record
 from harness.report.diagnostics import diagnostic
 from harness.report.figures import COLOURS, calibration
 from harness.report.search_figures import COMMON, measured
+from harness.results.record import Record
 
 MIXED = "MP"  # how the bits of a mixed-precision cell begin
 WIDTHS = range(2, 9)

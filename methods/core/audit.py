@@ -20,15 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from harness.contracts import Grid, QuantizedModel, QuantSummary, VisionModel
-from harness.spec import MAX_BITS, MIN_BITS, BitSpec
-from methods.core.intercept import OUTPUT, KeyedMode, OpKey
-from methods.core.layers import LAYERS
-from methods.core.levels import fault, sample, slices, spread
-from methods.core.lowest import LowestLevel
-from methods.core.operations import macs_of, operands
-from methods.core.sites import Point, Sites, find_sites
-from methods.core.trace import Op, Trace, trace
+from harness.api.contracts import Grid, QuantizedModel, QuantSummary, VisionModel
+from harness.api.spec import MAX_BITS, MIN_BITS, BitSpec
+from methods.core.graph.flow import Op
+from methods.core.graph.intercept import OUTPUT, KeyedMode, OpKey
+from methods.core.graph.layers import LAYERS
+from methods.core.graph.lowest import LowestLevel
+from methods.core.graph.operations import macs_of, operands
+from methods.core.graph.sites import Point, Sites, find_sites
+from methods.core.graph.trace import Trace, trace
+from methods.core.numerics.levels import fault, sample, slices, spread
 
 VALUES, SLICES = 1024, 8  # looked at in a tensor, and channels of one: enough to tell a float from 256 values
 SMALLEST_GROUP = 16  # weights that share a scale; with fewer the scales would weigh more than the weights

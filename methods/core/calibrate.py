@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness.contracts import VisionModel, in_batches
-from methods.core.intercept import Interceptor, OpKey, Transform
-from methods.core.observers import Observer
-from methods.core.quantizers import Uniform, weight_quantizer
-from methods.core.sites import Sites
+from harness.api.contracts import VisionModel
+from harness.api.images import in_batches
+from methods.core.graph.intercept import Interceptor, OpKey, Transform
+from methods.core.graph.sites import Sites
+from methods.core.numerics.observers import Observer
+from methods.core.numerics.quantizers import Uniform, weight_quantizer
 
 
 class SiteNotReachedError(RuntimeError):

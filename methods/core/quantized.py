@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.contracts import Grid, LayerSummary, QuantSummary
-from methods.core.intercept import Interceptor, OpKey
-from methods.core.quantizers import Quantizer, Uniform
-from methods.core.sites import Sites
+from harness.api.contracts import Grid, LayerSummary, QuantSummary
+from methods.core.graph.intercept import Interceptor, OpKey
+from methods.core.graph.sites import Sites
+from methods.core.numerics.quantizers import Quantizer, Uniform
 
 
 class MissingParametersError(RuntimeError):
@@ -20,7 +20,7 @@ class MissingParametersError(RuntimeError):
 
 
 class Quantized:
-    """A fake-quantized network (implements `harness.contracts.QuantizedModel`).
+    """A fake-quantized network (implements `harness.api.contracts.QuantizedModel`).
 
     Args:
         net: the float network; it is copied, not changed.

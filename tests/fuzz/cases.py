@@ -20,18 +20,18 @@ from mutations import altered, damaged, hostile_word
 from torch import nn
 from typer.testing import CliRunner
 
-from harness.catalog import Catalog
-from harness.errors import UsageError
+from harness.api.errors import UsageError
+from harness.catalog.catalog import Catalog
 
 TESTS = Path(__file__).parents[1]
 sys.path += [str(TESTS / "harness_report"), str(TESTS / "harness" / "plugins")]
 
 import synthetic  # noqa: E402 - of tests/harness_report
 
-from harness.cli import app  # noqa: E402
+from harness.cli.main import app  # noqa: E402
 from harness.report import tables  # noqa: E402
 from harness.report.results import load  # noqa: E402
-from harness.store import Store  # noqa: E402
+from harness.results.store import Store  # noqa: E402
 
 CONTROL = {chr(code) for code in (*range(9), *range(11, 32), 127, 0x202E)} - {"\r"}
 PINNED = ["model", "method", "bits", "seed", "accuracy", "images"]  # of a cell, whatever happens to its files
@@ -98,8 +98,8 @@ class Cache:
         return "made anew" if count else "used"
 
     def _ask(self) -> int:
-        from harness.code import Code
-        from harness.context import Context
+        from harness.identity.code import Code
+        from harness.run.context import Context
 
         calls: list[int] = []
 
@@ -137,7 +137,7 @@ class Checkpoints:
         """Write a state of some form, damage it or not, and load it."""
         from safetensors.torch import save_file
 
-        from tasks.checkpoints import load_weights
+        from tasks.models.checkpoints import load_weights
 
         net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3))
         state = {name: value.clone() for name, value in net.state_dict().items()}

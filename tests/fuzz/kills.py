@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from random import Random
 
-from harness.store import Store
+from harness.results.store import Store
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "tests" / "harness" / "plugins"

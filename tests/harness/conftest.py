@@ -7,11 +7,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from harness.catalog import Catalog
-from harness.cell import Cell
-from harness.cli import app
-from harness.runner import CellRunner, Settings
-from harness.store import Store
+from harness.catalog.catalog import Catalog
+from harness.cli.main import app
+from harness.identity.cell import Cell
+from harness.results.store import Store
+from harness.run.runner import CellRunner, Settings
 
 PLUGINS = Path(__file__).parent / "plugins"
 

@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-from harness import registry
-from harness.catalog import Catalog
-from harness.cell import Cell
-from harness.cli import parse_overrides
-from harness.errors import UsageError
-from harness.plugins import PluginInfo
-from harness.registry import Registry
+from harness.api.errors import UsageError
+from harness.api.plugins import PluginInfo
+from harness.catalog import registry
+from harness.catalog.catalog import Catalog
+from harness.catalog.registry import Registry
+from harness.cli.main import parse_overrides
+from harness.identity.cell import Cell
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_installed_packages_are_scanned_once(catalog, monkeypatch):
     """CODE_REVIEW A11: every look-up scanned all of them."""
     scans = []
     scan = registry.entry_points
-    monkeypatch.setattr("harness.registry.entry_points", lambda **group: scans.append(group) or scan(**group))
+    monkeypatch.setattr("harness.catalog.registry.entry_points", lambda **group: scans.append(group) or scan(**group))
     registry._installed.cache_clear()
     fresh = Catalog.default()
     for _ in range(3):

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.cell import Cell, canonical_json, digest
-from harness.names import plain_name
-from harness.seeds import derive_seed
+from harness.identity.cell import Cell
+from harness.identity.names import plain_name
+from harness.io.canonical import canonical_json, digest
+from harness.run.seeds import derive_seed
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(

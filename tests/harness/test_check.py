@@ -12,14 +12,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from harness import check as check_module
-from harness.catalog import Catalog
-from harness.check import check
-from harness.contracts import Evaluation
-from harness.errors import UsageError
-from harness.plugins import PluginInfo, TaskInfo
-from harness.registry import Registry
-from harness.worker import InProcess
+from harness.api.contracts import Evaluation
+from harness.api.errors import UsageError
+from harness.api.plugins import PluginInfo, TaskInfo
+from harness.catalog.catalog import Catalog
+from harness.catalog.registry import Registry
+from harness.check import plugin as check_module
+from harness.check.plugin import check
+from harness.run.worker import InProcess
 from methods import api
 
 GUIDE = Path(__file__).parents[2] / "docs" / "plugins.md"
@@ -28,7 +28,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "plugins.md"
 @pytest.fixture
 def look(monkeypatch, tmp_path, capsys):
     """Check a plugin that is the attribute of a module here, with a module's text or objects; returns what is said."""
-    monkeypatch.setattr("harness.worker.WorkerProcess", lambda settings, timeout: InProcess(settings))
+    monkeypatch.setattr("harness.run.worker.WorkerProcess", lambda settings, timeout: InProcess(settings))
     monkeypatch.setattr(check_module, "WIDTHS", ("W4A4",))
 
     def run(name: str, kind: str, target: str) -> tuple[bool, str]:
@@ -187,5 +187,5 @@ def test_an_unknown_plugin_is_refused(look):
 
 
 def test_the_command_ends_with_three_if_something_is_wrong(cli, monkeypatch):
-    monkeypatch.setattr("harness.check.check", lambda *_: False)
+    monkeypatch.setattr("harness.check.plugin.check", lambda *_: False)
     cli("check", "noise", code=3)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli as cli_module
-from harness.store import Store
+from harness.cli import main as cli_module
+from harness.results.store import Store
 
 PLUGINS = Path(__file__).parent / "plugins"
 ROOT = Path(__file__).parents[2]
@@ -288,7 +288,7 @@ def harness(*arguments: str) -> list[str]:
 
 def test_listing_imports_no_torch():
     script = (
-        "import sys; from harness.cli import app\n"
+        "import sys; from harness.cli.main import app\n"
         "for words in (['list', 'methods'], ['list', 'models'], ['list', 'tasks'], ['describe', 'psaq']):\n"
         "    app(words, standalone_mode=False)\n"
         "heavy = {'torch', 'pandas', 'matplotlib', 'timm', 'scipy', 'numpy'} & set(sys.modules)\n"

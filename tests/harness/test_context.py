@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.code import Code
-from harness.context import Context
-from harness.memory import MemoryMeter
-from harness.record import Stage
+from harness.identity.code import Code
+from harness.results.record import Stage
+from harness.run.context import Context
+from harness.run.memory import MemoryMeter
 
 
 def code(fingerprint: str, **versions: str) -> Code:
@@ -117,7 +117,7 @@ def test_a_part_of_the_model_is_another_scope_but_the_same_seed(context):
 
 def test_cached_images_cost_what_making_them_took(context, monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr("harness.context.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("harness.run.context.time.perf_counter", lambda: float(next(clock)))
     miss, hit = context(), context("toyreal")
     for ctx in (miss, hit):
         with ctx.stage("other"):

@@ -6,8 +6,8 @@ import time
 import pytest
 from rich.console import Console
 
-from harness.display import Display, duration
-from harness.record import Failure, Provenance, Record
+from harness.results.record import Failure, Provenance, Record
+from harness.run.display import Display, duration
 
 
 @pytest.fixture

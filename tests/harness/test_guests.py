@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.checks import BadResult, check_handed_over
-from harness.contracts import VisionModel
-from harness.process import ProcessState
+from harness.api.contracts import VisionModel
+from harness.api.errors import BadResult
 from harness.report.frame import cells_frame
-from harness.runner import CellRunner
-from harness.unchanged import Snapshot
-from harness.worker import InProcess, WorkerProcess
+from harness.run.checks import check_handed_over
+from harness.run.process import ProcessState
+from harness.run.runner import CellRunner
+from harness.run.unchanged import Snapshot
+from harness.run.worker import InProcess, WorkerProcess
 
 GUESTS = Path(__file__).parent / "guests"
 
@@ -101,8 +102,8 @@ def test_eight_bit_layers_at_four_bits_fail(runner, toy_cell, monkeypatch):
     """FAULTS K2: 8-bit layers at W4A4."""
     import dfq_guest_impl
 
-    import methods.core.sites as sites_module
-    from harness.spec import BitSpec
+    import methods.core.graph.sites as sites_module
+    from harness.api.spec import BitSpec
 
     find = sites_module.find_sites
     monkeypatch.setattr(dfq_guest_impl, "find_sites", lambda graph, scheme, spec: find(graph, scheme, BitSpec(8, 8)))
@@ -121,7 +122,7 @@ def test_eight_bit_layers_at_four_bits_fail(runner, toy_cell, monkeypatch):
         ("classforward", "replaced torch.nn.modules.linear.Linear.forward, which other methods and models use"),
         ("functional", "replaced torch.nn.functional.linear, which other methods and models use"),
         ("body", "replaced torch.nn.modules.flatten.Flatten.forward, which other methods and models use"),
-        ("corepatch", "replaced methods.core.observers.MinMax.range, which other methods and models use"),
+        ("corepatch", "replaced methods.core.numerics.observers.MinMax.range, which other methods and models use"),
         ("latepatch", "replaced torch.nn.modules.linear.Linear.forward, which other methods and models use"),
         ("exits", "SystemExit: the code of the cell asked for the end of the program"),
         ("calledexit", "SystemExit: the code of the cell asked for the end of the program: 0"),

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import history
-from harness.errors import UsageError
-from harness.history import Number, change_points
-from harness.provenance import Revision
+from harness.api.errors import UsageError
 from harness.report.trend_figures import trend_figure
+from harness.results import history
+from harness.results.history import Number, change_points
+from harness.results.provenance import Revision
 
 IMAGE = 0.05  # points of one image in 2,000
 

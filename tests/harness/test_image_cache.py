@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from harness.code import Code
-from harness.context import Context
-from harness.contracts import images_of
-from harness.image_cache import ImageCache
-from harness.plugins import Options, PluginInfo
-from harness.runner import CellRunner, Settings
-from harness.spec import BitSpec
+from harness.api.compose import images_of
+from harness.api.plugins import Options, PluginInfo
+from harness.api.spec import BitSpec
+from harness.identity.code import Code
+from harness.run.context import Context
+from harness.run.image_cache import ImageCache
+from harness.run.runner import CellRunner, Settings
 
 IDENTITY = {"source": "x"}
 CODE = Code("c", (("torch", "2"),))
@@ -73,9 +73,9 @@ def test_k2_images_of_other_threads_code_or_versions_are_made_anew(context, give
 )
 def test_images_of_another_processor_are_made_anew(context, monkeypatch, processor, anew):
     here = {"device": "cpu", "processor": "p", "instructions": "AVX2"}
-    monkeypatch.setattr("harness.context.processor_of", lambda device: here)
+    monkeypatch.setattr("harness.run.context.processor_of", lambda device: here)
     context().cached_images(IDENTITY, lambda: pixels(0.0))
-    monkeypatch.setattr("harness.context.processor_of", lambda device: processor)
+    monkeypatch.setattr("harness.run.context.processor_of", lambda device: processor)
     assert made_anew(context()) == anew
 
 
@@ -204,7 +204,7 @@ def again(path: Path, tensors=None, **metadata) -> None:
 
 def forged(path: Path, tensors=None, **left) -> None:
     """Write a file that agrees with itself and is wrong all the same."""
-    from harness.image_cache import _content
+    from harness.run.image_cache import _content
 
     own, meta = parts(path)
     tensors = own if tensors is None else tensors
@@ -331,7 +331,7 @@ def test_a_file_that_may_not_be_read(context, settings, monkeypatch):
     def refused(path, most):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("harness.image_cache.open_regular", refused)
+    monkeypatch.setattr("harness.run.image_cache.open_regular", refused)
     with pytest.warns(UserWarning, match=f"{path} are not usable .*Permission denied"):
         assert made_anew(context())
 
@@ -353,7 +353,7 @@ def test_images_are_used_when_the_cache_cannot_keep_them(context, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.image_cache.write_atomically", full)
+    monkeypatch.setattr("harness.run.image_cache.write_atomically", full)
     with pytest.warns(UserWarning, match="could not be kept in the cache .*No space left on device"):
         images = context().cached_images(IDENTITY, lambda: pixels(1.0))
     assert images.sum() == 48

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.cell import Cell
-from harness.errors import UsageError
-from harness.merge import merge
-from harness.record import Failure, Provenance, Record
+from harness.api.errors import UsageError
+from harness.identity.cell import Cell
 from harness.report import write_report
 from harness.report.page import Images, page
-from harness.store import Store
+from harness.results.merge import merge
+from harness.results.record import Failure, Provenance, Record
+from harness.results.store import Store
 
 SIDECARS = {"images": np.ones((2, 4, 4, 1), np.uint8)}
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
-from harness.names import Part, parse_name, split_names
+from harness.api.errors import UsageError
+from harness.identity.names import Part, parse_name, split_names
 
 
 def test_commas_in_brackets_do_not_split():

@@ -5,9 +5,9 @@ import warnings
 
 import pytest
 
-from harness import notices
-from harness.notices import noticed
-from harness.runner import CellRunner
+from harness.run import notices
+from harness.run.notices import noticed
+from harness.run.runner import CellRunner
 
 
 @pytest.fixture(autouse=True)

@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import UsageError
-from harness.plan import Request, make_plan
-from harness.record import Provenance, Record
-from harness.runner import code_for
-from harness.sweep import exit_code
+from harness.api.errors import UsageError
+from harness.catalog.code import code_for
+from harness.plan.outcome import exit_code
+from harness.plan.plan import Request, make_plan
+from harness.results.record import Provenance, Record
 
 TOY = {"suite": "toy", "tasks": ("toy",), "references": False}
 
 
 def record(cell, catalog, status="ok", *, seconds=2.0, code=None, versions=None) -> Record:
-    from harness.provenance import versions as present
+    from harness.results.provenance import versions as present
 
     found = code_for(catalog, cell)
     provenance = Provenance(
@@ -228,7 +228,7 @@ def test_what_a_suite_says_of_its_models_is_in_the_plan_once(catalog, store, mon
     import dfq_toy_suite
     from rich.console import Console
 
-    from harness.display import show_plan
+    from harness.run.display import show_plan
 
     monkeypatch.setattr(dfq_toy_suite.Suite, "notices", lambda self, m: [f"of [bold]{m}", "of all"], raising=False)
     plan = make_plan(Request(methods=("toynoise",), **TOY), catalog, store)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pydantic import Field
 
-from harness.catalog import Catalog
-from harness.cli import parse_overrides
-from harness.errors import UsageError
-from harness.plugins import Options, PluginInfo, TaskInfo
-from harness.registry import Registry
+from harness.api.errors import UsageError
+from harness.api.plugins import Options, PluginInfo, TaskInfo
+from harness.catalog.catalog import Catalog
+from harness.catalog.registry import Registry
+from harness.cli.main import parse_overrides
 
 
 class TooFew(Options):
@@ -32,7 +32,7 @@ def registry(monkeypatch, plugin, expected=PluginInfo) -> Registry:
     module = ModuleType("mine")
     module.MINE = plugin
     monkeypatch.setitem(sys.modules, "mine", module)
-    return Registry("image source", {"mine": "mine:MINE", "noise": "methods.baselines_info:NOISE"}, "none", expected)
+    return Registry("image source", {"mine": "mine:MINE", "noise": "methods.sources.noise.info:INFO"}, "none", expected)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,9 @@ def test_k3_a_module_that_ends_the_program_when_imported_is_unusable_alone(monke
     name = f"ends_{type(error).__name__}"
     (tmp_path / f"{name}.py").write_text(f"raise {type(error).__name__}({', '.join(map(repr, error.args))})")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = Registry("image source", {"ends": f"{name}:X", "noise": "methods.baselines_info:NOISE"}, "none", PluginInfo)
+    found = Registry(
+        "image source", {"ends": f"{name}:X", "noise": "methods.sources.noise.info:INFO"}, "none", PluginInfo
+    )
     usable, broken = found.load_all()
     assert list(usable) == ["noise"]
     assert f"cannot be imported ({type(error).__name__}" in broken["ends"]

@@ -10,11 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import stats
-from harness.catalog import Catalog
-from harness.errors import UsageError
-from harness.plan import Planned
-from harness.record import Provenance, Record
+from harness.api.errors import UsageError
+from harness.catalog.catalog import Catalog
+from harness.plan.plan import Planned
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, write_baseline
 from harness.regress.environment import Environment
 from harness.regress.judge import judge
@@ -23,7 +21,10 @@ from harness.regress.outcomes import Dense
 from harness.regress.pairing import pair
 from harness.regress.show import Report, markdown
 from harness.regress.suite import Case, read_suite
-from tasks.dense_outcomes import average_precision_of, mean_iou_of
+from harness.report import stats
+from harness.results.record import Provenance, Record
+from tasks.metrics.average_precision import average_precision_of
+from tasks.metrics.mean_iou import mean_iou_of
 
 ROOT = Path(__file__).parents[2]
 HERE = Environment(versions={"torch": "2"}, hardware={"processor": "a"}, variables={}, device="cpu", threads=1)

@@ -12,9 +12,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from harness import history
-from harness.provenance import Revision
-from harness.store import Store
+from harness.results import history
+from harness.results.provenance import Revision
+from harness.results.store import Store
 
 PLUGINS = Path(__file__).parent / "plugins"
 ROOT = Path(__file__).parents[2]

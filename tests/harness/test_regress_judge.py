@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.errors import UsageError
-from harness.plan import Planned
-from harness.plugins import TaskInfo
-from harness.record import Provenance, Record
+from harness.api.errors import UsageError
+from harness.api.plugins import TaskInfo
+from harness.plan.plan import Planned
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, renewed, write_baseline
 from harness.regress.environment import Environment, differences, flags_in, sentence
 from harness.regress.judge import judge
@@ -24,6 +23,7 @@ from harness.regress.publish import commands, junit_xml
 from harness.regress.rule import Limits
 from harness.regress.show import Report, explain, markdown, summary
 from harness.regress.suite import Case, read_suite
+from harness.results.record import Provenance, Record
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 2000
@@ -334,7 +334,7 @@ def task(resampling: str = "", metrics: tuple[str, ...] = ()) -> TaskInfo:
         (({"correct": [True, False]}, 51.0), task(), "says ap 51.0000, but its outcomes give 50.0000 points"),
         (({"correct": []}, 0.0), task(), "has outcomes of no image"),
         (({"correct": [True, False]}, 50.0), task(metrics=("top1",)), UNPAIRED),
-        (({"confusion": [[3, 1, 0, 4]]}, 70.0), task("tasks.dense_outcomes:mean_iou_of"), UNPAIRED),
+        (({"confusion": [[3, 1, 0, 4]]}, 70.0), task("tasks.metrics.mean_iou:mean_iou_of"), UNPAIRED),
     ],
 )
 def test_only_what_is_made_of_outcomes_can_be_paired(toy_cell, store, made, info, message):

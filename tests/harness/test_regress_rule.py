@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import stats
 from harness.regress.rule import ALPHA, Limits, detectable, power, seen
+from harness.report import stats
 
 COUNTS = st.integers(0, 60)
 LIMITS = st.builds(

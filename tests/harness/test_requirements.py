@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from harness.catalog import Catalog
-from harness.errors import UsageError
-from harness.plan import Request, make_plan
-from harness.record import Failure, Provenance, Record
-from harness.requirements import Requirements, unmet
-from harness.store import Store
+from harness.api.errors import UsageError
+from harness.catalog.catalog import Catalog
+from harness.catalog.requirements import Requirements, unmet
+from harness.plan.plan import Request, make_plan
+from harness.results.record import Failure, Provenance, Record
+from harness.results.store import Store
 
 METHODS = ("real", "psaq", "clamp", "qdrop", "mimiq")
 QUICK = ("--preset", "quick", "--limit", "10", "--threads", "1", "--in-process", "--bits", "W8A8")
@@ -36,7 +36,7 @@ def test_k1_admitted_by_evidence_and_skipped_when_planned(model, skipped):
     """FAULTS K1 "swinv2, eva02, beit ... refused by class" and "admitted, then psaq, clamp, qdrop fail with no
     transformer block".
     """
-    from tasks.timm_cls import open_suite
+    from tasks.classification.suite import open_suite
 
     methods = Catalog.default().resolve_all(METHODS, "default", {})
     found = unmet(open_suite("embedded"), f"timm:{model}@random", methods, ["full", "matmul"])
@@ -75,7 +75,7 @@ def test_nothing_is_downloaded_before_a_model_is_known_to_fit(tmp_path, monkeypa
     """Pretrained weights are not touched by the look at the architecture, and not at all if that is refused."""
     import timm
 
-    from tasks.timm_cls import open_suite
+    from tasks.classification.suite import open_suite
 
     (tmp_path / "val" / "a").mkdir(parents=True)
     (tmp_path / "train" / "a").mkdir(parents=True)
@@ -139,7 +139,8 @@ def test_the_suites_own_models_are_not_looked_at(tmp_path, monkeypatch):
 def test_each_requirement_is_looked_into_once(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "harness.requirements.import_target", lambda target: lambda model, scheme: asked.append((target, scheme))
+        "harness.catalog.requirements.import_target",
+        lambda target: lambda model, scheme: asked.append((target, scheme)),
     )
 
     class Model:
@@ -166,7 +167,7 @@ def test_one_scheme_that_cannot_be_is_skipped_and_the_other_runs(monkeypatch):
 
             return Model()
 
-    monkeypatch.setattr("harness.requirements.import_target", lambda _target: requirement)
+    monkeypatch.setattr("harness.catalog.requirements.import_target", lambda _target: requirement)
     methods = Catalog.default().resolve_all(["real", "psaq"], "default", {})
     found = unmet(Suite(), "m", methods, ["full", "matmul"])
     assert set(found) == {("real", "full"), ("psaq", "full")}
@@ -189,5 +190,5 @@ def test_every_calibrator_and_method_of_the_project_says_what_it_requires():
 
     for registry, names in ((catalog.methods, METHODS), (catalog.calibrators, CALIBRATORS)):
         for name in names:
-            assert registry.get(name).requires.startswith("methods.core.requirements:"), name
+            assert registry.get(name).requires.startswith("methods.core.graph.requirements:"), name
     assert {name for name in SOURCES if not catalog.sources.get(name).requires} == {"noise", "real"}

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from harness.contracts import check_not_sealed, sealed_data
-from harness.errors import DataFreeViolation
-from harness.runner import CellRunner
-from harness.worker import WorkerProcess
+from harness.api.errors import DataFreeViolation
+from harness.api.sealing import check_not_sealed, sealed_data
+from harness.run.runner import CellRunner
+from harness.run.worker import WorkerProcess
 
 
 def quiet(text: str, fraction: float) -> None:

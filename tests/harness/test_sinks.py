@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from harness.sinks import SINKS, Reporter, open_sink
-from harness.store import Store
+from harness.results.store import Store
+from harness.run.sinks import SINKS, Reporter, open_sink
 
 TOY = ["--suite", "toy", "--tasks", "toy", "--models", "tiny", "--no-references", "--threads", "1"]
 BENCH = ["bench", *TOY, "--in-process", "--bits", "W4A8"]
@@ -52,7 +52,7 @@ def tracker(monkeypatch):
 
 @pytest.fixture
 def bench(cli, monkeypatch):
-    monkeypatch.setattr("harness.sweep.report", lambda *_: None)
+    monkeypatch.setattr("harness.cli.bench.report", lambda *_: None)
     return lambda *arguments, code=0: cli(*BENCH, "--methods", "toynoise", *arguments, code=code)
 
 
@@ -110,7 +110,7 @@ def test_an_unknown_sink(bench):
 
 
 def test_failed_cells_are_not_sent(cli, monkeypatch, tracker):
-    monkeypatch.setattr("harness.sweep.report", lambda *_: None)
+    monkeypatch.setattr("harness.cli.bench.report", lambda *_: None)
     calls = tracker("wandb")
     cli(*BENCH, "--methods", "toyraise", "--sink", "wandb", code=3)
     assert [call[1]["name"] for call in calls if call[0] == "init"] == ["toy tiny float"]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
-from harness.spec import BitSpec, split_scheme
+from harness.api.errors import UsageError
+from harness.api.spec import BitSpec, split_scheme
 
 WIDTHS = st.integers(2, 8)
 MEANS = st.floats(2, 8)

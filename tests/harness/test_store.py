@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.cell import Cell
-from harness.errors import UsageError
-from harness.files import prepare_folder, write_atomically, writing_report
-from harness.record import Provenance, Quantization, Record
-from harness.store import Store
+from harness.api.errors import UsageError
+from harness.identity.cell import Cell
+from harness.io.files import prepare_folder, write_atomically, writing_report
+from harness.results.record import Provenance, Quantization, Record
+from harness.results.store import Store
 
 HALF = pd.DataFrame({"correct": [True, False]})
 
@@ -123,7 +123,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_leftovers_of_dead_processes_only_are_cleaned(tmp_path):
     script = (
-        "import os, pathlib, sys; from harness.files import write_atomically\n"
+        "import os, pathlib, sys; from harness.io.files import write_atomically\n"
         "write_atomically(pathlib.Path(sys.argv[1]), lambda p: (p.write_text('half'), os._exit(9)))"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], check=False)

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import harness.store
-from harness.errors import UsageError
-from harness.files import open_regular, prepare_folder, read_regular
-from harness.merge import merge
-from harness.plan import Estimator, Request, make_plan
-from harness.record import Failure, Provenance, Record
-from harness.store import LISTED, Store
+import harness.results.store
+from harness.api.errors import UsageError
+from harness.io.files import open_regular, prepare_folder, read_regular
+from harness.plan.plan import Estimator, Request, make_plan
+from harness.results.merge import merge
+from harness.results.record import Failure, Provenance, Record
+from harness.results.store import LISTED, Store
 
 RIGHT = np.arange(50) < 2
 IMAGES = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
@@ -153,7 +153,7 @@ def test_k5_files_of_two_processes_that_save_one_cell_never_mix(store, toy_cell,
 def test_k5_processes_that_save_one_cell_at_once_leave_one_result_or_none(tmp_path, toy_cell):
     """The same, run."""
     script = (
-        "import sys, pickle, pathlib; import numpy as np; from harness.store import Store\n"
+        "import sys, pickle, pathlib; import numpy as np; from harness.results.store import Store\n"
         "record, outcomes = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
         "for _ in range(15): Store(pathlib.Path(sys.argv[2])).save(record, outcomes)"
     )
@@ -365,7 +365,7 @@ def test_reading_needs_no_more_memory_than_the_file_has(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert most < 2**20
     # Files of the kernel say that they are empty, and others may grow: both are read to the end.
-    monkeypatch.setattr("harness.files._PIECE", 2)
+    monkeypatch.setattr("harness.io.files._PIECE", 2)
     real = os.fstat
     monkeypatch.setattr("os.fstat", lambda number: os.stat_result((*real(number)[:6], 0, *real(number)[7:])))
     assert read_regular(tmp_path / "a", 5) == b"12345"
@@ -381,8 +381,8 @@ def test_a_metric_that_is_not_that_of_the_outcomes_fails_its_cell(settings, toy_
     """Further member: a suite that gives a share instead of points; nothing would believe its record."""
     import dfq_toy_suite
 
-    from harness.contracts import Evaluation
-    from harness.runner import CellRunner
+    from harness.api.contracts import Evaluation
+    from harness.run.runner import CellRunner
 
     plain = dfq_toy_suite.Suite.evaluate
 
@@ -413,8 +413,10 @@ def test_a_folder_is_parsed_once_however_often_it_is_read(store, toy_cell, catal
     for seed in range(3):
         keep(store, toy_cell(seed=seed))
     parsed = []
-    plain = harness.store._parsed
-    monkeypatch.setattr(harness.store, "_parsed", lambda content, key: parsed.append(key) or plain(content, key))
+    plain = harness.results.store._parsed
+    monkeypatch.setattr(
+        harness.results.store, "_parsed", lambda content, key: parsed.append(key) or plain(content, key)
+    )
     make_plan(Request(methods=("toynoise",), seeds=3, **TOY), catalog, store)
     for _ in range(3):
         assert len(used(store)) == 3
@@ -523,6 +525,8 @@ def test_k5_folders_that_may_not_be_read_are_a_sentence(cli, store, toy_cell, mo
 
 def test_merging_imports_neither_torch_nor_matplotlib():
     """CODE_REVIEW D "merge imports report" to copy files."""
-    script = "import sys, harness.merge; print([n for n in ('torch', 'matplotlib', 'scipy') if n in sys.modules])"
+    script = (
+        "import sys, harness.results.merge; print([n for n in ('torch', 'matplotlib', 'scipy') if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

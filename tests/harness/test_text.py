@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from harness import text
+from harness.io import text
 from harness.report import tables
 from harness.report.files import _file_name, save, svg
 

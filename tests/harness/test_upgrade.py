@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import SCHEMA_VERSION
-from harness.store import Store
-from harness.upgrade import UnknownVersion, upgrade
+from harness.results.record import SCHEMA_VERSION
+from harness.results.store import Store
+from harness.results.upgrade import UnknownVersion, upgrade
 
 HISTORIC = Path(__file__).parents[1] / "historic_results"
 FOLDERS = sorted(HISTORIC.glob("schema-*"))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.catalog import Catalog
-from harness.store import Store
+from harness.catalog.catalog import Catalog
+from harness.results.store import Store
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import stats
+from harness.report import stats
 
 Floats = NDArray[np.float64]
 ALPHA = 0.05

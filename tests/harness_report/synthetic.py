@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.cell import FLOAT, FLOAT_BITS, FLOAT_SCHEME, Cell
-from harness.record import Failure, Provenance, Quantization, Record, Stage
-from harness.store import Store
+from harness.identity.cell import FLOAT, FLOAT_BITS, FLOAT_SCHEME, Cell
+from harness.results.record import Failure, Provenance, Quantization, Record, Stage
+from harness.results.store import Store
 
 IMAGES = 400
 MODELS = ("vit_a", "swin_b")

@@ -11,14 +11,13 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from harness import stats
-from harness.catalog import Catalog
-from harness.errors import UsageError
-from harness.names import parse_name
-from harness.report import ablation, tables, write_report
+from harness.api.errors import UsageError
+from harness.catalog.catalog import Catalog
+from harness.identity.names import parse_name
+from harness.report import ablation, stats, tables, write_report
 from harness.report.frame import cells_frame
 from harness.report.summary import summarise
-from harness.store import Store
+from harness.results.store import Store
 
 from . import synthetic as fake
 

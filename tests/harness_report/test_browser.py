@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.store import Store
+from harness.results.store import Store
 
 from . import webdriver
 from .test_page import fill, page_of

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.record import Quantization, Record, Stage
 from harness.report.frame import cells_frame
 from harness.report.pareto_figures import front, pareto_figure
 from harness.report.stage_figures import PARTS, stage_figure, stage_frame
 from harness.report.summary import summarise
-from harness.store import Store
+from harness.results.record import Quantization, Record, Stage
+from harness.results.store import Store
 
 from . import synthetic as fake
 

@@ -14,14 +14,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from harness import stats
-from harness.names import parse_name
-from harness.record import Record
-from harness.report import cross, tables, write_report
+from harness.identity.names import parse_name
+from harness.report import cross, stats, tables, write_report
 from harness.report.cross_figures import cross_figure
 from harness.report.frame import cells_frame
 from harness.report.summary import summarise
-from harness.store import Store
+from harness.results.record import Record
+from harness.results.store import Store
 
 from . import synthetic as fake
 

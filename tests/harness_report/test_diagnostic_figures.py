@@ -13,20 +13,20 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from harness.catalog import Catalog
-from harness.cell import Cell
-from harness.diagnose import diagnose
-from harness.errors import UsageError
-from harness.record import Layer, Quantization, Record
+from harness.api.errors import UsageError
+from harness.catalog.catalog import Catalog
+from harness.identity.cell import Cell
 from harness.report import write_report
+from harness.report.diagnose import diagnose
 from harness.report.frame import cells_frame
 from harness.report.gallery import one_precision
 from harness.report.range_figures import range_figure, range_frame
 from harness.report.search_figures import search_figure, search_frame
 from harness.report.similarity_figures import Similarity, maps_figure, similarity_figure, similarity_frame
 from harness.report.width_figures import bits_figure, bits_frame, sensitivity_frame
-from harness.store import Store
-from tasks.timm_cls import open_suite
+from harness.results.record import Layer, Quantization, Record
+from harness.results.store import Store
+from tasks.classification.suite import open_suite
 
 from . import synthetic as fake
 

@@ -9,7 +9,7 @@ from harness.report import grids, published, tables
 from harness.report.frame import cells_frame
 from harness.report.grids import Column, Grid, coded
 from harness.report.results import assemble
-from harness.store import Store
+from harness.results.store import Store
 
 from . import synthetic as fake
 from .test_published_tables import measured, numbers

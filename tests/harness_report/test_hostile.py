@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.record import Failure, Notice, Provenance
+from harness.cli.main import app
 from harness.report import write_report
 from harness.report.page import Images, page
+from harness.results.record import Failure, Notice, Provenance
 
 from . import synthetic as fake
 

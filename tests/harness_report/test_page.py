@@ -15,14 +15,14 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from harness.catalog import Catalog
-from harness.published import read
+from harness.catalog.catalog import Catalog
 from harness.report import html, tables
 from harness.report.origins import preprocessing_table
 from harness.report.page import OPEN, Images, page
 from harness.report.results import assemble
 from harness.report.tables import NONE
-from harness.store import Store
+from harness.results.published import read
+from harness.results.store import Store
 
 from . import synthetic as fake
 from .test_diagnostic_figures import mixed, ranged, save, searched, snapshots
@@ -271,7 +271,7 @@ def test_images_are_kept_as_they_are_unless_large() -> None:
 def test_the_command_writes_it_beside_the_tables(filled: Store, text: str, tmp_path: Path) -> None:
     from rich.console import Console
 
-    from harness.reporting import write_page
+    from harness.report.write import write_page
 
     target = write_page(filled, Catalog.default(), Console(file=io.StringIO()), tmp_path / "new" / "page.html")
     written = target.read_text(encoding="utf-8")

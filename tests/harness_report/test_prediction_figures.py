@@ -6,7 +6,7 @@ import pytest
 from harness.report import write_report
 from harness.report.frame import cells_frame
 from harness.report.prediction_figures import prediction_figures
-from harness.store import Store
+from harness.results.store import Store
 
 from . import synthetic as fake
 

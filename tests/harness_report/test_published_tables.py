@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import timm
 
-from harness.catalog import Catalog
-from harness.errors import UsageError
-from harness.published import COLUMNS, FOLDER, Published, read
-from harness.record import Record
+from harness.api.errors import UsageError
+from harness.catalog.catalog import Catalog
 from harness.report import published, tables
 from harness.report.frame import cells_frame
 from harness.report.summary import summarise
+from harness.results.published import COLUMNS, FOLDER, Published, read
+from harness.results.record import Record
 
 from . import synthetic as fake
 

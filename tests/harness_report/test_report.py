@@ -13,14 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from harness import stats
-from harness.record import Stage
-from harness.report import tables, write_report
+from harness.report import stats, tables, write_report
 from harness.report.figures import accuracy_figure
 from harness.report.frame import cells_frame, label_variants
 from harness.report.gallery import distinct, gallery_figure
 from harness.report.summary import summarise
-from harness.store import Store
+from harness.results.record import Stage
+from harness.results.store import Store
 
 from . import synthetic as fake
 

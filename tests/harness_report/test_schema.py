@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cell import Cell
-from harness.record import SCHEMA_VERSION, Record
+from harness.identity.cell import Cell
+from harness.results.record import SCHEMA_VERSION, Record
 
 SCHEMA = Path(__file__).parents[2] / "results" / "schema.md"
 

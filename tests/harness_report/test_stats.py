@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
-from harness import stats
+from harness.report import stats
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 

@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import stats
-from harness.report import ablation, cross, grids, ranks, tables, verdicts
+from harness.report import ablation, cross, grids, ranks, stats, tables, verdicts
 from harness.report.cross_figures import cross_figure
 from harness.report.frame import cells_frame
 from harness.report.pareto_figures import front
 from harness.report.summary import adjusted, paired, summarise
-from harness.store import Store
+from harness.results.store import Store
 
 from . import simulation
 from . import synthetic as fake

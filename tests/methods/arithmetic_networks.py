@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from harness.contracts import VisionModel
-from harness.spec import BitSpec
-from methods.baselines import MinMaxCalibrator
-from methods.baselines_info import MINMAX
+from harness.api.contracts import VisionModel
+from harness.api.spec import BitSpec
+from methods.calibrators.minmax.info import INFO as MINMAX
 from methods.core.audit import audit
+from methods.core.range_calibrator import RangeCalibrator
 
 SHAPE = (1, 16, 16)
 W4A4 = BitSpec(4, 4)
@@ -75,7 +75,7 @@ def model_of(net: nn.Module) -> VisionModel:
 def quantized(net: nn.Module, bits: BitSpec, scheme: str = "full") -> Any:
     """`net` with the ranges of eight noise images."""
     images = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(3))
-    calibrator = MinMaxCalibrator(MINMAX.options())
+    calibrator = RangeCalibrator(MINMAX.options())
     return calibrator.calibrate(model_of(net), images, spec=bits, scheme=scheme, ctx=FakeContext())
 
 

@@ -12,15 +12,16 @@ from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 from torch import nn
 from torch.nn import functional
 
-from harness.spec import BitSpec
-from methods.adalog.errors import InputErrors, ProductErrors, WeightErrors
-from methods.adalog.factors import LogFactor, UniformFactor
-from methods.adalog.info import CALIBRATOR, AdalogOptions
-from methods.adalog.method import AdaLogSearch
-from methods.adalog.quantizer import SHIFTS, AdaLog, levels, shift_of, table
-from methods.adalog.search import Axis, combine
-from methods.core.quantizers import Uniform
-from methods.core.trace import trace
+from harness.api.spec import BitSpec
+from methods.calibrators.adalog.errors import InputErrors, ProductErrors, WeightErrors
+from methods.calibrators.adalog.factors import LogFactor, UniformFactor
+from methods.calibrators.adalog.info import INFO as CALIBRATOR
+from methods.calibrators.adalog.info import AdalogOptions
+from methods.calibrators.adalog.method import AdaLogSearch
+from methods.calibrators.adalog.quantizer import SHIFTS, AdaLog, levels, shift_of, table
+from methods.calibrators.adalog.search import Axis, combine
+from methods.core.graph.trace import trace
+from methods.core.numerics.quantizers import Uniform
 
 GELU = SHIFTS[1]
 
@@ -128,7 +129,7 @@ def test_errors_of_a_layer_equal_its_output_error_but_for_a_constant(outputs):
 @pytest.mark.parametrize("chunk", [2**23, 700])
 @pytest.mark.parametrize("axis", [None, 1])
 def test_errors_of_a_product_equal_its_output_error_by_head(axis, chunk, monkeypatch):
-    monkeypatch.setattr("methods.adalog.errors._CHUNK", chunk)
+    monkeypatch.setattr("methods.calibrators.adalog.errors._CHUNK", chunk)
     a, b = torch.softmax(values(3, 2, 9, 7) * 2, -1), values(3, 2, 7, 5, seed=1)
     left, right = LogFactor.softmax(a, 4, 15), UniformFactor.of(b, 4, axis, 16)
     first, second = candidates(left)

@@ -13,15 +13,16 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.checks import PROBES
-from harness.contracts import VisionModel
-from harness.spec import BitSpec
-from methods.core.intercept import OpaqueOperationError, UnsupportedNetworkError
-from methods.core.sites import find_sites
-from methods.core.trace import TRACED_IMAGES, UNKNOWN, trace, trace_of
-from tasks.attention import unfused
-from tasks.cifar import architectures as cifar
-from tasks.embedded import architectures as embedded
+from harness.api.contracts import VisionModel
+from harness.api.spec import BitSpec
+from harness.run.checks import PROBES
+from methods.core.graph.flow import TRACED_IMAGES, UNKNOWN
+from methods.core.graph.intercept import OpaqueOperationError, UnsupportedNetworkError
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace, trace_of
+from tasks.models.attention import unfused
+from tasks.suites.cifar10 import architectures as cifar
+from tasks.suites.embedded import architectures as embedded
 
 W = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -301,7 +302,7 @@ def test_a_network_that_is_refused_is_traced_once(monkeypatch):
         with pytest.raises(OpaqueOperationError, match="cumsum") as refusal:
             trace_of(model)
         said.add(str(refusal.value))
-        monkeypatch.setattr("methods.core.trace.trace", lambda *_: pytest.fail("traced again"))
+        monkeypatch.setattr("methods.core.graph.trace.trace", lambda *_: pytest.fail("traced again"))
     assert len(said) == 1
 
 

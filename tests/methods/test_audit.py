@@ -12,17 +12,17 @@ import torch
 from tiny_networks import NETWORKS, images, tiny_model
 from torch import Tensor, nn
 
-from harness.contracts import Grid, LayerSummary, VisionModel
-from harness.spec import BitSpec
+from harness.api.contracts import Grid, LayerSummary, VisionModel
+from harness.api.spec import BitSpec
 from methods.core.audit import Uninspectable, audit
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
-from methods.core.intercept import OUTPUT, Interceptor
-from methods.core.levels import fault
-from methods.core.observers import MinMax
+from methods.core.graph.intercept import OUTPUT, Interceptor
+from methods.core.graph.sites import Sites, find_sites
+from methods.core.graph.trace import trace
+from methods.core.numerics.levels import fault
+from methods.core.numerics.observers import MinMax
+from methods.core.numerics.quantizers import Uniform
 from methods.core.quantized import Quantized
-from methods.core.quantizers import Uniform
-from methods.core.sites import Sites, find_sites
-from methods.core.trace import trace
 
 W4A4, W8A8 = BitSpec(4, 4), BitSpec(8, 8)
 

@@ -17,26 +17,30 @@ from tiny_networks import NETWORKS, SHAPE, FakeContext, images, tiny_model
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from harness.contracts import VisionModel
-from harness.errors import UsageError
-from harness.spec import BitSpec
-from methods.clamp.budget import Budget
-from methods.clamp.contrast import output_contrast, patch_contrast
-from methods.clamp.fitness import Fitness
-from methods.clamp.genes import Gene
-from methods.clamp.info import METHOD, ClampOptions, SearchStage, SynthesisStage
-from methods.clamp.method import Clamp, ClampSearch
-from methods.clamp.search import BudgetError, Search
-from methods.clamp.segments import SegmentRunner, float_outputs
-from methods.clamp.synthesis import ClampImages, Stage1
-from methods.clamp.working import Working
-from methods.core.outputs import split, tensor_pairs
-from methods.core.quantizers import weight_quantizer
-from methods.core.segments import cut
-from methods.core.sites import find_sites
-from methods.core.structure import find_blocks
-from methods.core.trace import trace
-from tasks.attention import unfused
+from harness.api.contracts import VisionModel
+from harness.api.errors import UsageError
+from harness.api.spec import BitSpec
+from methods.calibrators.clamp_search.budget import Budget
+from methods.calibrators.clamp_search.calibrator import ClampSearch
+from methods.calibrators.clamp_search.fitness import Fitness
+from methods.calibrators.clamp_search.genes import Gene
+from methods.calibrators.clamp_search.info import SearchStage
+from methods.calibrators.clamp_search.search import BudgetError, Search
+from methods.calibrators.clamp_search.working import Working
+from methods.core.graph.outputs import split, tensor_pairs
+from methods.core.graph.segments import cut
+from methods.core.graph.sites import find_sites
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import trace
+from methods.core.numerics.quantizers import weight_quantizer
+from methods.core.search.contrast import output_contrast, patch_contrast
+from methods.core.search.suffixes import SegmentRunner, float_outputs
+from methods.end_to_end.clamp.info import INFO as METHOD
+from methods.end_to_end.clamp.info import ClampOptions
+from methods.end_to_end.clamp.method import Clamp
+from methods.sources.clamp.info import SynthesisStage
+from methods.sources.clamp.source import ClampImages, Stage1
+from tasks.models.attention import unfused
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -283,7 +287,7 @@ def test_a_candidate_runs_only_its_layer_and_the_rest_of_its_block(name, monkeyp
     blocks = find_blocks(graph)
     segments = [s for s in cut(graph, blocks, working.quantized.sites.weights) if s.is_block]
     computed: list[str] = []
-    import methods.core.intercept as module
+    import methods.core.graph.intercept as module
 
     original = module.Interceptor._apply
     monkeypatch.setattr(
@@ -364,7 +368,7 @@ def test_contrast_needs_a_patch_with_neighbours(monkeypatch):
     model = tiny_model("vit")
     graph = trace(model.net, SHAPE)
     stage = Stage1(model, graph, ClampOptions(images=2, rounds=1, steps=1), FakeContext())
-    monkeypatch.setattr("methods.clamp.synthesis.to_grid", lambda tokens, grid: tokens[:, None, -1:])
+    monkeypatch.setattr("methods.sources.clamp.source.to_grid", lambda tokens, grid: tokens[:, None, -1:])
     with pytest.raises(ValueError, match="no block of the network has a patch with neighbours"):
         stage.first_images(graph, "full", BitSpec(4, 8))
 

@@ -14,15 +14,16 @@ import pytest
 import torch
 from tiny_networks import NETWORKS, FakeContext, RandomImages, images, tiny_model
 
-from harness.catalog import Catalog
-from harness.contracts import VisionModel, sealed_data
-from harness.errors import DataFreeViolation
-from harness.spec import SCHEMES, BitSpec
+from harness.api.contracts import VisionModel
+from harness.api.errors import DataFreeViolation
+from harness.api.sealing import sealed_data
+from harness.api.spec import SCHEMES, BitSpec
+from harness.catalog.catalog import Catalog
 from methods.catalog import CALIBRATORS, METHODS, SOURCES
 from methods.core.audit import audit
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace
 from methods.core.quantized import MissingParametersError, Quantized
-from methods.core.sites import find_sites
-from methods.core.trace import trace
 
 # Small enough for a second each; fields that a plugin does not have are left out.
 SMALL = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tiny_networks import CLASSES, NETWORKS, SHAPE, tiny_model
 
-from harness.spec import BitSpec
-from methods.core.sites import find_sites
-from methods.core.trace import trace
+from harness.api.spec import BitSpec
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace
 
 D, TOKENS, HEADS = 16, 17, 2  # of the tiny ViT: 16 patches of 4x4 pixels and the class token; 2 blocks
 

@@ -8,15 +8,15 @@ from tiny_networks import CLASSES, SHAPE, FakeContext, images, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.contracts import VisionModel
-from harness.spec import SCHEMES, BitSpec
-from methods.baselines import MinMaxCalibrator
-from methods.baselines_info import MINMAX
-from methods.clamp.segments import _side_by_side
-from methods.core.intercept import OUTPUT, Interceptor, OpaqueOperationError, OpKey
-from methods.core.sites import NoSitesError, find_sites
-from methods.core.structure import to_grid
-from methods.core.trace import trace
+from harness.api.contracts import VisionModel
+from harness.api.spec import SCHEMES, BitSpec
+from methods.calibrators.minmax.info import INFO as MINMAX
+from methods.core.graph.intercept import OUTPUT, Interceptor, OpaqueOperationError, OpKey
+from methods.core.graph.sites import NoSitesError, find_sites
+from methods.core.graph.structure import to_grid
+from methods.core.graph.trace import trace
+from methods.core.range_calibrator import RangeCalibrator
+from methods.core.search.suffixes import _side_by_side
 
 SPEC = BitSpec(4, 6)
 
@@ -59,7 +59,7 @@ def model(net: nn.Module) -> VisionModel:
 
 def minmax(net: nn.Module, scheme: str, spec: BitSpec = SPEC):
     calibrator = MINMAX.load()(MINMAX.options())
-    assert isinstance(calibrator, MinMaxCalibrator)
+    assert isinstance(calibrator, RangeCalibrator)
     return calibrator.calibrate(model(net), images(), spec=spec, scheme=scheme, ctx=FakeContext())
 
 

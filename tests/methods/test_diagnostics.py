@@ -9,16 +9,16 @@ import tiny_networks as tiny
 import torch
 from torch.nn import functional
 
-from harness.spec import BitSpec
+from harness.api.spec import BitSpec
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
-from methods.core.intercept import Interceptor, tap
-from methods.core.observers import MinMax
+from methods.core.diagnostics import ALL, BANDWIDTH, BINS, patch_similarity, site_effects
+from methods.core.graph.intercept import Interceptor, tap
+from methods.core.graph.sites import find_sites
+from methods.core.graph.structure import find_blocks, patch_grid, to_grid
+from methods.core.graph.trace import trace
+from methods.core.numerics.observers import MinMax
 from methods.core.quantized import Quantized
-from methods.core.sites import find_sites
-from methods.core.structure import find_blocks, patch_grid, to_grid
-from methods.core.trace import trace
-from methods.diagnostics import ALL, BANDWIDTH, BINS, patch_similarity, site_effects
-from methods.psaq.similarity import density
+from methods.core.synthesis.similarity import density
 
 
 def features(model, images):
@@ -90,8 +90,8 @@ def test_equal_patches_are_similar_and_the_network_is_left_alone():
 
 
 def test_synthesis_shows_its_steps():
-    from methods.core.synthesis import optimise_images
-    from methods.core.synthesis_options import SynthesisOptions
+    from methods.core.synthesis.descent import optimise_images
+    from methods.core.synthesis.options import SynthesisOptions
 
     model, start = tiny.tiny_model("vit"), tiny.images(5)
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 
-from harness.spec import BitSpec
-from methods.core.quantizers import Uniform, weight_quantizer
-from methods.erq.calibrator import Erq
-from methods.erq.info import CALIBRATOR, ErqOptions
-from methods.erq.regression import Coded, Moments, activation_regression, nearest, refine, weight_regression
-from methods.repq.info import RepqOptions
-from methods.repq.method import RepQ
+from harness.api.spec import BitSpec
+from methods.calibrators.erq.calibrator import Erq
+from methods.calibrators.erq.info import INFO as CALIBRATOR
+from methods.calibrators.erq.info import ErqOptions
+from methods.calibrators.erq.regression import Coded, Moments, activation_regression, nearest, refine, weight_regression
+from methods.core.numerics.quantizers import Uniform, weight_quantizer
+from methods.core.reparameterization.calibrator import RepQ
+from methods.core.reparameterization.options import RepqOptions
 
 OUT, IN, TOKENS, RIDGE = 6, 9, 40, 3.0
 
@@ -62,7 +63,7 @@ def test_activation_regression_is_the_least_squares_solution(bias):
 def test_moments_do_not_depend_on_chunks(monkeypatch):
     _, x, x_q = layer()
     whole = Moments.of(x_q, x, bias=True)
-    monkeypatch.setattr("methods.erq.regression._CHUNK", 7 * (IN + 1))
+    monkeypatch.setattr("methods.calibrators.erq.regression._CHUNK", 7 * (IN + 1))
     parts = Moments.of(x_q, x, bias=True)
     assert torch.allclose(whole.second, parts.second)
     assert torch.allclose(whole.cross, parts.cross)

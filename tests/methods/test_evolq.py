@@ -8,16 +8,17 @@ import pytest
 import torch
 from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 
-from harness.catalog import Catalog
-from harness.errors import UsageError
-from harness.spec import BitSpec
-from methods.core.quantizers import weight_quantizer
-from methods.core.structure import find_blocks
-from methods.core.trace import trace
-from methods.evolq.calibrator import EvolQ, MomentMatched, scales_of, searched_layers, set_scales
-from methods.evolq.info import CALIBRATOR, EvolqOptions
-from methods.evolq.search import Fitness, contrast, evolve, mutated
-from methods.fqvit.calibrator import FqVit
+from harness.api.errors import UsageError
+from harness.api.spec import BitSpec
+from harness.catalog.catalog import Catalog
+from methods.calibrators.evolq.calibrator import EvolQ, MomentMatched, scales_of, searched_layers, set_scales
+from methods.calibrators.evolq.info import INFO as CALIBRATOR
+from methods.calibrators.evolq.info import EvolqOptions
+from methods.calibrators.evolq.search import Fitness, contrast, evolve, mutated
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import trace
+from methods.core.integer.calibrator import FqVit
+from methods.core.numerics.quantizers import weight_quantizer
 
 SMALL = {"passes": 2, "cycles": 3, "population": 4, "sample": 3}
 ATTENTION = [["blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight"],

@@ -24,13 +24,13 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
-from harness.contracts import VisionModel
-from methods.core import requirements
-from methods.core.attention import find_attention, patch_attention
-from methods.core.intercept import tap
-from methods.core.structure import NotATransformerError, branch_grid, find_blocks, patch_grid, to_grid
-from methods.core.trace import trace
-from tasks.attention import unfused
+from harness.api.contracts import VisionModel
+from methods.core.graph import requirements
+from methods.core.graph.attention import find_attention, patch_attention
+from methods.core.graph.intercept import tap
+from methods.core.graph.structure import NotATransformerError, branch_grid, find_blocks, patch_grid, to_grid
+from methods.core.graph.trace import trace
+from tasks.models.attention import unfused
 
 SIDE = 32
 SHAPE = (3, SIDE, SIDE)

@@ -10,15 +10,16 @@ import torch
 from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 from torch import nn
 
-from harness.spec import BitSpec
-from methods.core.intercept import OUTPUT, OpKey, tap
-from methods.core.sites import find_sites
-from methods.core.trace import trace
-from methods.fqvit.calibrator import FqVit
-from methods.fqvit.grids import arrivals
-from methods.fqvit.info import CALIBRATOR, FqvitOptions
-from methods.fqvit.integer import SHIFT, A, IntegerLayerNorm, LogIntSoftmax, fine_grid, int_exp
-from methods.fqvit.quantizers import FactorSearch, Log2, PowerOfTwoFactor
+from harness.api.spec import BitSpec
+from methods.calibrators.fqvit.info import INFO as CALIBRATOR
+from methods.core.graph.intercept import OUTPUT, OpKey, tap
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace
+from methods.core.integer.calibrator import FqVit
+from methods.core.integer.grids import arrivals
+from methods.core.integer.operations import SHIFT, A, IntegerLayerNorm, LogIntSoftmax, fine_grid, int_exp
+from methods.core.integer.options import FqvitOptions
+from methods.core.integer.quantizers import FactorSearch, Log2, PowerOfTwoFactor
 
 
 def residual_stream(seed: int = 0, tokens: int = 50) -> torch.Tensor:

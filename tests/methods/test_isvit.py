@@ -10,20 +10,21 @@ import pytest
 import torch
 from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 
-from harness.catalog import Catalog
-from harness.spec import BitSpec
-from methods.core.quantizers import weight_quantizer
-from methods.core.sites import find_sites
-from methods.core.straight_through import straight_through
-from methods.core.trace import trace
-from methods.isvit.calibrator import Isvit, Ranges, merged
-from methods.isvit.info import CALIBRATOR, IsvitOptions
-from methods.isvit.sulq import Sulq
-from methods.recon.tuning import TunedCodes, TunedFloat
-from methods.repq.fold import find_pairs
-from methods.repq.method import pair_points
-from methods.repq.percentile import percentile_quantizer
-from methods.repq.quantizers import PerChannel
+from harness.api.spec import BitSpec
+from harness.catalog.catalog import Catalog
+from methods.calibrators.isvit.calibrator import Isvit, Ranges, merged
+from methods.calibrators.isvit.info import INFO as CALIBRATOR
+from methods.calibrators.isvit.info import IsvitOptions
+from methods.calibrators.isvit.sulq import Sulq
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace
+from methods.core.numerics.logarithmic import PerChannel
+from methods.core.numerics.percentile import percentile_quantizer
+from methods.core.numerics.quantizers import weight_quantizer
+from methods.core.numerics.straight_through import straight_through
+from methods.core.reconstruction.tuning import TunedCodes, TunedFloat
+from methods.core.reparameterization.calibrator import pair_points
+from methods.core.reparameterization.fold import find_pairs
 
 SHIFTS = IsvitOptions().shifts
 

@@ -7,14 +7,15 @@ import torch
 from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 from torch import nn
 
-from harness.spec import BitSpec
-from methods.core.intercept import OUTPUT, tap
-from methods.core.quantizers import Uniform, weight_quantizer
-from methods.core.sites import find_sites
-from methods.core.trace import trace
-from methods.noisyquant.calibrator import NoisyQuant
-from methods.noisyquant.info import CALIBRATOR, NoisyquantOptions
-from methods.noisyquant.noisy import Denoise, Noisy, NoisySearch, denoising_bias, unit_noise
+from harness.api.spec import BitSpec
+from methods.calibrators.noisyquant.calibrator import NoisyQuant
+from methods.calibrators.noisyquant.info import INFO as CALIBRATOR
+from methods.calibrators.noisyquant.info import NoisyquantOptions
+from methods.calibrators.noisyquant.noisy import Denoise, Noisy, NoisySearch, denoising_bias, unit_noise
+from methods.core.graph.intercept import OUTPUT, tap
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace
+from methods.core.numerics.quantizers import Uniform, weight_quantizer
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -118,7 +119,7 @@ def explicit_error(search: NoisySearch, quantizer: Uniform, noise: torch.Tensor)
 @pytest.mark.parametrize("largest", [None, 2])
 def test_errors_of_candidates_equal_the_explicit_computation(largest, monkeypatch):
     if largest is not None:  # candidates in several batches
-        monkeypatch.setattr("methods.core.chunks._LARGEST", {"cpu": largest * 200 * 16})
+        monkeypatch.setattr("methods.core.numerics.chunks._LARGEST", {"cpu": largest * 200 * 16})
     search = searched()
     quantizer = Uniform.asymmetric(search.x.min(), search.x.max(), 6)
     noises = torch.linspace(0, 2, 9)[:, None] * quantizer.scale * unit_noise("uniform", 16, generator(1))

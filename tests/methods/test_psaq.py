@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from methods.core.synthesis import _schedule, total_variation
-from methods.psaq.similarity import density, diversity, entropy, patch_similarity
+from methods.core.synthesis.descent import _schedule, total_variation
+from methods.core.synthesis.similarity import density, diversity, entropy, patch_similarity
 
 
 def broadcast_entropy(context: torch.Tensor, images: int, h: float, points: int) -> torch.Tensor:

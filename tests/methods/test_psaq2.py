@@ -10,21 +10,23 @@ import pytest
 import torch
 from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 
-from harness.catalog import Catalog
-from harness.contracts import VisionModel, sealed_data
-from harness.spec import BitSpec
+from harness.api.contracts import VisionModel
+from harness.api.sealing import sealed_data
+from harness.api.spec import BitSpec
+from harness.catalog.catalog import Catalog
 from methods.core.calibrate import weight_quantizers
-from methods.core.intercept import tap
-from methods.core.layers import LAYERS
-from methods.core.sites import find_sites
-from methods.core.structure import find_blocks
-from methods.core.trace import trace
-from methods.psaq.info import PsaqOptions
-from methods.psaq.similarity import diversity, entropy, patch_similarity
-from methods.psaq.source import Psaq
-from methods.psaq2.info import METHOD, Psaq2Options
-from methods.psaq2.method import Psaq2, bounded
-from methods.psaq2.student import Student
+from methods.core.graph.intercept import tap
+from methods.core.graph.layers import LAYERS
+from methods.core.graph.sites import find_sites
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import trace
+from methods.core.synthesis.options import PsaqOptions
+from methods.core.synthesis.similarity import diversity, entropy, patch_similarity
+from methods.end_to_end.psaq2.info import INFO as METHOD
+from methods.end_to_end.psaq2.info import Psaq2Options
+from methods.end_to_end.psaq2.method import Psaq2, bounded
+from methods.end_to_end.psaq2.student import Student
+from methods.sources.psaq.source import Psaq
 
 SMALL = {"images": 8, "rounds": 1, "steps": 3, "alternations": 2, "image_steps": 3, "student_steps": 3}
 

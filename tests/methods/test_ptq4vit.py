@@ -12,14 +12,17 @@ from tiny_networks import CLASSES, NETWORKS, SHAPE, FakeContext, images, tiny_mo
 from torch import nn
 from torch.nn import functional
 
-from harness.spec import BitSpec
-from methods.core.intercept import OUTPUT, OpKey, tap
-from methods.core.quantizers import Uniform
-from methods.core.sites import find_sites
-from methods.core.trace import trace
-from methods.ptq4vit import capture as capture_module
-from methods.ptq4vit.capture import Gradients, Target, capture
-from methods.ptq4vit.grids import (
+from harness.api.spec import BitSpec
+from methods.calibrators.baseptq.info import INFO as BASEPTQ
+from methods.calibrators.baseptq.info import BaseOptions
+from methods.calibrators.ptq4vit.info import INFO as PTQ4VIT
+from methods.core.graph.intercept import OUTPUT, OpKey, tap
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace
+from methods.core.layer_search import capture as capture_module
+from methods.core.layer_search.calibrator import StepSearch
+from methods.core.layer_search.capture import Gradients, Target, capture
+from methods.core.layer_search.grids import (
     GeluGrid,
     SoftmaxGrid,
     SymmetricGrid,
@@ -27,13 +30,22 @@ from methods.ptq4vit.grids import (
     extremes,
     linear_factors,
 )
-from methods.ptq4vit.info import BASEPTQ, PTQ4VIT, BaseOptions, SearchOptions
-from methods.ptq4vit.method import StepSearch
-from methods.ptq4vit.metrics import METRICS, by_channels, by_features, by_heads, by_images, choose, cosine, hessian
-from methods.ptq4vit.operations import Convolution, Itself, Linear, Product
-from methods.ptq4vit.plan import plan
-from methods.ptq4vit.quantizers import GELU_MINIMUM, HeadWise, TwinGelu, TwinSoftmax
-from methods.ptq4vit.search import Factor, Part, Problem, cut, scores, search
+from methods.core.layer_search.metrics import (
+    METRICS,
+    by_channels,
+    by_features,
+    by_heads,
+    by_images,
+    choose,
+    cosine,
+    hessian,
+)
+from methods.core.layer_search.operations import Convolution, Itself, Linear, Product
+from methods.core.layer_search.options import SearchOptions
+from methods.core.layer_search.plan import plan
+from methods.core.layer_search.quantizers import GELU_MINIMUM, HeadWise, TwinGelu, TwinSoftmax
+from methods.core.layer_search.search import Factor, Part, Problem, cut, scores, search
+from methods.core.numerics.quantizers import Uniform
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -309,7 +321,7 @@ def test_the_search_takes_the_best_of_an_explicit_loop(metric):
 def test_batches_of_candidates_and_rows_change_nothing(monkeypatch):
     results = []
     for largest in (2**21, 100):
-        monkeypatch.setattr("methods.core.chunks._LARGEST", {"cpu": largest})
+        monkeypatch.setattr("methods.core.numerics.chunks._LARGEST", {"cpu": largest})
         problem, (for_x, for_w), _ = layer_problem("hessian")
         assert (len(problem.parts) > 1) == (largest == 100)
         results.append(scores(problem, [Factor(for_x), Factor(for_w)], 1))

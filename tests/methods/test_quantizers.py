@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.baselines_info import PercentileOptions
-from methods.core.observers import OBSERVERS, Ema, MinMax, Omse, quantiles
-from methods.core.quantizers import Uniform, weight_quantizer
+from methods.core.numerics.observers import OBSERVERS, Ema, MinMax, Omse, quantiles
+from methods.core.numerics.quantizers import Uniform, weight_quantizer
+from methods.core.options import PercentileOptions
 
 FLOATS = st.floats(-100, 100, width=32)
 VALUES = st.lists(FLOATS, min_size=2, max_size=40)

@@ -13,20 +13,23 @@ import torch
 from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 from torch.nn import functional
 
-from harness.catalog import Catalog
-from harness.contracts import VisionModel, numbers_of
-from harness.spec import BitSpec
+from harness.api.contracts import VisionModel
+from harness.api.images import numbers_of
+from harness.api.spec import BitSpec
+from harness.catalog.catalog import Catalog
+from methods.calibrators.brecq.calibrator import Brecq
+from methods.calibrators.brecq.info import BrecqOptions
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
-from methods.core.observers import MinMax
+from methods.core.graph.segments import Segment, cut
+from methods.core.graph.sites import find_sites
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import trace
+from methods.core.numerics.observers import MinMax
+from methods.core.numerics.quantizers import Uniform, weight_quantizer
+from methods.core.numerics.straight_through import StraightThrough
 from methods.core.quantized import Quantized
-from methods.core.quantizers import Uniform, weight_quantizer
-from methods.core.segments import Segment, cut
-from methods.core.sites import find_sites
-from methods.core.structure import find_blocks
-from methods.core.trace import trace
-from methods.recon.engine import Engine, LossChoice, Phase
-from methods.recon.info import BrecqOptions
-from methods.recon.losses import (
+from methods.core.reconstruction.engine import Engine, LossChoice, Phase
+from methods.core.reconstruction.losses import (
     Divergence,
     Fisher,
     Hessian,
@@ -36,19 +39,18 @@ from methods.recon.losses import (
     low_rank_error,
     squared_error,
 )
-from methods.recon.method import Brecq
-from methods.recon.ranges import least_error_quantizer
-from methods.recon.rounding import (
+from methods.core.reconstruction.ranges import least_error_quantizer
+from methods.core.reconstruction.rounding import (
     Annealing,
     SoftRounding,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
     regularizer,
 )
-from methods.recon.scales import Scales, StraightThrough, mixed
-from methods.recon.sensitivity import gradients
-from methods.recon.units import LayerUnit, SegmentUnit
-from methods.recon.walk import Walk
+from methods.core.reconstruction.scales import Scales, mixed
+from methods.core.reconstruction.sensitivity import gradients
+from methods.core.reconstruction.units import LayerUnit, SegmentUnit
+from methods.core.reconstruction.walk import Walk
 
 NAMES = ("adaround", "brecq", "qdrop", "aphq", "fimaq")
 POINT: Any = ("operation", 0)

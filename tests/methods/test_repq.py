@@ -12,17 +12,18 @@ from timm.models.swin_transformer import SwinTransformer
 from tiny_networks import NETWORKS, SHAPE, FakeContext, images, tiny_model
 from torch import nn
 
-from harness.spec import BitSpec
-from methods.core.intercept import OUTPUT, tap
-from methods.core.quantizers import Uniform
-from methods.core.trace import Trace, trace
-from methods.core.tracer import Tracer
-from methods.repq.fold import find_pairs, fold
-from methods.repq.info import CALIBRATOR, RepqOptions
-from methods.repq.method import RepQ, merge
-from methods.repq.percentile import percentile_quantizer
-from methods.repq.quantizers import FractionalZero, LogSqrt2, PerChannel
-from tasks.attention import unfused
+from harness.api.spec import BitSpec
+from methods.calibrators.repq.info import INFO as CALIBRATOR
+from methods.core.graph.intercept import OUTPUT, tap
+from methods.core.graph.trace import Trace, trace
+from methods.core.graph.tracer import Tracer
+from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2, PerChannel
+from methods.core.numerics.percentile import percentile_quantizer
+from methods.core.numerics.quantizers import Uniform
+from methods.core.reparameterization.calibrator import RepQ, merge
+from methods.core.reparameterization.fold import find_pairs, fold
+from methods.core.reparameterization.options import RepqOptions
+from tasks.models.attention import unfused
 
 PERCENTILES = (0.999, 0.9999, 0.99999)
 
@@ -84,7 +85,7 @@ def test_percentile_of_a_whole_tensor_and_in_chunks(monkeypatch):
     assert found.axis is None
     assert float(found.scale) == pytest.approx(scale, rel=1e-4)
     assert int(found.zero_point) == zero
-    monkeypatch.setattr("methods.repq.percentile._CHUNK", 1000)
+    monkeypatch.setattr("methods.core.numerics.percentile._CHUNK", 1000)
     assert torch.equal(percentile_quantizer(x, 4, PERCENTILES).scale, found.scale)
 
 

@@ -12,9 +12,9 @@ from tiny_networks import NETWORKS, SHAPE, images, tiny_model
 from torch import nn
 from torch.nn import functional
 
-from harness.spec import BitSpec
+from harness.api.spec import BitSpec
 from methods.core import audit
-from methods.core.intercept import (
+from methods.core.graph.intercept import (
     FusedAttentionError,
     Interceptor,
     OpaqueOperationError,
@@ -22,9 +22,9 @@ from methods.core.intercept import (
     UnsupportedNetworkError,
     tap,
 )
-from methods.core.sites import NoSitesError, find_sites
-from methods.core.structure import NotATransformerError, find_blocks, patch_grid, to_grid
-from methods.core.trace import trace, trace_of
+from methods.core.graph.sites import NoSitesError, find_sites
+from methods.core.graph.structure import NotATransformerError, find_blocks, patch_grid, to_grid
+from methods.core.graph.trace import trace, trace_of
 
 SPEC = BitSpec(4, 6)
 

@@ -13,27 +13,27 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 from torch.nn import functional
 
-from harness.contracts import VisionModel
-from harness.plugins import PRESETS
-from harness.spec import BitSpec
-from methods.core.attention import between_patches, find_attention, patch_attention
-from methods.core.intercept import tap
-from methods.core.structure import find_blocks, fit_grid, to_grid
-from methods.core.synthesis import total_variation, tv_scale, variation_loss
-from methods.core.trace import trace
-from methods.fdd.info import SOURCE as FDD
-from methods.fdd.info import FddOptions
-from methods.fdd.source import phase
-from methods.fdd.spectrum import band_mask, filtered
-from methods.mimiq.info import SOURCE as MIMIQ
-from methods.mimiq.similarity import head_dissimilarity
-from methods.psaq.info import SOURCE as PSAQ
-from methods.psaq.similarity import entropy, patch_similarity
-from methods.sardfq.info import SOURCE as SARDFQ
-from methods.sardfq.labels import soft_labels
-from methods.sardfq.priors import block_weights, gaussian_mixtures, prior_distance
-from methods.sardfq.regions import Regions, random_regions
-from tasks.attention import unfused
+from harness.api.contracts import VisionModel
+from harness.api.plugins import PRESETS
+from harness.api.spec import BitSpec
+from methods.core.graph.attention import between_patches, find_attention, patch_attention
+from methods.core.graph.intercept import tap
+from methods.core.graph.structure import find_blocks, fit_grid, to_grid
+from methods.core.graph.trace import trace
+from methods.core.synthesis.descent import total_variation, tv_scale, variation_loss
+from methods.core.synthesis.similarity import entropy, patch_similarity
+from methods.sources.fdd.info import INFO as FDD
+from methods.sources.fdd.info import FddOptions
+from methods.sources.fdd.source import phase
+from methods.sources.fdd.spectrum import band_mask, filtered
+from methods.sources.mimiq.info import INFO as MIMIQ
+from methods.sources.mimiq.similarity import head_dissimilarity
+from methods.sources.psaq.info import INFO as PSAQ
+from methods.sources.sardfq.info import INFO as SARDFQ
+from methods.sources.sardfq.labels import soft_labels
+from methods.sources.sardfq.priors import block_weights, gaussian_mixtures, prior_distance
+from methods.sources.sardfq.regions import Regions, random_regions
+from tasks.models.attention import unfused
 
 SMALL = {"images": 3, "rounds": 1, "steps": 2}
 

@@ -12,12 +12,12 @@ from tiny_networks import CLASSES, NETWORKS, images, tiny_model
 from torch import nn
 from torch.nn import functional
 
-from harness.spec import BitSpec
-from methods.core.intercept import OUTPUT, Interceptor, OpKey, tap
-from methods.core.sites import find_sites
-from methods.core.structure import find_blocks
-from methods.core.trace import trace
-from tasks.attention import unfused
+from harness.api.spec import BitSpec
+from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, tap
+from methods.core.graph.sites import find_sites
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import trace
+from tasks.models.attention import unfused
 
 BITS = 3
 

@@ -16,29 +16,29 @@ from tiny_networks import CLASSES, SHAPE, FakeContext, images
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.contracts import VisionModel
-from harness.spec import SCHEMES, BitSpec
-from methods.adalog.errors import InputErrors, WeightErrors
-from methods.adalog.factors import Factor, LogFactor, UniformFactor
-from methods.adalog.patches import matrix, rows
+from harness.api.contracts import VisionModel
+from harness.api.spec import SCHEMES, BitSpec
+from methods.calibrators.adalog.errors import InputErrors, WeightErrors
+from methods.calibrators.adalog.factors import Factor, LogFactor, UniformFactor
+from methods.calibrators.adalog.patches import matrix, rows
+from methods.calibrators.evolq.calibrator import MomentMatched, searched_layers
 from methods.catalog import CALIBRATORS, METHODS
-from methods.core.quantizers import Uniform, weight_quantizer
-from methods.core.segments import cut
-from methods.core.sites import find_sites
-from methods.core.structure import find_blocks
-from methods.core.trace import trace
-from methods.evolq.calibrator import MomentMatched, searched_layers
-from methods.psaq2.info import Psaq2Options
-from methods.psaq2.method import Psaq2
-from methods.ptq4vit.metrics import by_maps, hessian
-from methods.ptq4vit.operations import Convolution
-from methods.ptq4vit.quantizers import GELU_MINIMUM
-from methods.recon.ranges import least_error_quantizer
-from methods.recon.rounding import SoftRounding
-from methods.recon.units import LayerUnit, SegmentUnit
-from methods.recon.walk import Walk
-from methods.repq.fold import find_pairs
-from tasks.attention import unfused
+from methods.core.graph.segments import cut
+from methods.core.graph.sites import find_sites
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import trace
+from methods.core.layer_search.metrics import by_maps, hessian
+from methods.core.layer_search.operations import Convolution
+from methods.core.layer_search.quantizers import GELU_MINIMUM
+from methods.core.numerics.quantizers import Uniform, weight_quantizer
+from methods.core.reconstruction.ranges import least_error_quantizer
+from methods.core.reconstruction.rounding import SoftRounding
+from methods.core.reconstruction.units import LayerUnit, SegmentUnit
+from methods.core.reconstruction.walk import Walk
+from methods.core.reparameterization.fold import find_pairs
+from methods.end_to_end.psaq2.info import Psaq2Options
+from methods.end_to_end.psaq2.method import Psaq2
+from tasks.models.attention import unfused
 
 NAMES = [*METHODS, *(f"noise+{calibrator}" for calibrator in CALIBRATORS)]
 IN, OUT = 4, 6

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harness.contracts import VisionModel
-from tasks.attention import unfused
-from tasks.tiny import CLASSES, NETWORKS, SHAPE
+from harness.api.contracts import VisionModel
+from tasks.models.attention import unfused
+from tasks.suites.tiny.suite import CLASSES, NETWORKS, SHAPE
 
 
 def _distance(quantized: Tensor, reference: Tensor) -> Tensor:

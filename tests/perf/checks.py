@@ -18,12 +18,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from harness import checks, runner
-from harness.catalog import Catalog
-from harness.plan import Request, make_plan
-from harness.runner import CellRunner, Settings
-from harness.store import Store
-from methods.core import audit, trace
+from harness.catalog.catalog import Catalog
+from harness.plan.plan import Request, make_plan
+from harness.results.store import Store
+from harness.run import checks, runner
+from harness.run.runner import CellRunner, Settings
+from methods.core import audit
+from methods.core.graph import trace
 
 # Where -> what it is counted as. Tracing is counted apart: methods trace for themselves, in checks it is extra.
 COUNTED: tuple[tuple[Any, str, str], ...] = (

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the script is run by its path
 
-from harness.catalog import Catalog  # noqa: E402
-from harness.contracts import VisionModel  # noqa: E402
-from harness.errors import UsageError, first_line  # noqa: E402
-from harness.requirements import unmet  # noqa: E402
-from tasks.families import DOCUMENT, FILE, SCHEMES, STAND_FOR, TRANSFORMERS, Family, documented  # noqa: E402
-from tasks.families import families as stored  # noqa: E402
+from harness.api.contracts import VisionModel  # noqa: E402
+from harness.api.errors import UsageError, first_line  # noqa: E402
+from harness.catalog.catalog import Catalog  # noqa: E402
+from harness.catalog.requirements import unmet  # noqa: E402
+from tasks.models.families import DOCUMENT, FILE, SCHEMES, STAND_FOR, TRANSFORMERS, Family, documented  # noqa: E402
+from tasks.models.families import families as stored  # noqa: E402
 
 METHODS = tuple(STAND_FOR)
 SECONDS, GIBIBYTES = 120, 8  # of one name
@@ -62,7 +62,7 @@ def look(name: str) -> dict[str, Any]:
     """
     import torch
 
-    from tasks.timm_models import untrained_timm, vision_model
+    from tasks.models.timm_models import untrained_timm, vision_model
 
     torch.set_num_threads(1)
     reference, facts = f"timm:{name}@random", {"name": name, "family": family_of(name), "parameters": 0}
@@ -81,7 +81,7 @@ def structure(name: str) -> dict[str, Any]:
     """What one name has in common with those that differ from it only in size: a hash; and its number of parameters."""
     import torch
 
-    from tasks.timm_models import build_timm
+    from tasks.models.timm_models import build_timm
 
     with torch.device("meta"):
         net, _ = build_timm(f"timm:{name}@random", classes=CLASSES)
@@ -128,9 +128,9 @@ def run(name: str) -> dict[str, str]:
 
     On images of 32x32 if it takes them and no method minds; else on images of its own size.
     """
-    from harness.cell import Cell
-    from harness.runner import CellRunner, Settings
-    from tasks.timm_cls import open_suite
+    from harness.identity.cell import Cell
+    from harness.run.runner import CellRunner, Settings
+    from tasks.classification.suite import open_suite
 
     catalog, model = Catalog.default(), f"timm:{name}@random"
     methods = catalog.resolve_all(RUNS, "quick", TINY_RUN)

@@ -22,15 +22,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from harness.catalog import Catalog
-from harness.contracts import VisionModel
+from harness.api.contracts import VisionModel
+from harness.catalog.catalog import Catalog
 from harness.regress.baseline import read_baseline
 from harness.regress.gate import Options, run_gate
 from harness.regress.rule import Limits, detectable, seen
 from harness.regress.suite import plan_cases, read_suite
-from harness.store import Store
-from methods import baselines
-from tasks.embedded.subset import EmbeddedData
+from harness.results.store import Store
+from methods.core import range_calibrator
+from tasks.suites.embedded.subset import EmbeddedData
 
 FACTORS = (1.0005, 1.001, 1.002, 1.005, 1.01, 1.02, 1.05)
 Fault = Callable[[], AbstractContextManager[Any]]
@@ -38,23 +38,23 @@ Fault = Callable[[], AbstractContextManager[Any]]
 
 def scaled(factor: float) -> AbstractContextManager[Any]:
     """Min-max calibration finds weight scales that are `factor` too large."""
-    plain = baselines.weight_quantizers
+    plain = range_calibrator.weight_quantizers
 
     def wrong(*args: Any, **options: Any) -> Any:
         return {name: replace(q, scale=q.scale * factor) for name, q in plain(*args, **options).items()}
 
-    return mock.patch.object(baselines, "weight_quantizers", wrong)
+    return mock.patch.object(range_calibrator, "weight_quantizers", wrong)
 
 
 def unquantized() -> AbstractContextManager[Any]:
     """Min-max calibration overlooks the last activation site."""
-    plain = baselines.find_sites
+    plain = range_calibrator.find_sites
 
     def wrong(*args: Any, **options: Any) -> Any:
         sites = plain(*args, **options)
         return replace(sites, activations=sites.activations[:-1])
 
-    return mock.patch.object(baselines, "find_sites", wrong)
+    return mock.patch.object(range_calibrator, "find_sites", wrong)
 
 
 def swapped() -> AbstractContextManager[Any]:

@@ -23,26 +23,28 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from harness.contracts import VisionModel
-from harness.memory import MemoryMeter
-from harness.spec import BitSpec
-from methods.baselines_info import MINMAX
-from methods.clamp.contrast import output_contrast
-from methods.clamp.fitness import Fitness
-from methods.clamp.genes import Gene
-from methods.clamp.info import METHOD, ClampOptions, SearchStage
-from methods.clamp.search import Search
-from methods.clamp.synthesis import Stage1, weight_only
-from methods.clamp.working import Working
-from methods.core.intercept import Interceptor, OpKey, tap_transforms
-from methods.core.sites import find_sites
-from methods.core.structure import find_blocks
-from methods.core.synthesis import start_images
-from methods.core.trace import trace
-from methods.psaq.similarity import entropy, patch_similarity
-from methods.ptq4vit.info import PTQ4VIT
-from methods.repq.info import CALIBRATOR as REPQ
-from tasks.attention import unfused
+from harness.api.contracts import VisionModel
+from harness.api.spec import BitSpec
+from harness.run.memory import MemoryMeter
+from methods.calibrators.clamp_search.fitness import Fitness
+from methods.calibrators.clamp_search.genes import Gene
+from methods.calibrators.clamp_search.info import SearchStage
+from methods.calibrators.clamp_search.search import Search
+from methods.calibrators.clamp_search.working import Working
+from methods.calibrators.minmax.info import INFO as MINMAX
+from methods.calibrators.ptq4vit.info import INFO as PTQ4VIT
+from methods.calibrators.repq.info import INFO as REPQ
+from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
+from methods.core.graph.sites import find_sites
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import trace
+from methods.core.search.contrast import output_contrast
+from methods.core.synthesis.descent import start_images
+from methods.core.synthesis.similarity import entropy, patch_similarity
+from methods.end_to_end.clamp.info import INFO as METHOD
+from methods.end_to_end.clamp.info import ClampOptions
+from methods.sources.clamp.source import Stage1, weight_only
+from tasks.models.attention import unfused
 
 SHAPE = (3, 224, 224)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tasks import coco
-from tasks.embedded.scene_data import CLASS_NAMES
-from tasks.embedded.scene_splits import calibration_scenes, evaluation_scenes
-from tasks.embedded.scenes import SIZE
+from tasks.files import coco_format as coco
+from tasks.suites.embedded.scene_data import CLASS_NAMES
+from tasks.suites.embedded.scene_splits import calibration_scenes, evaluation_scenes
+from tasks.suites.embedded.scenes import SIZE
 
 IDS = (7, 3, 12)  # of images, in the order of the file
 CATEGORIES = {name: 10 * (9 - place) + 1 for place, name in enumerate(CLASS_NAMES)}  # neither ordered nor dense
@@ -112,7 +112,7 @@ def make_ade(root: Path) -> Path:
 def detection_config(path: Path, classes: tuple[str, ...] = LISTED, scale: tuple[int, int] = (96, 64)) -> Path:
     """The zoo's detector with a test pipeline for files."""
     text = CONFIG.format(
-        base=str(Path(__file__).parents[2] / "tasks/embedded/dense_configs/mask_rcnn_swin.py"),
+        base=str(Path(__file__).parents[2] / "tasks/suites/embedded/dense_configs/mask_rcnn_swin.py"),
         scale=scale,
         load="with_bbox=True, with_mask=True",
         pack="PackDetInputs",
@@ -127,7 +127,7 @@ def detection_config(path: Path, classes: tuple[str, ...] = LISTED, scale: tuple
 def segmentation_config(path: Path, extra: str = "") -> Path:
     """A segmentor of the zoo with a test pipeline for files whose label 0 is none."""
     text = CONFIG.format(
-        base=str(Path(__file__).parents[2] / "tasks/embedded/dense_configs/upernet_swin.py"),
+        base=str(Path(__file__).parents[2] / "tasks/suites/embedded/dense_configs/upernet_swin.py"),
         scale=(96, 64),
         load="reduce_zero_label=True",
         pack="PackSegInputs",
@@ -144,7 +144,7 @@ def zoo_config(path: Path, name: str) -> Path:
     """Zoo model `name` with a pipeline that leaves images in the folder of `make_scenes` as they are."""
     detects = name.startswith("mask")
     text = CONFIG.format(
-        base=str(Path(__file__).parents[2] / f"tasks/embedded/dense_configs/{name}.py"),
+        base=str(Path(__file__).parents[2] / f"tasks/suites/embedded/dense_configs/{name}.py"),
         scale=(SIZE, SIZE),
         load="with_bbox=True, with_mask=True" if detects else "",
         pack="PackDetInputs" if detects else "PackSegInputs",

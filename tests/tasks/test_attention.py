@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.spec import BitSpec
-from methods.core.attention import find_attention
-from methods.core.intercept import Interceptor, OpaqueOperationError, tap
-from methods.core.sites import find_sites
-from methods.core.structure import find_blocks
-from methods.core.trace import trace
-from tasks.attention import SelfAttention, unfused
+from harness.api.spec import BitSpec
+from methods.core.graph.attention import find_attention
+from methods.core.graph.intercept import Interceptor, OpaqueOperationError, tap
+from methods.core.graph.sites import find_sites
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import trace
+from tasks.models.attention import SelfAttention, unfused
 
 SHAPE, WIDTH = (1, 8, 8), 12
 

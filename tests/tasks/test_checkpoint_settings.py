@@ -9,10 +9,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from harness.errors import UsageError
-from tasks.checkpoint_settings import split_brackets
-from tasks.checkpoint_use import SORTED, ready_made
-from tasks.timm_models import Preprocessing, build_timm
+from harness.api.errors import UsageError
+from tasks.models.checkpoint_settings import split_brackets
+from tasks.models.checkpoint_use import SORTED, ready_made
+from tasks.models.timm_models import Preprocessing, build_timm
 
 NAME = "test_vit"  # 160 pixels, mean and std 0.5, crop_pct 0.95
 CLASSES = ("ant", "bee", "cat")

@@ -13,8 +13,8 @@ from permissions import as_nobody, superuser
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.errors import UsageError
-from tasks.checkpoints import Taken, load_weights
+from harness.api.errors import UsageError
+from tasks.models.checkpoints import Taken, load_weights
 
 
 @pytest.fixture

@@ -22,16 +22,16 @@ import torch
 from permissions import as_nobody, superuser
 from PIL import Image
 
-from harness.contracts import sealed_data
-from harness.errors import DataFreeViolation, UsageError
-from tasks import zoo_cli
-from tasks.cifar import data as cifar
-from tasks.cifar import train as training
-from tasks.cifar.architectures import build, fold
-from tasks.cifar.data import ORIGINAL, PACKED, CifarData, normalise
-from tasks.cifar.train import augment
-from tasks.cifar.zoo import ZOO
-from tasks.timm_cls import open_suite
+from harness.api.errors import DataFreeViolation, UsageError
+from harness.api.sealing import sealed_data
+from tasks.classification.suite import open_suite
+from tasks.suites.cifar10 import data as cifar
+from tasks.suites.cifar10 import train as training
+from tasks.suites.cifar10.architectures import build, fold
+from tasks.suites.cifar10.data import ORIGINAL, PACKED, CifarData, normalise
+from tasks.suites.cifar10.train import augment
+from tasks.suites.cifar10.zoo import ZOO
+from tasks.training import cli as zoo_cli
 
 CPU = torch.device("cpu")
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -302,7 +302,7 @@ def test_other_data_need_another_command(tmp_path, capsys):
     assert "use two commands" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["tasks.cifar.data", "tasks.embedded.fashion", "tasks.zoo_cli"])
+@pytest.mark.parametrize("module", ["tasks.suites.cifar10.data", "tasks.suites.embedded.fashion", "tasks.training.cli"])
 def test_a_user_without_a_home_gets_a_sentence_only_when_one_is_needed(module, monkeypatch):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is without HOME and without an account
     spec = importlib.util.find_spec(module)
@@ -312,4 +312,4 @@ def test_a_user_without_a_home_gets_a_sentence_only_when_one_is_needed(module, m
     if hasattr(fresh, "DEBIAN_ROOT"):
         fresh.DEBIAN_ROOT = Path("/nowhere")
     with pytest.raises(UsageError, match=r"no home folder, .* --data-root"):
-        (fresh.default_root if hasattr(fresh, "default_root") and module != "tasks.zoo_cli" else fresh.downloads)()
+        (fresh.default_root if hasattr(fresh, "default_root") and module != "tasks.training.cli" else fresh.downloads)()

@@ -12,12 +12,12 @@ from miniature_data import IDS, LISTED, make_coco
 from PIL import Image
 from pycocotools import mask as theirs
 
-from harness.errors import UsageError
-from tasks import coco
-from tasks.coco_annotations import mask_fault
-from tasks.coco_folder import ANNOTATIONS, CocoFolder
-from tasks.dense_suite import Facts
-from tasks.embedded.scene_data import CLASS_NAMES
+from harness.api.errors import UsageError
+from tasks.dense.suite import Facts
+from tasks.files import coco_format as coco
+from tasks.suites.coco.annotations import mask_fault
+from tasks.suites.coco.folder import ANNOTATIONS, CocoFolder
+from tasks.suites.embedded.scene_data import CLASS_NAMES
 
 PIPELINE = ({"type": "LoadImageFromFile"},)
 FACTS = Facts(CLASS_NAMES, PIPELINE)

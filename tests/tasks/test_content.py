@@ -13,9 +13,9 @@ import pytest
 from permissions import as_nobody, superuser
 from PIL import Image
 
-from harness.errors import UsageError
-from tasks import content
-from tasks.image_files import incomplete, undecodable
+from harness.api.errors import UsageError
+from tasks.files import content
+from tasks.files.images import incomplete, undecodable
 
 
 @pytest.fixture(autouse=True)

@@ -14,19 +14,21 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 from torchvision.ops import roi_align
 
-from harness.catalog import Catalog
-from harness.cell import Cell
-from harness.code import Code
-from harness.context import Context
-from harness.contracts import VisionModel, image_numbers, sealed_data
-from harness.spec import SCHEMES, BitSpec
+from harness.api.contracts import VisionModel
+from harness.api.images import image_numbers
+from harness.api.sealing import sealed_data
+from harness.api.spec import SCHEMES, BitSpec
+from harness.catalog.catalog import Catalog
+from harness.identity.cell import Cell
+from harness.identity.code import Code
+from harness.run.context import Context
 from methods.core.calibrate import observe
-from methods.core.observers import OBSERVERS
-from methods.core.sites import find_sites
-from methods.core.trace import trace
-from methods.psaq.info import PsaqOptions
-from methods.psaq.source import Psaq
-from tasks.dense_losses import (
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace
+from methods.core.numerics.observers import OBSERVERS
+from methods.core.synthesis.options import PsaqOptions
+from methods.sources.psaq.source import Psaq
+from tasks.models.openmmlab.losses import (
     DetectionLosses,
     DetectionOutput,
     FixedBoxes,

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tasks import coco
-from tasks.coco import Detections
-from tasks.dense_metrics import average_precision, class_iou, confusion, mean_iou
-from tasks.embedded.scene_splits import evaluation_scenes
+from tasks.files import coco_format as coco
+from tasks.files.coco_format import Detections
+from tasks.metrics.average_precision import average_precision
+from tasks.metrics.mean_iou import class_iou, confusion, mean_iou
+from tasks.suites.embedded.scene_splits import evaluation_scenes
 
 SIZE = (128, 128)
 NAMES = tuple("abcdefghij")

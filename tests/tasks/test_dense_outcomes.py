@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 from test_dense_metrics import NAMES, SIZE, detections
 
-from tasks import coco
-from tasks.dense_metrics import average_precision, confusion, mean_iou
-from tasks.dense_outcomes import (
-    average_precision_of,
-    detection_outcomes,
-    matched,
-    mean_iou_of,
-    segmentation_outcomes,
-)
-from tasks.embedded.scene_splits import evaluation_scenes
+from tasks.files import coco_format as coco
+from tasks.metrics.average_precision import average_precision, average_precision_of, detection_outcomes, matched
+from tasks.metrics.mean_iou import confusion, mean_iou, mean_iou_of, segmentation_outcomes
+from tasks.suites.embedded.scene_splits import evaluation_scenes
 
 
 @pytest.fixture(scope="module")

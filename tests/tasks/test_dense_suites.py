@@ -25,22 +25,24 @@ from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.contracts import DataFreeViolation, sealed_data
-from harness.errors import UsageError
-from methods.core.intercept import Interceptor
-from tasks.dense_outcomes import average_precision_of, mean_iou_of
-from tasks.embedded import dense_zoo
-from tasks.embedded.scene_data import CLASS_NAMES
-from tasks.openmmlab import ops
-from tasks.openmmlab.models import build_random, read_config
+from harness.api.errors import DataFreeViolation, UsageError
+from harness.api.sealing import sealed_data
+from harness.cli.main import app
+from methods.core.graph.intercept import Interceptor
+from tasks.metrics.average_precision import average_precision_of
+from tasks.metrics.mean_iou import mean_iou_of
+from tasks.models.openmmlab import ops
+from tasks.models.openmmlab.models import build_random, read_config
+from tasks.suites.embedded import dense_zoo
+from tasks.suites.embedded.scene_data import CLASS_NAMES
 
 for package in ("mmdet", "mmseg", "mmcv", "faster_coco_eval"):
     pytest.importorskip(package, exc_type=ImportError)
 
-from tasks import mmdet_det, mmseg_seg  # noqa: E402
-from tasks.ade_folder import AdeFolder  # noqa: E402
-from tasks.coco_folder import CocoFolder  # noqa: E402
+from tasks.detection import suite as mmdet_det  # noqa: E402
+from tasks.segmentation import suite as mmseg_seg  # noqa: E402
+from tasks.suites.ade20k.folder import AdeFolder  # noqa: E402
+from tasks.suites.coco.folder import CocoFolder  # noqa: E402
 
 # The configs of these tests are in Python.
 open_detection = partial(mmdet_det.open_suite, trust_configs=True)

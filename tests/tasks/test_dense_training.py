@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.errors import UsageError
-from tasks import zoo_cli
-from tasks.embedded import dense_zoo, train_dense
-from tasks.embedded.scene_splits import calibration_scenes
-from tasks.embedded.train_dense import Recipe, Training
+from harness.api.errors import UsageError
+from tasks.suites.embedded import dense_zoo, train_dense
+from tasks.suites.embedded.scene_splits import calibration_scenes
+from tasks.suites.embedded.train_dense import Recipe, Training
+from tasks.training import cli as zoo_cli
 
 SCENES = calibration_scenes()
 
@@ -131,9 +131,11 @@ def test_the_command_trains_and_exports(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(dense_zoo, "_MODELS", models)
     monkeypatch.setattr(dense_zoo, "WATCHED", 2)
-    monkeypatch.setattr("tasks.embedded.scene_splits.EVALUATION_COUNT", 4)
+    monkeypatch.setattr("tasks.suites.embedded.scene_splits.EVALUATION_COUNT", 4)
     # In place of the 60,000 original items, which need not be installed.
-    monkeypatch.setattr("tasks.embedded.scene_splits.load_split", lambda root, split: (SCENES.items, SCENES.labels))
+    monkeypatch.setattr(
+        "tasks.suites.embedded.scene_splits.load_split", lambda root, split: (SCENES.items, SCENES.labels)
+    )
     folders = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
     zoo_cli.main(["segmentation", "detection", *folders])
     metrics = {"detection": {"box_ap", "mask_ap"}, "segmentation": {"miou"}}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.drawing import SIDE, colour, draw_labels, draw_objects, enlarged, side_by_side
+from tasks.dense.drawing import SIDE, colour, draw_labels, draw_objects, enlarged, side_by_side
 
 GREY = np.full((64, 128, 3), 100, np.uint8)
 NAMES = ("dress", "bag", "coat")

@@ -11,20 +11,20 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from harness.catalog import Catalog
-from harness.contracts import sealed_data
-from harness.errors import DataFreeViolation, UsageError
-from harness.plan import Request, make_plan
-from harness.store import Store
-from tasks.classification_info import INFO
-from tasks.embedded import zoo
-from tasks.embedded.architectures import build
-from tasks.embedded.fashion import default_root
-from tasks.embedded.make_subset import choose, make_subset
-from tasks.embedded.subset import FILE, EmbeddedData
-from tasks.timm_cls import open_suite
-from tasks.timm_models import kl_divergence
-from tasks.zoo_cli import main as zoo_main
+from harness.api.errors import DataFreeViolation, UsageError
+from harness.api.sealing import sealed_data
+from harness.catalog.catalog import Catalog
+from harness.plan.plan import Request, make_plan
+from harness.results.store import Store
+from tasks.classification.info import INFO
+from tasks.classification.suite import open_suite
+from tasks.models.timm_models import kl_divergence
+from tasks.suites.embedded import zoo
+from tasks.suites.embedded.architectures import build
+from tasks.suites.embedded.fashion import default_root
+from tasks.suites.embedded.make_subset import choose, make_subset
+from tasks.suites.embedded.subset import FILE, EmbeddedData
+from tasks.training.cli import main as zoo_main
 
 CPU = torch.device("cpu")
 TINY = "timm:vit_tiny_patch16_224"
@@ -41,7 +41,7 @@ def swin(suite):
 
 
 def test_info_imports_no_torch():
-    code = "import sys, tasks.classification_info; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    code = "import sys, tasks.classification.info; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.image_files import UnscalableError, incomplete, read_rgb, undecodable
+from tasks.files.images import UnscalableError, incomplete, read_rgb, undecodable
 
 GREY = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)  # every level of 8 bits, in 16
 

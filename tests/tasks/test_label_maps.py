@@ -10,12 +10,12 @@ import pytest
 from miniature_data import make_ade
 from PIL import Image
 
-from harness.errors import UsageError
-from tasks.ade_folder import AdeFolder
-from tasks.dense_suite import Facts
-from tasks.embedded.scene_data import CLASS_NAMES, SceneData
-from tasks.openmmlab import ops
-from tasks.openmmlab.data_config import check_ignored, class_names, label_names, reduces_zero_label
+from harness.api.errors import UsageError
+from tasks.dense.suite import Facts
+from tasks.models.openmmlab import ops
+from tasks.models.openmmlab.data_config import check_ignored, class_names, label_names, reduces_zero_label
+from tasks.suites.ade20k.folder import AdeFolder
+from tasks.suites.embedded.scene_data import CLASS_NAMES, SceneData
 
 PIPELINE = ({"type": "LoadImageFromFile"},)
 NAMES = (*CLASS_NAMES, "background")

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torchvision
 
-from harness.errors import UsageError
-from tasks.openmmlab import ops
+from harness.api.errors import UsageError
+from tasks.models.openmmlab import ops
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -97,10 +97,11 @@ def test_without_mmcv_a_sentence_says_what_to_install(monkeypatch):
 
 def test_nothing_but_a_dense_run_imports_openmmlab():
     code = (
-        "import sys, tasks.openmmlab.samples, tasks.mmdet_det, tasks.mmseg_seg, tasks.embedded.scene_data; "
-        "import harness.cli, typer.testing as t; run = t.CliRunner().invoke; "
-        "assert run(harness.cli.app, ['list', 'tasks']).output; "
-        "assert not run(harness.cli.app, ['plan', '--methods', 'minmax']).exit_code; "
+        "import sys, tasks.models.openmmlab.samples, tasks.detection.suite, tasks.segmentation.suite; "
+        "import tasks.suites.embedded.scene_data; "
+        "import harness.cli.main, typer.testing as t; run = t.CliRunner().invoke; "
+        "assert run(harness.cli.main.app, ['list', 'tasks']).output; "
+        "assert not run(harness.cli.main.app, ['plan', '--methods', 'minmax']).exit_code; "
         "sys.exit(any(name.partition('.')[0] in ('mmcv', 'mmengine', 'mmdet', 'mmseg') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -112,7 +113,7 @@ def test_samples_carry_truth_and_predictions():
     ops.install()
     from mmengine.structures import InstanceData, PixelData
 
-    from tasks.openmmlab import samples
+    from tasks.models.openmmlab import samples
 
     masks = np.zeros((2, 8, 8), bool)
     masks[:, 2:5, 1:4] = True

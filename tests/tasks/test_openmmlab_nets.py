@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from harness.catalog import Catalog
-from harness.contracts import VisionModel
-from harness.errors import UsageError
-from harness.spec import SCHEMES, BitSpec
-from methods.core.attention import find_attention
-from methods.core.intercept import Interceptor, tap
-from methods.core.quantizers import Uniform
-from methods.core.sites import find_sites
-from methods.core.structure import find_blocks, patch_grid, to_grid
-from methods.core.trace import trace
-from tasks.dense_losses import DetectionLosses, SegmentationLosses, random_boxes
-from tasks.mmseg_seg import SegmentationSuite
-from tasks.openmmlab import ops
-from tasks.openmmlab_nets import DetectionNet, SegmentationNet, detections
+from harness.api.contracts import VisionModel
+from harness.api.errors import UsageError
+from harness.api.spec import SCHEMES, BitSpec
+from harness.catalog.catalog import Catalog
+from methods.core.graph.attention import find_attention
+from methods.core.graph.intercept import Interceptor, tap
+from methods.core.graph.sites import find_sites
+from methods.core.graph.structure import find_blocks, patch_grid, to_grid
+from methods.core.graph.trace import trace
+from methods.core.numerics.quantizers import Uniform
+from tasks.models.openmmlab import ops
+from tasks.models.openmmlab.losses import DetectionLosses, SegmentationLosses, random_boxes
+from tasks.models.openmmlab.nets import DetectionNet, SegmentationNet, detections
+from tasks.segmentation.suite import SegmentationSuite
 
 sys.path.append(str(Path(__file__).parents[1] / "methods"))
 from tiny_networks import FakeContext
@@ -86,7 +86,7 @@ def packaged(module: Any, name: str) -> Any:
 
 
 def zoo(name: str) -> Any:
-    return Config.fromfile(Path(__file__).parents[2] / f"tasks/embedded/dense_configs/{name}.py").model
+    return Config.fromfile(Path(__file__).parents[2] / f"tasks/suites/embedded/dense_configs/{name}.py").model
 
 
 def cascade_swin_small() -> Any:
@@ -297,7 +297,7 @@ def test_logits_are_mmsegs_before_scaling(name):
 
 
 def asked(size: tuple[int, int], count: int = 2) -> list[Any]:
-    from tasks.openmmlab.samples import detection_sample
+    from tasks.models.openmmlab.samples import detection_sample
 
     return [detection_sample(size) for _ in range(count)]
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
-from tasks.embedded import scenes as module
-from tasks.embedded.scene_splits import calibration_scenes, evaluation_scenes
-from tasks.embedded.scenes import SIZE, VISIBLE_PIXELS, VISIBLE_SHARE, Scene, Scenes, compose, resize, silhouette
-from tasks.embedded.subset import FILE
+from harness.api.errors import UsageError
+from tasks.suites.embedded import scenes as module
+from tasks.suites.embedded.scene_splits import calibration_scenes, evaluation_scenes
+from tasks.suites.embedded.scenes import SIZE, VISIBLE_PIXELS, VISIBLE_SHARE, Scene, Scenes, compose, resize, silhouette
+from tasks.suites.embedded.subset import FILE
 
 TEST = evaluation_scenes()
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import timm
 
-from harness.catalog import Catalog
-from harness.errors import UsageError
-from harness.requirements import unmet
-from tasks.families import DOCUMENT, SCHEMES, STAND_FOR, Family, documented, families
-from tasks.timm_cls import ClassificationSuite
+from harness.api.errors import UsageError
+from harness.catalog.catalog import Catalog
+from harness.catalog.requirements import unmet
+from tasks.classification.suite import ClassificationSuite
+from tasks.models.families import DOCUMENT, SCHEMES, STAND_FOR, Family, documented, families
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ class Classes:
 
 def test_the_document_is_made_from_the_data():
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert documented(text) == text, "run nox -s families, or tasks.families.documented on docs/models.md"
+    assert documented(text) == text, "run nox -s families, or tasks.models.families.documented on docs/models.md"
     assert documented(text.replace("mlp_mixer", "another")) == text.replace(
         text[: text.index("<!--")], text[: text.index("<!--")].replace("mlp_mixer", "another")
     )
@@ -120,7 +120,7 @@ def test_names_are_looked_at_in_turn_transformers_first(script):
 def test_listing_shows_families(capsys):
     from rich.console import Console
 
-    from harness.listing import show_list
+    from harness.catalog.listing import show_list
 
     show_list("models", Catalog.default(), Console(width=200))
     shown = capsys.readouterr().out

@@ -8,10 +8,10 @@ import timm.data
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UsageError
-from methods.core.trace import trace
-from tasks.attention import unfused
-from tasks.timm_models import Preprocessing, build_timm, untrained_timm
+from harness.api.errors import UsageError
+from methods.core.graph.trace import trace
+from tasks.models.attention import unfused
+from tasks.models.timm_models import Preprocessing, build_timm, untrained_timm
 
 SMALL = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3)
 

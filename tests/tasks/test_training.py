@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import zoo_cli
-from tasks.embedded import train as training
-from tasks.embedded.train import augment, orthogonalise
+from tasks.suites.embedded import train as training
+from tasks.suites.embedded.train import augment, orthogonalise
+from tasks.training import cli as zoo_cli
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

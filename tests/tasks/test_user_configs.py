@@ -16,23 +16,23 @@ import yaml
 from miniature_data import CLASS_NAMES, detection_config, make_coco
 from typer.testing import CliRunner
 
-from harness import diagnose
-from harness.catalog import Catalog
-from harness.cli import app
-from harness.errors import UsageError
-from harness.plugins import TaskInfo
+from harness.api.errors import UsageError
+from harness.api.plugins import TaskInfo
+from harness.catalog.catalog import Catalog
+from harness.cli.main import app
 from harness.regress import suite as regress
-from harness.runner import CellRunner, Settings
-from harness.store import Store
-from tasks.openmmlab import references, trusted_config
-from tasks.openmmlab.run_config import plain, restored
+from harness.report import diagnose
+from harness.results.store import Store
+from harness.run.runner import CellRunner, Settings
+from tasks.models.openmmlab import references, trusted_config
+from tasks.models.openmmlab.run_config import plain, restored
 
 for package in ("mmdet", "mmseg", "mmcv"):
     pytest.importorskip(package, exc_type=ImportError)
 
-from tasks.openmmlab.user_config import read_user_config  # noqa: E402
+from tasks.models.openmmlab.user_config import read_user_config  # noqa: E402
 
-BASE = str(Path(__file__).parents[2] / "tasks/embedded/dense_configs/mask_rcnn_swin.py")
+BASE = str(Path(__file__).parents[2] / "tasks/suites/embedded/dense_configs/mask_rcnn_swin.py")
 read = partial(read_user_config, library="mmdet", trusted=False)
 trusting = partial(read_user_config, library="mmdet", trusted=True)
 
@@ -239,7 +239,7 @@ def test_trusted_configs_have_what_mmengine_gives_them(tmp_path):
     name = written(tmp_path / "a.py", f"_base_ = [{BASE!r}]\nprint('x')\nlevels = {{1: (2, [3.5, None])}}\nn = 2 * 3\n")
     found = trusting(name)
     assert (found.levels, found.n) == ({1: (2, [3.5, None])}, 6)
-    from tasks.openmmlab.models import read_config
+    from tasks.models.openmmlab.models import read_config
 
     assert found.to_dict() == read_config(Path(name)).to_dict()
     tagged = written(tmp_path / "a.yaml", "n: !!python/object/apply:math.gcd [12, 18]")
@@ -267,7 +267,7 @@ def test_custom_modules_are_imported_where_models_are_built(tmp_path, monkeypatc
     )
     text = "custom_imports = dict(imports=['my_backbone_for_a_test'])\nmodel = dict(type='MyBackboneForATest')\n"
     config = trusting(written(tmp_path / "a.py", text))
-    from tasks.openmmlab.models import build_random
+    from tasks.models.openmmlab.models import build_random
 
     assert type(build_random("mmdet", config)).__name__ == "MyBackboneForATest"
 

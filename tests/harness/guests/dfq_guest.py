@@ -5,7 +5,7 @@ Each method is a function of `dfq_guest_impl` of the plugin's name.
 
 from __future__ import annotations
 
-from harness.plugins import Options, PluginInfo
+from harness.api.plugins import Options, PluginInfo
 
 
 class Named(Options):

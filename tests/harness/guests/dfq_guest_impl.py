@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
-from methods.core.observers import MinMax
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace
+from methods.core.numerics.observers import MinMax
 from methods.core.quantized import Quantized
-from methods.core.sites import find_sites
-from methods.core.trace import trace
 
 
 class Result:

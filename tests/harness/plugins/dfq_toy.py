@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from harness.plugins import Options, PluginInfo, TaskInfo
+from harness.api.plugins import Options, PluginInfo, TaskInfo
 
 
 class NoiseOptions(Options):

@@ -12,7 +12,7 @@ import torch
 from dfq_toy_suite import SHAPE, SUITES
 from torch import nn
 
-from harness.contracts import LayerSummary, QuantSummary
+from harness.api.contracts import LayerSummary, QuantSummary
 
 
 def _summary(bits, sites=1):

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from harness.contracts import Evaluation, VisionModel, check_not_sealed
-from harness.errors import UsageError
+from harness.api.contracts import Evaluation, VisionModel
+from harness.api.errors import UsageError
+from harness.api.sealing import check_not_sealed
 
 SHAPE = (1, 4, 4)
 IMAGES = 40

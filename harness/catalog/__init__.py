@@ -1,0 +1,1 @@
+"""Plugins: where they are, what they are called, what they require, and how they make a method."""

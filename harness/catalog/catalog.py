@@ -1,0 +1,299 @@
+"""From the names that users type to methods with every option known."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from harness.api.compose import SourceThenCalibrator
+from harness.api.contracts import Method
+from harness.api.errors import UsageError, closest
+from harness.api.plugins import KINDS, PRESETS, Kind, Options, Origin, PluginInfo, TaskInfo, Trains
+from harness.catalog.registry import Registry, check_known
+from harness.identity.cell import FLOAT
+from harness.identity.names import Part, parse_name, whole
+
+_WEAKNESS: tuple[Origin, ...] = ("baseline", "published code", "reconstruction")
+_LEARNING: tuple[Trains, ...] = ("", "quantizers", "weights")
+Overrides = Mapping[str, Mapping[str, Any]]
+
+
+def _hidden() -> str:
+    """One sentence on the package that stands before one of the project's own; empty if none does."""
+    own = Path(__file__).resolve().parents[2]
+    for package in ("methods", "tasks"):
+        spec = find_spec(package)
+        places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+        if places and places[0] and own / package not in (found := Path(places[0]).resolve(), found.parent):
+            return (
+                f"{places[0]} hides dfqbench's own package '{package}'; run from another folder, or use the command "
+                "`dfqbench`, which does not look for packages in the present one"
+            )
+    return ""
+
+
+@dataclass(frozen=True)
+class ResolvedMethod:
+    """A method as named by the user, every option known. `name` is canonical: one method has one name."""
+
+    name: str
+    preset: str
+    parts: tuple[tuple[PluginInfo, Options], ...]
+
+    @property
+    def infos(self) -> tuple[PluginInfo, ...]:
+        """The plugins that make up the method."""
+        return tuple(info for info, _ in self.parts)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Plain nested options for the cell; enough for `Catalog.restore`."""
+        if not self.parts:
+            return {}
+        parts = {f"{info.kind}:{info.name}": options.model_dump(mode="json") for info, options in self.parts}
+        return {"preset": self.preset, "parts": parts}
+
+    @property
+    def data(self) -> Literal["none", "images"]:
+        """What the harness hands over: `images` if any part needs them."""
+        return "images" if any(info.data == "images" for info in self.infos) else "none"
+
+    @property
+    def origin(self) -> Origin:
+        """The weakest origin of the parts; the float reference is a baseline."""
+        return max((info.origin for info in self.infos), key=_WEAKNESS.index, default="baseline")
+
+    @property
+    def trains(self) -> Trains:
+        """What the parts learn by gradient descent: weights, quantizers or nothing."""
+        return max((info.trains for info in self.infos), key=_LEARNING.index, default="")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """What the parts require of a network, each once."""
+        return tuple(dict.fromkeys(info.requires for info in self.infos if info.requires))
+
+    def build(self) -> Method:
+        """Import the parts and make the method."""
+        built = [info.load()(options) for info, options in self.parts]
+        if len(built) == 1:
+            method: Method = built[0]
+            return method
+        (info, options), _ = self.parts
+        return SourceThenCalibrator(info, options, *built)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All plugins. Passed around instead of looked up globally, so that tests can bring their own."""
+
+    methods: Registry[PluginInfo]
+    sources: Registry[PluginInfo]
+    calibrators: Registry[PluginInfo]
+    tasks: Registry[TaskInfo]
+
+    @classmethod
+    def default(cls) -> Catalog:
+        """The project's own plugins and those of installed packages.
+
+        Raises:
+            UsageError: another package of the name `methods` or `tasks` is found before the project's own.
+        """
+        try:
+            from methods.catalog import CALIBRATORS, METHODS, SOURCES
+            from tasks.catalog import TASKS
+        except ImportError as error:
+            raise UsageError(_hidden() or f"dfqbench is not installed completely ({error}); install it again") from None
+
+        return cls(
+            Registry("method", METHODS, "dfqbench.methods", PluginInfo),
+            Registry("image source", SOURCES, "dfqbench.sources", PluginInfo),
+            Registry("calibrator", CALIBRATORS, "dfqbench.calibrators", PluginInfo),
+            Registry("task", TASKS, "dfqbench.tasks", TaskInfo),
+        )
+
+    def of(self, kind: Kind) -> Registry[PluginInfo]:
+        """The registry of one kind of method plugin."""
+        return {"method": self.methods, "source": self.sources, "calibrator": self.calibrators}[kind]
+
+    def is_builtin(self, method: ResolvedMethod) -> bool:
+        """Whether all parts of a method are the project's own, so that its code is known to leave nothing behind."""
+        return all(self.of(info.kind).is_builtin(info.name) for info in method.infos)
+
+    def method_names(self) -> list[str]:
+        """Every name that can stand alone or in a cross, without repetition."""
+        names = [*self.methods.names(), *self.sources.names(), *self.calibrators.names()]
+        return list(dict.fromkeys(names))
+
+    def find(self, text: str) -> tuple[tuple[PluginInfo, Mapping[str, Any]], ...]:
+        """Plugins of `method`, `source`, `calibrator` or `source+calibrator`, each with what its brackets change.
+
+        Raises:
+            UsageError: malformed brackets, unknown or unusable plugin, or a plugin alone that names no partner.
+        """
+        part, *others = parse_name(text)
+        if others:
+            self._check_cross(text, (part, *others))
+            calibrator = self._info("calibrator", others[0].name)
+            return (self._info("source", part.name), part.changes), (calibrator, others[0].changes)
+        if part.name == FLOAT:
+            if part.changes:
+                raise UsageError(f"'{FLOAT}' is the unquantized model and takes no options: '{text}'")
+            return ()
+        if part.name in self.methods:
+            return ((self._info("method", part.name), part.changes),)
+        if part.name in self.sources:
+            source = self._info("source", part.name)
+            return (source, part.changes), (self._info("calibrator", self._partner(source)), {})
+        if part.name in self.calibrators:
+            calibrator = self._info("calibrator", part.name)
+            return (self._info("source", self._partner(calibrator)), {}), (calibrator, part.changes)
+        check_known("method", part.name, [FLOAT, *self.method_names()])
+        raise AssertionError("unreachable: check_known knows all registries")
+
+    def _check_cross(self, text: str, parts: Sequence[Part]) -> None:
+        if len(parts) != 2:
+            raise UsageError(f"'{text}' has {len(parts)} parts; a cross is SOURCE+CALIBRATOR")
+        first, second = parts
+        if first.name in self.calibrators and second.name in self.sources:
+            raise UsageError(f"'{text}' has its parts in the wrong order; write {second}+{first}")
+        for kind, registry, part in (("source", self.sources, first), ("calibrator", self.calibrators, second)):
+            if part.name not in registry and part.name in self.method_names():
+                raise UsageError(
+                    f"'{part.name}' in '{text}' is no {kind}; a cross is SOURCE+CALIBRATOR (`list methods`)"
+                )
+
+    def _info(self, kind: Kind, name: str) -> PluginInfo:
+        info = self.of(kind).get(name)
+        if info.kind != kind:
+            raise UsageError(f"plugin '{name}' is registered as a {kind} but calls itself a {info.kind}")
+        return info
+
+    @staticmethod
+    def _partner(info: PluginInfo) -> str:
+        if info.partner is None:
+            form = f"{info.name}+CALIBRATOR" if info.kind == "source" else f"SOURCE+{info.name}"
+            raise UsageError(f"{info.kind} '{info.name}' cannot stand alone; write {form}")
+        return info.partner
+
+    def resolve(self, text: str, preset: str = "default", overrides: Overrides | None = None) -> ResolvedMethod:
+        """The method that `text` names: the preset's options, the user's on top, those in brackets on top of both.
+
+        Its name has in brackets what those change: what they only repeat is left out.
+
+        Raises:
+            UsageError: unknown name, preset or option, or a value that does not fit.
+        """
+        check_known("preset", preset, PRESETS)
+        chosen = overrides or {}
+        named, parts = [], []
+        for info, changes in self.find(text):
+            given = whole(chosen.get(info.name, {}))
+            options = info.resolve(preset, {**given, **whole(changes)})
+            # Values as the option's type has them, since `0` and `false` may be one; only those that say something new.
+            values = options.model_dump(mode="json")
+            usual = _values(info, preset, given) if changes else values
+            named.append(Part(info.name, {o: values[o] for o in changes if o not in usual or values[o] != usual[o]}))
+            parts.append((info, options))
+        return ResolvedMethod(self._name(named, parts), preset if parts else "", tuple(parts))
+
+    def _name(self, named: Sequence[Part], parts: Sequence[tuple[PluginInfo, Options]]) -> str:
+        if not parts:
+            return FLOAT
+        if len(parts) == 2:
+            source, calibrator = parts[0][0], parts[1][0]
+            usual = source.partner == calibrator.name and source.name not in self.methods
+            if not usual or named[1].changes:
+                return f"{named[0]}+{named[1]}"
+        return str(named[0])
+
+    def resolve_all(self, texts: Sequence[str], preset: str, overrides: Overrides) -> list[ResolvedMethod]:
+        """Resolve several methods, each once.
+
+        Raises:
+            UsageError: as `resolve`; also options given for a plugin that none of the methods uses.
+        """
+        found = {text: [info for info, _ in self.find(text)] for text in texts}
+        infos = [info for parts in found.values() for info in parts]
+        for name in overrides:
+            used = sorted({info.name for info in infos})
+            if name not in used:
+                raise UsageError(
+                    f"--option names '{name}', which no method of this run uses; {closest(name, used)}"
+                    f"used: {', '.join(used) or 'none'}"
+                )
+        # A method and a source may share a name: each takes the options that it has. What none of them has is left to
+        # the first to complain about.
+        known = {name: {f for i in infos if i.name == name for f in i.options.model_fields} for name in overrides}
+        resolved: dict[str, ResolvedMethod] = {}
+        for text, parts in found.items():
+            own = {
+                info.name: {
+                    option: value
+                    for option, value in overrides.get(info.name, {}).items()
+                    if option in info.options.model_fields or option not in known[info.name]
+                }
+                for info in parts
+            }
+            method = self.resolve(text, preset, own)
+            resolved.setdefault(method.name, method)
+        return list(resolved.values())
+
+    def ablations(self, text: str, preset: str = "default", overrides: Overrides | None = None) -> dict[str, str]:
+        """Variants that switch one thing of a method: canonical name -> label, in the order of its plugins.
+
+        A switch that changes nothing under this preset and these overrides is left out.
+
+        Raises:
+            UsageError: unknown method, one that already has brackets, or an ablation that does not fit the options.
+        """
+        if any(part.changes for part in parse_name(text)):
+            raise UsageError(f"'{text}' is a variant; name the method without brackets and set options with --option")
+        infos = [info for info, _ in self.find(text)]
+        for info in infos:
+            info.check_ablations(preset, (overrides or {}).get(info.name, {}))
+        base = self.resolve(text, preset, overrides)
+        variants: dict[str, str] = {}
+        for place, info in enumerate(infos):
+            for label, changes in info.ablations.items():
+                parts = [Part(each.name, changes if i == place else {}) for i, each in enumerate(infos)]
+                variant = self.resolve("+".join(map(str, parts)), preset, overrides)
+                if variant.options != base.options:
+                    variants[variant.name] = label
+        return variants
+
+    def ablated(self) -> list[str]:
+        """Names of all plugins that have ablations."""
+        usable = [info for kind in KINDS for info in self.of(kind).load_all()[0].values()]
+        return list(dict.fromkeys(info.name for info in usable if info.ablations))
+
+    def restore(self, name: str, options: Mapping[str, Any]) -> ResolvedMethod:
+        """The method of a cell, from its own name and options.
+
+        Raises:
+            UsageError: a plugin is no longer there or no longer takes these options.
+        """
+        parts = []
+        for part, values in options.get("parts", {}).items():
+            kind, _, plugin = part.partition(":")
+            info = self._info(kind, plugin)
+            try:
+                parts.append((info, info.options.model_validate(values)))
+            except ValidationError as error:
+                raise UsageError(f"{kind} '{plugin}' does not take its recorded options: {error}") from None
+        # A source comes before its calibrator, whatever order the mapping came in.
+        parts.sort(key=lambda part: part[0].kind == "calibrator")
+        return ResolvedMethod(name, str(options.get("preset", "")), tuple(parts))
+
+
+def _values(info: PluginInfo, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The plugin's options without brackets; empty if only what brackets change makes them fit."""
+    with contextlib.suppress(UsageError):
+        return info.resolve(preset, given).model_dump(mode="json")
+    return {}

@@ -1,0 +1,1 @@
+"""`dfqbench check`: the conformance of a plugin, for its author."""

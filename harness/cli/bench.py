@@ -1,0 +1,62 @@
+"""`bench`: a plan is run, and what came of it reported."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from harness.io.exit_codes import NOTHING_MEASURED, OK, SOME_FAILED
+from harness.plan.outcome import exit_code
+from harness.plan.plan import Plan
+from harness.results.provenance import versions
+from harness.results.record import Record
+from harness.results.store import Store
+from harness.run.display import Display
+from harness.run.runner import Settings
+from harness.run.sinks import Reporter, Sink
+from harness.run.sweep import run_plan
+from harness.run.worker import Executor, InProcess, WorkerProcess
+
+
+def run_and_report(
+    plan: Plan,
+    store: Store,
+    settings: Settings,
+    console: Console,
+    *,
+    timeout: float | None,
+    in_process: bool,
+    sink: Sink | None = None,
+) -> int:
+    """Run the plan, make the report of its cells and return the exit code; a sink gets what was measured now."""
+    failures: list[Record] = []
+    if plan.todo:
+        reporter = Reporter(sink, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True))
+        executor: Executor = InProcess(settings) if in_process else WorkerProcess(settings, timeout)
+        try:
+            reporter.start({"suite": plan.cells[0].cell.suite, "threads": settings.threads, **versions()})
+            with Display(console, len(plan.todo)) as display:
+                failures = run_plan(plan, store, executor, display, reporter.cell)
+        finally:
+            executor.close()
+            reporter.finish()
+    records = store.records()
+    code = exit_code(plan, records)
+    kept = {record.cell.key for record in records if record.status == "ok"} & {record.key for record in failures}
+    if kept:
+        text = f"{len(kept)} of these cells failed when measured again; the tables have their earlier results."
+        console.print(text, style="yellow")
+        code = SOME_FAILED if code == OK else code
+    if code == NOTHING_MEASURED:
+        console.print("Nothing was measured.", style="red")
+    else:
+        report(store, plan.keys, console)
+    if plan.reused_stale:
+        console.print(f"{plan.reused_stale} of these cells are stale; see the plan above.", style="yellow")
+    return code
+
+
+def report(store: Store, keys: set[str] | None, console: Console) -> None:
+    """Write tables and figures beside the records and print the main table."""
+    from harness.report import write_report
+
+    write_report(store, store.folder, keys, console)

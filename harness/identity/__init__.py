@@ -1,0 +1,1 @@
+"""What decides whether two numbers are of the same computation: names, cells and their keys, seeds, code."""

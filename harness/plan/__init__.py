@@ -1,0 +1,1 @@
+"""First stage: which cells a request asks for, and which of them are to be measured."""

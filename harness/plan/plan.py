@@ -1,0 +1,289 @@
+"""Which cells a run asks for, which of them are there already, and how long the rest may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.api.contracts import Suite
+from harness.api.errors import UsageError
+from harness.api.spec import SCHEMES, BitSpec, split_scheme
+from harness.catalog.catalog import Catalog, ResolvedMethod
+from harness.catalog.code import code_for
+from harness.catalog.registry import check_known
+from harness.catalog.requirements import Unmet, unmet
+from harness.identity.cell import FLOAT, FLOAT_BITS, FLOAT_SCHEME, Cell
+from harness.identity.names import parse_name
+from harness.results.provenance import is_stale
+from harness.results.record import Record
+from harness.results.store import Store
+
+State = Literal["done", "stale", "failed", "new", "skip"]
+RERUN: Mapping[str, tuple[State, ...]] = {
+    "failed": ("new", "skip", "failed"),
+    "stale": ("new", "skip", "failed", "stale"),
+    "all": ("new", "skip", "failed", "stale", "done"),
+}
+MOST_SEEDS = 1000
+REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
+# What an ablation has where the user says nothing: one precision, repeated, since its differences are small. W4A5 is
+# hard enough to tell variants apart; at W4A4 clipping by chance decides (results of one method differ by 40 points).
+ABLATION: Mapping[str, Any] = {"methods": (), "bits": ("W4A5",), "seeds": 3, "preset": "quick"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for, as typed. `models` empty: those of the suite.
+
+    `ablation` names a method that is run with all its ablations instead of `methods`, without references.
+    """
+
+    methods: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    bits: tuple[str, ...] = ("W8A8", "W4A8", "W4A4")
+    schemes: tuple[str, ...] = ("full",)
+    tasks: tuple[str, ...] = ("classification",)
+    suite: str = "embedded"
+    data_root: Path | None = None
+    seeds: int = 1
+    limit: int | None = None
+    preset: str = "default"
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    references: bool = True
+    rerun: str = "failed"
+    ablation: str = ""
+    trust_configs: bool = False
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell, what is known of it, and the seconds it may take (None: nothing like it was measured before).
+
+    `requested` is the model as the user named it, perhaps with a path; the cell has the canonical name. `reason` says
+    why the method cannot run on the network; such a cell is recorded as skipped, and the model need not be loaded.
+    """
+
+    cell: Cell
+    state: State
+    run: bool
+    estimate: float | None
+    requested: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a request in the order in which they run, and what the suites say of its models."""
+
+    cells: tuple[Planned, ...]
+    notices: tuple[str, ...] = ()
+
+    @property
+    def todo(self) -> list[Planned]:
+        """The cells that will be measured."""
+        return [planned for planned in self.cells if planned.run]
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of all cells, measured or not."""
+        return {planned.cell.key for planned in self.cells}
+
+    @property
+    def requested(self) -> dict[str, str]:
+        """The user's name of every model, by its canonical name."""
+        return {planned.cell.model: planned.requested for planned in self.cells}
+
+    @property
+    def skips(self) -> dict[str, str]:
+        """Key -> reason of the cells that are known beforehand to make no sense."""
+        return {planned.cell.key: planned.reason for planned in self.cells if planned.reason is not None}
+
+    @property
+    def reused_stale(self) -> int:
+        """How many stale cells are used as they are."""
+        return sum(planned.state == "stale" and not planned.run for planned in self.cells)
+
+
+class Estimator:
+    """Wall time of a cell from those of earlier ones.
+
+    Same model, method and preset count most, then same method and preset; then the same of its variants in brackets.
+    """
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self._sums: dict[tuple[str, ...], tuple[float, int]] = {}  # seconds of a group of cells, and their number
+        for record in records:
+            self.learn(record)
+
+    def learn(self, record: Record) -> None:
+        """Take a record into account, unless it ended early."""
+        if record.status == "ok":
+            for group in _groups(record.cell):
+                total, number = self._sums.get(group, (0.0, 0))
+                self._sums[group] = total + record.seconds, number + 1
+
+    def seconds(self, cell: Cell) -> float | None:
+        """Estimate, or None if no such method was measured."""
+        total, number = next((self._sums[group] for group in _groups(cell) if group in self._sums), (0.0, 0))
+        return total / number if number else None
+
+
+def _groups(cell: Cell) -> tuple[tuple[str, ...], ...]:
+    own = (cell.task, cell.method, cell.preset, str(cell.limit))
+    family = ("variants", cell.task, _without_brackets(cell.method), cell.preset, str(cell.limit))
+    return (*own, cell.model), own, (*family, cell.model), family
+
+
+@cache
+def _without_brackets(method: str) -> str:
+    try:
+        return "+".join(part.name for part in parse_name(method))
+    except UsageError:  # the name in a record need not be one
+        return method
+
+
+def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
+    """Expand, de-duplicate and order the cells, and look up which are there.
+
+    Cells of one model stand together, so that it is loaded once, float first; then whole repetitions, so that a sweep
+    that is cut short has the first repetition of everything.
+
+    Raises:
+        UsageError: anything in the request that is unknown or out of range, or a record that cannot be read.
+    """
+    _check(request)
+    names = _names(request, catalog)
+    methods = [m for m in catalog.resolve_all(names, request.preset, request.overrides) if m.name != FLOAT]
+    for task in request.tasks:
+        check_known(f"{task} suite", request.suite, catalog.tasks.get(task).suites)
+    records = {record.cell.key: record for record in store.records()}
+    suites = _suites(request, catalog)
+    for suite in suites:
+        suite.check_limit(request.limit)
+        _check_parts(request, suite)
+    estimator = Estimator(records.values())
+    cells: dict[str, tuple[Cell, str, str | None]] = {}
+    notices: list[str] = []
+    for suite, requested, weights, reasons in _models(request, suites, methods):
+        for cell in _cells(request, methods, suite, suite.canonical_name(requested), weights):
+            cells.setdefault(cell.key, (cell, requested, reasons.get((cell.method, cell.scheme))))
+        notices += suite.notices(requested) if hasattr(suite, "notices") else ()
+    planned = []
+    for cell, requested, reason in cells.values():
+        state = _state(records.get(cell.key), store, catalog)
+        if reason is not None and state in ("new", "failed"):
+            state = "skip"
+        seconds = estimator.seconds(cell) if reason is None else 0.0
+        planned.append(Planned(cell, state, state in RERUN[request.rerun], seconds, requested, reason))
+    return Plan(tuple(planned), tuple(dict.fromkeys(notices)))
+
+
+def _suites(request: Request, catalog: Catalog) -> list[Suite]:
+    tasks = [catalog.tasks.get(task) for task in request.tasks]
+    if request.trust_configs and not any(task.runs_configs for task in tasks):
+        raise UsageError(f"--trust-configs: no model of {', '.join(request.tasks)} has a config; leave it out")
+    return [task.open_suite(request.suite, request.data_root, trust_configs=request.trust_configs) for task in tasks]
+
+
+def _check(request: Request) -> None:
+    if request.limit is not None and request.limit < 1:
+        raise UsageError(f"--limit must be at least 1 image, not {request.limit}")
+    if not 1 <= request.seeds <= MOST_SEEDS:
+        raise UsageError(f"--seeds must be 1 to {MOST_SEEDS:,} repetitions, not {request.seeds}")
+    if request.ablation and request.methods:
+        raise UsageError("--ablation says which methods are run; leave out --methods")
+    for name in ("methods", "bits", "schemes", "tasks"):
+        if not getattr(request, name) and not (name == "methods" and request.ablation):
+            raise UsageError(f"--{name} is empty; leave it out for the default")
+    for bits in request.bits:
+        BitSpec.parse(bits)
+    for scheme in request.schemes:
+        check_known("scheme", split_scheme(scheme)[0], SCHEMES)
+    check_known("--rerun", request.rerun, RERUN)
+
+
+def _check_parts(request: Request, suite: Suite) -> None:
+    known = getattr(suite, "parts", ())
+    for scheme in request.schemes:
+        tensors, part = split_scheme(scheme)
+        if part is None and scheme != tensors:
+            raise UsageError(f"scheme '{scheme}' names no part; write --schemes {tensors}, or {tensors}:backbone")
+        if part is not None and not known:
+            raise UsageError(f"scheme '{scheme}': {suite.task} models are quantized whole; write --schemes {tensors}")
+        if part is not None:
+            check_known(f"part of {suite.task} models in --schemes", part, known)
+
+
+def _names(request: Request, catalog: Catalog) -> list[str]:
+    """The methods to run, as names: those asked for with the references, or a method with its ablations."""
+    if not request.ablation:
+        return [*(REFERENCES if request.references else ()), *request.methods]
+    variants = catalog.ablations(request.ablation, request.preset, request.overrides)
+    if not variants:
+        known = ", ".join(catalog.ablated()) or "none"
+        raise UsageError(f"'{request.ablation}' has no ablations; with ablations: {known}")
+    return [request.ablation, *variants]
+
+
+def _models(
+    request: Request, suites: list[Suite], methods: list[ResolvedMethod]
+) -> list[tuple[Suite, str, str, Unmet]]:
+    """Suite, model as named, weight hash and what methods lack there; one suite at least must know a named model.
+
+    What is lacking is found first: it needs no weights, which may have to be downloaded.
+    """
+    found = []
+    errors: dict[str, UsageError] = {}
+    for suite in suites:
+        for model in request.models or suite.models():
+            try:
+                reasons = unmet(suite, model, methods, request.schemes)
+                found.append((suite, model, suite.model_identity(model), reasons))
+            except UsageError as error:
+                errors.setdefault(model, error)
+    known = {model for _, model, *_ in found}
+    for model, reason in errors.items():
+        if model not in known:
+            raise reason
+    return found
+
+
+def _cells(request: Request, methods: list[ResolvedMethod], suite: Suite, model: str, weights: str) -> Iterable[Cell]:
+    common: dict[str, Any] = {"suite": suite.name, "task": suite.task, "model": model, "weights": weights}
+    common |= {"data": suite.data_identity(), "limit": request.limit}
+    yield Cell(**common, method=FLOAT, options={}, bits=FLOAT_BITS, scheme=FLOAT_SCHEME, seed=0)
+    images = calibration_identity(suite) if any(method.data == "images" for method in methods) else ""
+    for seed in range(request.seeds):
+        for method in methods:
+            for scheme in request.schemes:
+                for bits in request.bits:
+                    yield Cell(
+                        **common,
+                        method=method.name,
+                        options=method.options,
+                        bits=str(BitSpec.parse(bits)),
+                        scheme=scheme,
+                        seed=seed,
+                        calibration=images if method.data == "images" else "",
+                    )
+
+
+def calibration_identity(suite: Suite) -> str:
+    """Revision of the suite's calibration data where that of all its data does not cover them, else empty.
+
+    Raises:
+        UsageError: there are none.
+    """
+    ask = getattr(suite, "calibration_identity", None)
+    return "" if ask is None else str(ask())
+
+
+def _state(record: Record | None, store: Store, catalog: Catalog) -> State:
+    if record is None or not store.complete(record):
+        return "new"
+    if record.status == "failed":
+        return "failed"
+    return "stale" if is_stale(record.provenance, code_for(catalog, record.cell)) else "done"

@@ -1,0 +1,1 @@
+"""Second stage: measures cells, in workers of their own, and checks what methods hand back."""

@@ -1,0 +1,1 @@
+"""Calibrators: a folder per plugin, named as it is (with `_` for `-`)."""

@@ -1,0 +1,213 @@
+"""AdaLog: every layer's quantizers by the error of its output, all inputs being those of the float model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from harness.api.contracts import QuantizedModel, RunContext, VisionModel
+from harness.api.spec import BitSpec
+from methods.calibrators.adalog.errors import InputErrors, ProductErrors, WeightErrors
+from methods.calibrators.adalog.factors import Factor, LogFactor, UniformFactor
+from methods.calibrators.adalog.info import AdalogOptions
+from methods.calibrators.adalog.patches import Rows, matrix, rows
+from methods.calibrators.adalog.quantizer import AdaLog, shift_of
+from methods.calibrators.adalog.search import Score, combine
+from methods.core.calibrate import SiteNotReachedError
+from methods.core.graph.flow import Op
+from methods.core.graph.intercept import Interceptor, OpKey
+from methods.core.graph.layers import LAYERS, output_axis
+from methods.core.graph.sites import ActivationSite, Point, find_sites
+from methods.core.graph.trace import Trace, trace_of
+from methods.core.numerics.percentile import percentile_quantizer
+from methods.core.numerics.quantizers import Uniform
+from methods.core.quantized import Quantized
+from methods.core.reparameterization.calibrator import comes_from, merge
+from methods.core.reparameterization.fold import Pair, find_pairs, fold, ratio_and_shift
+
+_LAYER_NORM = (0.999, 0.9999, 0.99999)  # percentiles of LayerNorm's channels, as in RepQ-ViT
+
+
+class AdaLogSearch:
+    """The calibrator."""
+
+    def __init__(self, options: AdalogOptions) -> None:
+        self.options = options
+
+    def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
+        """Only scheme `matmul`."""
+        if scheme != "matmul":
+            return "AdaLog searches the factors of each product by its result, so it needs scheme matmul"
+        return None
+
+    @torch.no_grad()
+    def calibrate(
+        self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
+    ) -> QuantizedModel:
+        """Search while the float model runs once over all images; then move LayerNorm's scales into its layers."""
+        graph = trace_of(model)
+        sites = find_sites(graph, scheme, spec)
+        search = _Search(self.options, graph, find_pairs(model.net, graph, images[:1]), ctx)
+        search.sites = {site.point: site for site in sites.activations}
+        search.weight_bits = {site.parameter: site.bits for site in sites.weights}
+        make = {**dict.fromkeys(LAYERS, search.conv), "linear": search.linear, "matmul": search.matmul}
+        # What has no site stays in float, as what lies outside the part of the network that is quantized.
+        searched = {op for op, _ in search.sites}
+        instead = {op.key: make[op.key.kind](op) for op in graph.ops if op.key.kind in make and op.key in searched}
+        with Interceptor(model.net, {}, instead=instead):
+            model.net(images)
+        lost = [site for site in sites.activations if site.point not in search.activations]
+        if lost:
+            raise SiteNotReachedError(f"{len(lost)} activation sites were not reached, the first is {lost[0]}")
+        net = copy.deepcopy(model.net)
+        for pair, (before, after) in search.merged.items():
+            fold(net, pair, before, after)
+        return Quantized(net, sites, search.weights, search.activations)
+
+
+class _Search:
+    """What is found while the float model runs. Its functions compute a layer as it is, and search at its first run."""
+
+    sites: dict[Point, ActivationSite]
+    weight_bits: dict[str, int]
+
+    def __init__(self, options: AdalogOptions, graph: Trace, pairs: list[Pair], ctx: RunContext) -> None:
+        self.options, self._graph, self._ctx = options, graph, ctx
+        self._pairs = {key: pair for pair in pairs for key in pair.linears}
+        self._runs: set[OpKey] = set()
+        self.merged: dict[Pair, tuple[Uniform, Uniform]] = {}
+        self.weights: dict[str, Uniform] = {}
+        self.activations: dict[Point, Uniform | AdaLog] = {}
+
+    def linear(self, op: Op) -> Callable[..., Tensor]:
+        """What to run instead of a linear layer."""
+
+        def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            if self._first_run(op):
+                moved, scaled = self._moved(op.key, x, weight)
+                self._layer(op, self._factor(op, 0, moved), Rows(moved.flatten(0, -2)), scaled)
+            return functional.linear(x, weight, bias)
+
+        return run
+
+    def conv(self, op: Op) -> Callable[..., Tensor]:
+        """What to run instead of a convolution, transposed or not: it is searched as a linear layer on its patches."""
+
+        def run(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if self._first_run(op):
+                factor = self._factor(op, 0, x)
+                (images,) = self._drawn(self.options.tokens, x)
+                self._layer(op, factor, rows(op.key.kind, images, weight, *args, **kwargs), weight)
+            return LAYERS[op.key.kind](x, weight, *args, **kwargs)
+
+        return run
+
+    def matmul(self, op: Op) -> Callable[..., Tensor]:
+        """What to run instead of a product of activations."""
+
+        def run(a: Tensor, b: Tensor) -> Tensor:
+            exact = a @ b
+            if self._first_run(op):
+                self._product(op, a, b, exact)
+            return exact
+
+        return run
+
+    def _first_run(self, op: Op) -> bool:
+        first = op.key not in self._runs
+        self._runs.add(op.key)
+        if first:
+            self._ctx.progress("search", len(self._runs) / len(self._graph.ops))
+        return first
+
+    def _moved(self, key: OpKey, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and weight of a layer behind a LayerNorm as they are after reparameterisation."""
+        pair = self._pairs.get(key)
+        if pair is None:
+            return x, weight
+        if pair not in self.merged:
+            bits = self.sites[key, 0].bits
+            before = percentile_quantizer(x, bits, _LAYER_NORM, axis=x.dim() - 1)
+            after = merge(before)
+            assert isinstance(after, Uniform)
+            self.merged[pair] = before, after
+        ratio, shift = ratio_and_shift(*self.merged[pair])
+        return ((x + shift) / ratio).to(x.dtype), (weight * ratio).to(weight.dtype)
+
+    def _factor(self, op: Op, slot: int, x: Tensor) -> Factor:
+        """How an operand is quantized, with starting parameters."""
+        site = self.sites[op.key, slot]
+        codes = 2**site.bits - (self.options.zero_code == "reserved")
+        if comes_from(site, self._graph, "softmax"):
+            return LogFactor.softmax(x, site.bits, codes)
+        # A convolution's input keeps 8 bits at any precision, of which logarithms would make poor use.
+        if op.key.kind == "linear" and comes_from(site, self._graph, "activation"):
+            shift = shift_of(x)
+            if shift is not None:
+                return LogFactor.activation(x, site.bits, codes, shift, self.options.keep_log)
+        heads = 1 if self.options.per_head and op.key.kind == "matmul" and x.dim() == 4 else None
+        factor = UniformFactor.of(x, site.bits, heads, self.options.keep)
+        if op.key in self._pairs:
+            after = self.merged[self._pairs[op.key]][1]
+            factor.parameters = after.scale.reshape(1), after.zero_point.reshape(1).to(x.dtype)
+        return factor
+
+    def _layer(self, op: Op, factor: Factor, inputs: Rows | None, weight: Tensor) -> None:
+        """Search a layer with its input's rows, or keep the starting parameters if there are none."""
+        flat = matrix(op.key.kind, weight)
+        name = op.weight
+        known = self.weights.get(name) if name is not None else None  # shared with a layer before
+        own = None
+        if name is not None and known is None:
+            own = UniformFactor.of(flat, self.weight_bits[name], 0, self.options.keep)
+
+        def rounded() -> Tensor:
+            if own is not None:
+                return own.quantizer()(flat)
+            return flat if known is None else matrix(op.key.kind, known(weight))
+
+        if inputs is not None:
+            x, *present = self._drawn(self.options.tokens, *(t for t in inputs if t is not None))
+            for _ in range(self.options.rounds):
+                if own is not None:
+                    self._improve(own, WeightErrors(own, flat, x, factor.quantizer()(x), *present))
+                self._improve(factor, InputErrors(factor, x, flat, rounded(), *present))
+        self.activations[op.key, 0] = factor.quantizer()
+        if own is not None and name is not None:
+            found = own.quantizer()
+            axis = output_axis(op.key.kind)
+            self.weights[name] = Uniform(found.scale, found.zero_point, found.qmin, found.qmax, axis)
+
+    def _product(self, op: Op, a: Tensor, b: Tensor, exact: Tensor) -> None:
+        """Search both operands of a product, unless their shapes are broadcast."""
+        factors = self._factor(op, 0, a), self._factor(op, 1, b)
+        if a.shape[:-2] == b.shape[:-2] and a.dim() > 2:
+            rows = None if self.options.tokens is None else max(1, self.options.tokens // a.shape[-2])
+            a, b, exact = self._drawn(rows, a, b, exact)
+            for _ in range(self.options.rounds):
+                self._improve(factors[0], ProductErrors(factors[0], a, factors[1].quantizer()(b), exact, left=True))
+                self._improve(factors[1], ProductErrors(factors[1], b, factors[0].quantizer()(a), exact, left=False))
+        for slot, factor in enumerate(factors):
+            self.activations[op.key, slot] = factor.quantizer()
+
+    def _drawn(self, count: int | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`count` items of all `tensors` (n, ...), the same ones; all for None.
+
+        Drawn at random: evenly spaced ones might all stand at one place of an image or window.
+        """
+        length = len(tensors[0])
+        if count is None or count >= length:
+            return tensors
+        order = torch.randperm(length, generator=self._ctx.generator("adalog-rows"))[:count].sort().values
+        return tuple(t[order.to(t.device)] for t in tensors)
+
+    def _improve(self, factor: Factor, score: Score) -> None:
+        steps = self.options.steps if factor.keep else 0
+        factor.parameters = combine(
+            score, *factor.axes, factor.parameters, keep=factor.keep, steps=steps, ring=factor.ring
+        )

@@ -1,0 +1,1 @@
+"""AdaRound (ICML 2020): learned rounding, layer by layer."""

@@ -1,0 +1,1 @@
+"""APHQ-ViT (CVPR 2025): QDrop's walk under the average perturbation Hessian."""

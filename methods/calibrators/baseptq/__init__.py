@@ -1,0 +1,1 @@
+"""BasePTQ, PTQ4ViT's baseline (ECCV 2022)."""

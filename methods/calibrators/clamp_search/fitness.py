@@ -1,0 +1,132 @@
+"""Fitness of candidates in CLAMP-ViT's search: L^F = L^C2 + L^O, from cached pieces of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.api.contracts import VisionModel
+from methods.calibrators.clamp_search.genes import Gene
+from methods.calibrators.clamp_search.info import SearchStage
+from methods.calibrators.clamp_search.working import Working
+from methods.core.graph.outputs import split, tensor_pairs
+from methods.core.graph.segments import Segment, channel_axis, cut, reaching_back
+from methods.core.graph.sites import WeightSite
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import Trace
+from methods.core.search.contrast import output_contrast
+from methods.core.search.suffixes import SegmentRunner, float_outputs
+
+
+class Fitness:
+    """Losses of the quantized model under search on the images at hand.
+
+    The float model's outputs are computed once an image set. While `runner` is open (`with fitness.runner:`), segments
+    are run from their cached inputs; see `SegmentRunner` for when caches have to be renewed.
+
+    Args:
+        model: the float model.
+        graph: its trace.
+        working: the quantized model under search.
+        options: see `SearchStage`.
+        images: calibration images (n, c, h, w).
+    """
+
+    runner: SegmentRunner
+    images: Tensor
+
+    def __init__(
+        self, model: VisionModel, graph: Trace, working: Working, options: SearchStage, images: Tensor
+    ) -> None:
+        self._model = model
+        self._graph = graph
+        self._w = working
+        self._o = options
+        self.blocks = find_blocks(graph)
+        sites = working.quantized.sites
+        self.segments = cut(graph, self.blocks, sites.weights)
+        self._reaching_back = reaching_back(graph, self.blocks, sites)
+        self.evaluated = 0  # candidates
+        self.use(images)
+
+    def use(self, images: Tensor) -> None:
+        """Measure on other images from now on; activation ranges are the caller's to renew before."""
+        self.images = images
+        self._inputs, self._outputs, self._final = float_outputs(self._model.net, self.blocks, images)
+        self.runner = SegmentRunner(self._w.quantized, self._graph, self.blocks, images)
+
+    def reference(self, segment: Segment) -> Any:
+        """The float model's output of the segment."""
+        if segment.is_block:
+            return self._outputs[segment.index]
+        return self._inputs[segment.index] if segment.index < len(self._inputs) else self._final
+
+    def local(self, segment: Segment, output: Any) -> Tensor:
+        """L^C2 of k candidates' segment outputs, batch k * n: (k,), the mean over the output's tensors."""
+        tail = segment.is_tail(len(self.blocks))
+        values = [
+            output_contrast(
+                a.movedim(channel_axis(a, tail=tail), -1),
+                b.movedim(channel_axis(b, tail=tail), -1),
+                self._o.search_temperature,
+                pooling=self._o.pooling,
+                form=self._o.local_loss,
+            )
+            for a, b in tensor_pairs(output, self.reference(segment))
+        ]
+        return torch.stack(values).mean(0)
+
+    def distance(self, output: Any) -> float:
+        """L^O of the whole model's output."""
+        if self._o.output_distance == "l1":
+            differences = [(a - b).abs().mean() for a, b in tensor_pairs(output, self._final)]
+            return float(torch.stack(differences).mean())
+        return float(self._model.output_distance(output, self._final))
+
+    @torch.no_grad()
+    def whole_loss(self) -> float:
+        """L^O of the model as it is."""
+        return self.distance(self._w.quantized(self.images))
+
+    def values(self, segment: Segment, site: WeightSite, genes: Sequence[Gene]) -> list[float]:
+        """L^C2 of genes, with L^O if every candidate's counts, activation widths as they are."""
+        found: list[float] = []
+        count = self.runner.at_once(site)
+        for start in range(0, len(genes), count):
+            part = genes[start : start + count]
+            output = self.runner.candidates(segment, site, self._w.weights(site.parameter, part))
+            values = self.local(segment, output).tolist()
+            if self._o.output_loss == "candidate":
+                singles = split(output, len(part))
+                values = [
+                    v + self.distance(self.runner.logits(segment, single))
+                    for v, single in zip(values, singles, strict=True)
+                ]
+            found += values
+        self.evaluated += len(genes)
+        return found
+
+    def locals(self, segments: Sequence[Segment]) -> float:
+        """Sum of the local losses of `segments`, given in execution order."""
+        total = 0.0
+        for segment in segments:
+            self.runner.enter(segment)
+            total += float(self.local(segment, self.runner.run(segment)))
+        return total
+
+    def whole_loss_within(self) -> float:
+        """The same while segments are being run."""
+        tail = Segment(len(self.blocks), False, ())
+        self.runner.enter(tail)
+        return self.distance(self.runner.run(tail))
+
+    def renew_activations(self, segment: Segment, name: str) -> None:
+        """Take up the activation widths that go with the layer, also of earlier segments if there are any."""
+        if name in self._reaching_back:
+            self.runner.restart()
+            self.runner.enter(segment)
+        else:
+            self.runner.reload()

@@ -1,0 +1,93 @@
+"""What CLAMP-ViT's search says of itself."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from harness.api.plugins import Options, PluginInfo
+from methods.core.citations import CLAMP, CLAMP_CODE
+
+
+class SearchStage(Options):
+    """Stage 2."""
+
+    population: int = Field(15, ge=2, description="candidates a layer (Evol-Q's value)")
+    passes: int = Field(10, ge=1, description="passes over all layers (figure 5a)")
+    cycles: int = Field(6, ge=1, description="evolution cycles a layer and pass (figure 5a)")
+    tournament: int = Field(10, ge=1, description="draws of a parent's tournament (Evol-Q's value)")
+    crossover: float = Field(0.5, ge=0, le=1, description="probability of blending with a second parent")
+    mutation: float = Field(0.03, gt=0, lt=1, description="largest relative change of a scale multiplier")
+    spread: float = Field(0.3, ge=0, lt=1, description="initial multipliers reach down to 1 - spread")
+    diversity: bool = Field(True, description="each cycle adds a child of a random parent")
+    order: Literal["first-to-last", "last-to-first"] = Field(
+        "first-to-last", description="order of the layers in a pass (Evol-Q: last to first)"
+    )
+    local_loss: Literal["infonce", "relational", "cosine", "mse"] = Field(
+        "infonce", description="form of the layer-output loss; all but infonce are least where outputs are equal"
+    )
+    pooling: Literal["tokens", "channels", "none"] = Field("tokens", description="what layer outputs are averaged over")
+    search_temperature: float = Field(0.1, gt=0, description="of the layer-output contrastive loss (own choice)")
+    output_loss: Literal["candidate", "accept", "none"] = Field(
+        "candidate",
+        description="where the output loss enters fitness: for every candidate (the paper's figure); once per layer, "
+        "when its best gene is accepted (many times cheaper); or nowhere",
+    )
+    output_distance: Literal["task", "l1"] = Field(
+        "task", description="output loss: the task's distance to the float output (classification: KL), or L1"
+    )
+    ranges: Literal["minmax", "percentile", "omse"] = Field(
+        "minmax", description="activation ranges on the images (the published code: minmax)"
+    )
+    softmax_bits: Literal[8] | None = Field(
+        None,
+        description="scheme full: 8 also quantizes softmax outputs, which the published code leaves in float (in matmul"
+        " they have the activations' bits)",
+    )
+    widths: tuple[int, ...] = Field(
+        (2, 3, 4, 5, 6, 7, 8), description="mixed precision: candidate weight widths", min_length=1
+    )
+    activation_margin: int = Field(
+        2, ge=0, description="mixed precision: activations have the weights' width plus this, at most 8"
+    )
+
+    @model_validator(mode="after")
+    def _candidates(self) -> Self:
+        if list(self.widths) != sorted(set(self.widths)) or not all(2 <= b <= 8 for b in self.widths):
+            raise ValueError("widths must rise from 2 to 8 at most")
+        return self
+
+
+SEARCH = (
+    "weights are asymmetric min-max with a zero point (the paper's footnote 4), where psaq, noise and real use the "
+    "symmetric quantizer of PSAQ-ViT's code (clamp+minmax and minmax.weights=asymmetric separate the two); at 8 bits "
+    "too, where the published evaluation code has signed, symmetric weights",
+    "ranges are widened to contain 0 (the published code clips the zero point instead)",
+    "a gene is a layer's bit-width and one multiplier on its per-channel scales; activation ranges are min-max on the "
+    "images",
+    "crossover, mutation width, initial spread and the layer-output loss are inferred",
+    "presets quick and default rank candidates by their layer's loss, and the output loss of the whole model counts "
+    "once, when the best one is accepted (output_loss=accept), for its cost; preset paper has both for every "
+    "candidate, as the paper's figure has",
+    "presets quick and default make 2 passes (preset paper: 10), quick with a population of 8 and 4 cycles (15 and 6)",
+    "mixed precision: the budget bounds the parameter-weighted mean weight width; a child above it is repaired by "
+    "taking bits from the layers whose fitness suffers least; activations get min(8, weight width + 2). All inferred",
+)
+SHORT: dict[str, object] = {"passes": 2, "output_loss": "accept"}  # a search that a CPU can run
+
+INFO = PluginInfo(
+    name="clamp-search",
+    kind="calibrator",
+    summary="CLAMP-ViT stage 2 alone, on any images: layer-wise evolutionary search of scales and bit-widths",
+    target="methods.calibrators.clamp_search.calibrator:ClampSearch",
+    requires="methods.core.graph.requirements:pieces",
+    origin="reconstruction",
+    options=SearchStage,
+    presets={"quick": SHORT | {"population": 8, "cycles": 4}, "default": SHORT, "paper": {}},
+    partner="clamp",
+    mixed=True,
+    paper=CLAMP,
+    code=CLAMP_CODE,
+    deviations=SEARCH,
+)

@@ -1,0 +1,93 @@
+"""FQ-ViT's two quantizers of activations: power-of-two factors per channel, and powers of two as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.core.numerics.quantizers import Uniform
+
+
+@dataclass(frozen=True)
+class PowerOfTwoFactor(Uniform):
+    """Uniform quantizer whose steps are s * 2^a, with an exponent a per channel and one zero point for all.
+
+    `scale` and `zero_point` are vectors over `axis`; an integer pipeline needs one step and shifts by a.
+    """
+
+    @property
+    def low(self) -> Tensor:
+        """Smallest value that some channel can represent, a scalar."""
+        return super().low.amin()
+
+    @property
+    def high(self) -> Tensor:
+        """Largest value that some channel can represent, a scalar."""
+        return super().high.amax()
+
+
+class FactorSearch:
+    """Chooses a channel's exponent a in 0 .. K by its squared error: the steps are (max - min) / (2^b - 1) * 2^(a - K).
+
+    The range is that of the whole tensor and gives the zero point; a = K covers it (METHODS, section 7).
+
+    Args:
+        low: smallest value of the tensor, a scalar.
+        high: largest one.
+        bits: width b.
+        largest: K.
+        axis: of the channels.
+    """
+
+    def __init__(self, low: Tensor, high: Tensor, bits: int, largest: int, axis: int) -> None:
+        whole = Uniform.asymmetric(low, high, bits)
+        self._axis = axis
+        # Multiples by powers of two are exact, so the ratios of the steps are.
+        self._candidates = [whole.scaled(2.0 ** (a - largest)) for a in range(largest + 1)]
+        self._errors: Tensor | None = None
+
+    def update(self, x: Tensor) -> None:
+        """Add the errors of one batch, whose axis `axis` holds the channels."""
+        others = [i for i in range(x.dim()) if i != self._axis]
+        errors = torch.stack([(q(x) - x).double().square_().sum(others) for q in self._candidates])
+        self._errors = errors if self._errors is None else self._errors + errors
+
+    def best(self) -> PowerOfTwoFactor:
+        """The quantizer with the least error in each channel; of equal ones that with the smallest step."""
+        assert self._errors is not None
+        whole = self._candidates[0]
+        scale = torch.stack([q.scale for q in self._candidates])[self._errors.argmin(0)]
+        zero_point = whole.zero_point.expand_as(scale).contiguous()
+        return PowerOfTwoFactor(scale, zero_point, whole.qmin, whole.qmax, self._axis)
+
+
+@dataclass(frozen=True)
+class Log2:
+    """Log2 quantizer of values in [0, 1]: q = round(-log2 x); 2^-q, and 0 from q = `powers` on (METHODS: Q5).
+
+    With 2^b - 1 powers zero is one of the 2^b values; the reference has 2^b powers and zero besides.
+    """
+
+    powers: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Round `x`; gradients pass straight through."""
+        rounded = from_exponents(x.detach().log2().neg_().round_(), self.powers)
+        return x + (rounded - x).detach() if x.requires_grad and torch.is_grad_enabled() else rounded
+
+    @property
+    def low(self) -> Tensor:
+        """Zero."""
+        return torch.tensor(0.0)
+
+    @property
+    def high(self) -> Tensor:
+        """One."""
+        return torch.tensor(1.0)
+
+
+def from_exponents(q: Tensor, powers: int) -> Tensor:
+    """2^-q for q < `powers`, else 0; `q` is floating-point and may be infinite, negative values count as 0."""
+    return torch.where(q < powers, torch.exp2(-q.clamp(0, powers)), 0.0)

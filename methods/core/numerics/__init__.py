@@ -1,0 +1,1 @@
+"""Quantizers, and what finds their parameters."""

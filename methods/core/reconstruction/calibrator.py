@@ -1,0 +1,104 @@
+"""Calibrators as phases of the reconstruction engine: what all share, and the joint walk of QDrop and its kin."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from harness.api.contracts import QuantizedModel, RunContext, VisionModel
+from harness.api.spec import BitSpec
+from methods.core.calibrate import activation_quantizers, observe
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace_of
+from methods.core.numerics.observers import OBSERVERS
+from methods.core.quantized import Quantized
+from methods.core.reconstruction.engine import Engine, LossChoice, Phase
+from methods.core.reconstruction.options import DropOptions, LossOptions, RoundingOptions
+from methods.core.reconstruction.ranges import start
+from methods.core.reconstruction.rounding import Annealing
+
+_OBSERVED_AT_ONCE = 32
+
+
+class Reconstruction(ABC):
+    """Ranges from one float pass and the weights themselves, then the phases."""
+
+    options: RoundingOptions
+
+    @abstractmethod
+    def phases(self) -> dict[str, Phase]:
+        """Walks over the network, by name, in order."""
+
+    def calibrate(
+        self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
+    ) -> QuantizedModel:
+        """Learn the quantizers of all sites of `scheme` on `images` (n, c, h, w)."""
+        o = self.options
+        graph = trace_of(model)
+        sites = find_sites(graph, scheme, spec)
+        observers = observe(model, images, sites, OBSERVERS[o.activation_ranges], _OBSERVED_AT_ONCE)
+        parameters = dict(model.net.named_parameters())
+        grids = {
+            s.parameter: start(
+                parameters[s.parameter],
+                s.bits,
+                symmetric=o.weights == "symmetric",
+                ranges=o.weight_ranges,
+                norm=o.weight_norm,
+                axis=s.axis,
+            )
+            for s in sites.weights
+        }
+        quantized = Quantized(model.net, sites, grids, activation_quantizers(sites, observers))
+        engine = Engine(model, graph, quantized, images, ctx)
+        for name, phase in self.phases().items():
+            engine.run(phase)
+            engine.report(name)
+        return quantized
+
+    def rounding_phase(self, **more: Any) -> Phase:
+        """A walk that learns rounding; `more` are fields of `Phase`."""
+        o = self.options
+        return Phase(
+            steps=o.steps,
+            batch=o.batch,
+            inputs=o.inputs,
+            weight_lr=o.rounding_lr,
+            regularization=o.regularization,
+            annealing=Annealing(o.steps, o.warmup, o.beta_start, o.beta_end, o.annealing),
+            **more,
+        )
+
+
+class Joint(Reconstruction):
+    """Rounding and activation scales together, activation quantization dropped at random; APHQ-ViT and FIMA-Q are
+    this with other losses.
+    """
+
+    options: DropOptions
+
+    def __init__(self, options: DropOptions) -> None:
+        self.options = options
+
+    def phases(self) -> dict[str, Phase]:
+        """One walk."""
+        o = self.options
+        return {
+            "joint": self.rounding_phase(
+                drop=o.drop, scale_lr=o.scale_lr, relative=o.scale_units == "relative", loss=loss_choice(o)
+            )
+        }
+
+
+def loss_choice(o: LossOptions) -> LossChoice:
+    """The loss that the options name."""
+    return LossChoice(
+        o.loss,
+        temperature=o.temperature,
+        perturbation=o.perturbation,
+        perturbed=o.perturbed,
+        refreshes=o.refreshes,
+        low_rank=o.low_rank,
+    )

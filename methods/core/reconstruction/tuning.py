@@ -1,0 +1,95 @@
+"""Weights that are themselves learned: in float, or behind straight-through rounding on a grid that stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.straight_through import straight_through
+from methods.core.reconstruction.rounding import SoftRounding
+
+
+class Fixed(Protocol):
+    """What is left of a weight when it has been learned; used as a weight's quantizer."""
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The weight as it is from now on, given the float one."""
+
+
+class Learned(Protocol):
+    """A weight while it is learned."""
+
+    v: Tensor  # what the optimiser changes
+
+    def soft(self) -> Tensor:
+        """The weight to compute with, differentiable in `v`."""
+
+    def hard(self) -> Fixed:
+        """What has been learned."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Stands for one learned weight, whatever it was before; without `base` it is no quantizer but the weight itself.
+
+    Attributes:
+        weight: as learned, in float.
+        base: its grid.
+    """
+
+    weight: Tensor
+    base: Uniform | None = None
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The learned weight, on its grid if it has one."""
+        return self.weight if self.base is None else self.base(self.weight)
+
+
+class TunedFloat:
+    """A weight learned without rounding."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.v = weight.detach().clone().requires_grad_()
+
+    def soft(self) -> Tensor:
+        """The weight."""
+        return self.v
+
+    def hard(self) -> Tuned:
+        """The weight."""
+        return Tuned(self.v.detach())
+
+
+class TunedCodes:
+    """A weight learned behind rounding to nearest, whose gradient is 1 within the grid's range and 0 outside."""
+
+    def __init__(self, weight: Tensor, base: Uniform) -> None:
+        self.v = weight.detach().clone().requires_grad_()
+        self._base = base
+
+    def soft(self) -> Tensor:
+        """The rounded weight."""
+        return straight_through(self.v, self._base)
+
+    def hard(self) -> Tuned:
+        """The rounded weight."""
+        return Tuned(self.v.detach(), self._base)
+
+
+def learned(how: str | None, weights: Mapping[str, Tensor], grids: Mapping[str, Uniform]) -> dict[str, Learned]:
+    """What is learned of `weights`, by name, as `Phase.weights` says."""
+    if how is None:
+        return {}
+    if how == "float":
+        return {name: TunedFloat(weight) for name, weight in weights.items()}
+    make = {"rounding": SoftRounding, "codes": TunedCodes}[how]
+    return {name: make(weight, grids[name]) for name, weight in weights.items()}
+
+
+def unrounded(weights: Mapping[str, Tensor]) -> dict[str, Tuned]:
+    """Stand-ins for quantizers that leave every weight as it is."""
+    return {name: Tuned(weight.detach()) for name, weight in weights.items()}

@@ -1,0 +1,229 @@
+"""What is reconstructed at a time: a segment of the network (a block, stem, downsampling or head), or one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from methods.core.graph.intercept import Interceptor, OpKey, Transform
+from methods.core.graph.layers import LAYERS
+from methods.core.graph.outputs import tensors
+from methods.core.graph.segments import Segment, channel_axis
+from methods.core.graph.sites import Point, WeightSite
+from methods.core.graph.trace import Trace
+from methods.core.reconstruction.walk import Inputs, Walk
+
+Weights = Mapping[str, Tensor]
+
+
+class Unit(Protocol):
+    """Something whose output is compared with the float model's, with the weights `names` inside."""
+
+    name: str
+    names: tuple[str, ...]
+    float_inputs: Inputs  # all images, batch-first
+    inputs: Inputs  # the same as quantized so far
+    targets: list[Tensor]  # outputs of the float model on float inputs
+
+    def axis(self, output: Tensor) -> int:
+        """The channels of an output."""
+
+    def session(self, transforms: Mapping[Point, Transform], weights: Weights) -> Any:
+        """A context within which `outputs` works, with activations passed through `transforms`; `weights` may change
+        meanwhile, and a weight that it lacks is the network's own.
+        """
+
+    def outputs(self, inputs: Inputs) -> list[Tensor]:
+        """Outputs for a batch of inputs, with gradients."""
+
+
+class SegmentUnit:
+    """A segment. Its inputs are those that `Walk.enter` gives.
+
+    Args:
+        floats: walk of the float network, not beyond the segment.
+        quants: walk of the network as quantized so far, to be used within `transforms`.
+        segment: the segment.
+        graph: the network's trace.
+        transforms: activation quantizers of what comes before, and of the segment as it starts.
+    """
+
+    def __init__(
+        self, floats: Walk, quants: Walk, segment: Segment, graph: Trace, transforms: Mapping[Point, Transform]
+    ) -> None:
+        self.segment = segment
+        self.name = floats.name(segment)
+        self.names = tuple(site.parameter for site in segment.layers)
+        self.float_inputs = floats.enter(segment)
+        with Interceptor(quants.net, dict(transforms)):
+            self.inputs = quants.enter(segment)
+        self.targets = floats.every(segment, self.float_inputs)
+        self._tail = floats.is_tail(segment)
+        self._walk = quants
+        self._ops = {op.key: op.weight for op in graph.ops if op.weight in self.names}
+
+    def axis(self, output: Tensor) -> int:
+        """See `channel_axis`."""
+        return channel_axis(output, tail=self._tail)
+
+    @contextmanager
+    def session(self, transforms: Mapping[Point, Transform], weights: Weights) -> Iterator[None]:
+        """Intercept the quantized network."""
+
+        def apply(key: OpKey, name: str) -> Callable[..., Tensor]:
+            function = LAYERS[key.kind]
+
+            def instead(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                return function(x, weights.get(name, weight), *args, **kwargs)
+
+            return instead
+
+        functions = {key: apply(key, name) for key, name in self._ops.items()}
+        with Interceptor(self._walk.net, dict(transforms), instead=functions):
+            yield
+
+    def outputs(self, inputs: Inputs) -> list[Tensor]:
+        """Tensors of the segment's output."""
+        return tensors(self._walk.run(self.segment, inputs))
+
+    @torch.no_grad()
+    def points(self, transforms: Mapping[Point, Transform]) -> list[Point]:
+        """Those of `transforms` that run within the segment (and before it, where it is a gap)."""
+        met: dict[Point, None] = {}
+
+        def watch(point: Point) -> Transform:
+            def transform(x: Tensor) -> Tensor:
+                met[point] = None
+                return x
+
+            return transform
+
+        with Interceptor(self._walk.net, {point: watch(point) for point in transforms}):
+            self.outputs([x[:1].clone() for x in self.inputs])
+        return list(met)
+
+
+class LayerUnit:
+    """One linear layer or convolution, with the activation function behind it if that alone takes its output.
+
+    A layer that runs several times (a head on every level of a pyramid) has an input and an output for each run.
+
+    Args:
+        whole: the segment that the layer is in; its input quantizers are applied before the layer's own input is kept.
+        floats: walk of the float network.
+        quants: walk of the network as quantized so far, the layers before this one included.
+        site: the layer.
+        graph: the network's trace.
+        transforms: activation quantizers.
+    """
+
+    def __init__(
+        self,
+        whole: SegmentUnit,
+        floats: Walk,
+        quants: Walk,
+        site: WeightSite,
+        *,
+        graph: Trace,
+        transforms: Mapping[Point, Transform],
+    ) -> None:
+        self.name, self.names, self._key = site.parameter, (site.parameter,), site.op
+        self._weight = dict(quants.net.named_parameters())[site.parameter]
+        batched = graph.by_key[site.op].batched
+        before = _watch(
+            floats,
+            whole.segment,
+            whole.float_inputs,
+            site.op,
+            batched=batched,
+            activation=_activation(graph, site.op),
+        )
+        after = _watch(quants, whole.segment, whole.inputs, site.op, batched=batched, transforms=transforms)
+        self.float_inputs, self.inputs = before.inputs, after.inputs
+        self._others, self._activation = before.others, before.activation
+        self._weights: Weights = {}
+        with self.session({}, {self.name: dict(floats.net.named_parameters())[site.parameter]}), torch.no_grad():
+            self.targets = floats.batched(lambda *parts: self.outputs(list(parts)), self.float_inputs)
+
+    def axis(self, output: Tensor) -> int:
+        """Convolutions are channels-first, behind the axis of images and that of a run's rows for an image."""
+        return -1 if self._key.kind == "linear" else 2
+
+    @contextmanager
+    def session(self, transforms: Mapping[Point, Transform], weights: Weights) -> Iterator[None]:
+        """Use `weights`; the layer's input is quantized already."""
+        self._weights = weights
+        try:
+            yield
+        finally:
+            self._weights = {}
+
+    def outputs(self, inputs: Inputs) -> list[Tensor]:
+        """The layer's outputs (images, rows, ...)."""
+        weight = self._weights.get(self.name, self._weight)
+        found = []
+        for x, (args, kwargs) in zip(inputs, self._others, strict=True):
+            y = LAYERS[self._key.kind](x.flatten(0, 1), weight, *args, **kwargs)
+            y = y if self._activation is None else self._activation(y)
+            found.append(y.unflatten(0, x.shape[:2]))
+        return found
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """What was seen of a layer: its input (images, rows, ...) and other arguments in every run of it in a forward pass,
+    and the function of the activation behind it.
+    """
+
+    inputs: Inputs
+    others: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    activation: Callable[[Tensor], Tensor] | None
+
+
+@torch.no_grad()
+def _watch(
+    walk: Walk,
+    segment: Segment,
+    inputs: Inputs,
+    layer: OpKey,
+    *,
+    batched: bool,
+    transforms: Mapping[Point, Transform] | None = None,
+    activation: OpKey | None = None,
+) -> _Watched:
+    seen: list[Tensor] = []
+    others: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    functions: list[Callable[[Tensor], Tensor]] = []
+
+    class Watch(Interceptor):
+        def operation(self, key: OpKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            if key == activation:
+                functions.append(lambda x: func(x, *args[1:], **kwargs))
+            return super().operation(key, func, args, kwargs)
+
+    def keep(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append(x.clone())
+        others.append((args, kwargs))
+        return LAYERS[layer.kind](x, weight, *args, **kwargs)
+
+    def part(*pieces: Tensor) -> list[Tensor]:
+        seen.clear()
+        walk.run(segment, list(pieces))
+        images = len(pieces[0])
+        # A window's rows stand beside each other (Swin). What does not depend on the images is the same for each.
+        return [x.unflatten(0, (images, -1)) if batched else x.expand(images, *x.shape) for x in seen]
+
+    with Watch(walk.net, dict(transforms or {}), instead={layer: keep}):
+        found = walk.batched(part, inputs)
+    return _Watched(found, others[: len(found)], functions[0] if functions else None)
+
+
+def _activation(graph: Trace, layer: OpKey) -> OpKey | None:
+    """The activation function that takes the layer's output, if nothing else does."""
+    consumers = graph.consumers[layer]
+    return consumers[0].key if len(consumers) == 1 and consumers[0].key.kind == "activation" else None

@@ -1,0 +1,151 @@
+"""LayerNorms that feed linear layers only, and moving per-channel scales and zero points from one into the other.
+
+Pairs are found from the data flow and confirmed on real values; names and classes of networks play no part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from methods.core.graph.flow import Op
+from methods.core.graph.intercept import OUTPUT, OpKey, tap
+from methods.core.graph.trace import Trace
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A LayerNorm and the linear layers that take its output, one (qkv) or several (q, k and v apart)."""
+
+    norm: OpKey
+    linears: tuple[OpKey, ...]
+
+
+def find_pairs(net: nn.Module, graph: Trace, images: Tensor) -> list[Pair]:
+    """Pairs in execution order.
+
+    A LayerNorm in the part of the network that is quantized, its layers too, counts if scaling and shifting its output
+    can be undone exactly in the layers that follow:
+
+    - it is an `nn.LayerNorm` with a scale and a shift per channel, the last axis, and runs once;
+    - its output goes to linear layers only and is not returned by the network. These are plain `nn.Linear`, run once
+      and share their weight with nothing;
+    - what they take has exactly the values of its output, channel by channel, moved at most (windows, shifts). That
+      leaves out transposed tokens and scaled or gated outputs; tokens picked from it, such as the class token before a
+      classifier; and windows padded with zeros, since a padded zero would stand for another value after the shift.
+
+    Args:
+        net: the network, not changed.
+        graph: its trace.
+        images: one or a few images (n, c, h, w) to compare values on; noise would do.
+    """
+    runs = Counter(op.key for op in graph.ops)
+    users = Counter(op.weight for op in graph.ops if op.weight is not None)
+    modules = dict(net.named_modules())
+
+    def is_plain(op: Op, norm: OpKey) -> bool:
+        linear = modules.get(op.key.module)
+        return (
+            graph.inside(op.key)
+            and op.key.kind == "linear"
+            and isinstance(linear, nn.Linear)
+            and op.weight == f"{op.key.module}.weight"
+            and users[op.weight] == runs[op.key] == 1
+            and op.operands[0].ops == {norm}
+            and not op.operands[0].parameters
+        )
+
+    candidates = []
+    for norm in graph.of_kind("layer_norm"):
+        consumers = graph.consumers[norm.key]
+        if not graph.inside(norm.key) or not _is_affine(modules[norm.key.module]) or runs[norm.key] > 1:
+            continue
+        if consumers and all(is_plain(op, norm.key) for op in consumers):
+            candidates.append(Pair(norm.key, tuple(op.key for op in consumers)))
+    points = [(pair.norm, OUTPUT) for pair in candidates] + [(key, 0) for pair in candidates for key in pair.linears]
+    output, found = tap(net, images, points)
+    returned = {_storage(x) for x in pytree.tree_leaves(output) if isinstance(x, Tensor)}
+
+    def only_moved(pair: Pair) -> bool:
+        normed = found[pair.norm, OUTPUT]
+        taken = [found[key, 0] for key in pair.linears]
+        return _storage(normed) not in returned and all(_same_channels(normed, x) for x in taken)
+
+    return [pair for pair in candidates if only_moved(pair)]
+
+
+def _is_affine(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.LayerNorm)
+        and len(module.normalized_shape) == 1
+        and module.weight is not None
+        and module.bias is not None
+    )
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def _same_channels(a: Tensor, b: Tensor) -> bool:
+    """Whether (..., c) and (..., c) hold the same values in every channel, in whatever order."""
+    if a.shape[-1] != b.shape[-1] or a.numel() != b.numel():
+        return False
+    return torch.equal(a.flatten(0, -2).sort(0).values, b.flatten(0, -2).sort(0).values)
+
+
+class Affine(Protocol):
+    """A uniform quantizer as far as reparameterisation knows it."""
+
+    @property
+    def scale(self) -> Tensor:
+        """The step, or one for each channel."""
+
+    @property
+    def zero_point(self) -> Tensor:
+        """The code of 0, or one for each channel."""
+
+
+def ratio_and_shift(before: Affine, after: Affine) -> tuple[Tensor, Tensor]:
+    """r1 = s / s' and s r2 = s (z - z'), (c,) in double precision; the new output is x' = (x + s r2) / r1."""
+    scale = before.scale.double()
+    return scale / after.scale.double(), scale * (before.zero_point.double() - after.zero_point.double())
+
+
+@torch.no_grad()
+def fold(net: nn.Module, pair: Pair, before: Affine, after: Affine) -> None:
+    """Change `net` so that quantizing the pair's tensor with one scale and zero point has the effect that one for each
+    channel had; in float it computes what it did.
+
+    With r1 = s / s', r2 = z - z': LayerNorm's scale and shift become g / r1 and (b + s r2) / r1, a linear layer's
+    weight and bias W diag(r1) and bias - W (s r2) (RepQ-ViT; METHODS, section 6). Code x / s + z then is x' / s' + z'
+    of the new output x'. A layer without a bias gets one, as a buffer: as a parameter it would count among those of
+    the float network.
+
+    Args:
+        net: changed in place.
+        pair: where.
+        before: the quantizer of s and z, both (c,).
+        after: the quantizer of s' and z', scalars.
+    """
+    ratio, shift = ratio_and_shift(before, after)
+    norm = net.get_submodule(pair.norm.module)
+    assert isinstance(norm, nn.LayerNorm)
+    norm.weight.copy_(norm.weight.double() / ratio)
+    norm.bias.copy_((norm.bias.double() + shift) / ratio)
+    for key in pair.linears:
+        linear = net.get_submodule(key.module)
+        assert isinstance(linear, nn.Linear)
+        weight = linear.weight.double()
+        moved = -(weight @ shift)
+        linear.weight.copy_(weight * ratio)
+        if linear.bias is None:
+            del linear.bias
+            linear.register_buffer("bias", moved.to(linear.weight.dtype))
+        else:
+            linear.bias.copy_(linear.bias.double() + moved)

@@ -1,0 +1,1 @@
+"""What searches over quantizers share: losses of candidates and cheap evaluation."""

@@ -1,0 +1,1 @@
+"""Gradient descent on pixels, and what image sources share."""

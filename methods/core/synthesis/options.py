@@ -1,0 +1,45 @@
+"""Options of image synthesis, apart from its code so that plugins can be listed without importing torch."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from methods.core.options import ImageCount
+
+
+class SynthesisOptions(ImageCount):
+    """Options that PSAQ-ViT's and CLAMP-ViT's image synthesis share; the defaults are PSAQ-ViT's code's."""
+
+    rounds: int = Field(2, ge=1, description="restarts of the learning-rate schedule; jitter grows with each")
+    steps: int = Field(500, ge=1, description="optimisation steps a round")
+    warmup: float = Field(0.2, ge=0, lt=1, description="share of a round with linearly rising learning rate")
+    lr: float | None = Field(
+        None,
+        gt=0,
+        description="Adam learning rate; if left out PSAQ-ViT's: 0.25 for windowed attention (Swin), else 0.20",
+    )
+    jitter: int = Field(15, ge=0, description="largest roll in the first round, in pixels of a 224-pixel image")
+
+
+class VariationOptions(SynthesisOptions):
+    """PSAQ-ViT's total-variation term on top: near a target drawn once for all images."""
+
+    tv_weight: float = Field(0.05, ge=0, description="weight of the total-variation term")
+    tv_low: float = Field(2500, ge=0, description="lower end of the random total-variation target, at 32x3x224x224")
+    tv_high: float = Field(3000, ge=0, description="upper end of the same")
+
+    @model_validator(mode="after")
+    def _target_ordered(self) -> Self:
+        if self.tv_low > self.tv_high:
+            raise ValueError(f"tv_low, {self.tv_low:g}, must not exceed tv_high, {self.tv_high:g}")
+        return self
+
+
+class PsaqOptions(VariationOptions):
+    """Options of PSAQ-ViT's synthesis; the defaults are the reference code's."""
+
+    bandwidth: float = Field(0.01, gt=0, description="kernel bandwidth of the similarity density")
+    grid: int = Field(10, ge=2, description="points at which the density is evaluated")
+    class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy to random classes")

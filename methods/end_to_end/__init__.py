@@ -1,0 +1,1 @@
+"""Methods that are more than an image source and then a calibrator."""

@@ -1,0 +1,81 @@
+"""What CLAMP-ViT says of itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from harness.api.plugins import PluginInfo
+from methods.calibrators.clamp_search.info import SEARCH, SHORT, SearchStage
+from methods.core.citations import CLAMP, CLAMP_CODE
+from methods.sources.clamp.info import SYNTHESIS, SynthesisStage
+
+
+class ClampOptions(SynthesisStage, SearchStage):
+    """Both stages, alternating."""
+
+    refresh: Literal["pass", "cycles", "never"] = Field(
+        "pass",
+        description="when images are refreshed: after every pass, after every half of a layer's cycles (the paper's "
+        "C/2, read literally), or never",
+    )
+    refresh_steps: int = Field(20, ge=1, description="synthesis steps of a refresh, from the images at hand")
+
+
+# One point each that the sources leave open, or that figures and digests tell differently (CLAMP.md, section 6).
+_ABLATIONS: dict[str, dict[str, object]] = {
+    "stage 1: log of sums": {"contrast": "log-of-sums"},
+    "stage 1: co-located positive": {"colocated": True},
+    "stage 1: gradient through both branches": {"gradient": "both"},
+    "stage 1: block outputs": {"tap": "block"},
+    "stage 1: temperature 1": {"temperature": 1.0},
+    "stage 1: 2 positives": {"positives": 2},
+    "stage 1: 5x5 neighbourhood, 12 positives": {"neighbourhood": 5, "positives": 12},
+    "stage 1: no output loss": {"output_weight": 0.0},
+    "stage 1: total variation 0.05": {"tv_weight": 0.05},
+    "both stages: L1 output loss": {"output_target": "l1", "output_distance": "l1"},
+    "stage 2: layer loss relational": {"local_loss": "relational"},
+    "stage 2: layer loss squared error": {"local_loss": "mse"},
+    "stage 2: temperature 3": {"search_temperature": 3.0},
+    "stage 2: channel pooling": {"pooling": "channels"},
+    "stage 2: output loss of every candidate": {"output_loss": "candidate"},
+    "stage 2: output loss once a layer": {"output_loss": "accept"},
+    "stage 2: no output loss": {"output_loss": "none"},
+    "stage 2: population 30": {"population": 30},
+    "stage 2: 1 pass": {"passes": 1},
+    "stage 2: 8 cycles": {"cycles": 8},
+    "stage 2: no crossover": {"crossover": 0.0},
+    "stage 2: no diversity step": {"diversity": False},
+    "stage 2: last layer first": {"order": "last-to-first"},
+    "refresh: never": {"refresh": "never"},
+    "refresh: every C/2 cycles, 2 steps": {"refresh": "cycles", "refresh_steps": 2},
+    "softmax in 8 bits": {"softmax_bits": 8},
+    "OMSE activation ranges": {"ranges": "omse"},
+}
+
+INFO = PluginInfo(
+    name="clamp",
+    kind="method",
+    summary="CLAMP-ViT: patch-contrastive synthesis alternating with layer-wise evolutionary search of scales and "
+    "bit-widths",
+    target="methods.end_to_end.clamp.method:Clamp",
+    requires="methods.core.graph.requirements:patches_and_pieces",
+    origin="reconstruction",
+    options=ClampOptions,
+    presets={
+        "quick": SHORT | {"steps": 25, "refresh_steps": 10, "population": 8, "cycles": 4},
+        "default": SHORT | {"steps": 75, "refresh_steps": 10},
+        "paper": {},
+    },
+    ablations=_ABLATIONS,
+    mixed=True,
+    paper=CLAMP,
+    code=CLAMP_CODE,
+    deviations=(
+        *SYNTHESIS,
+        *SEARCH,
+        "images are refreshed once a pass from the images at hand; the paper's cadence (every C/2 cycles) is ambiguous "
+        "(option refresh); presets quick and default refresh by 10 steps (preset paper: 20)",
+    ),
+)

@@ -1,0 +1,77 @@
+"""CLAMP-ViT: synthesis and search, alternating."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from harness.api.compose import images_of
+from harness.api.contracts import CalibrationData, QuantizedModel, RunContext, VisionModel
+from harness.api.spec import BitSpec
+from methods.calibrators.clamp_search.calibrator import finished, unfit
+from methods.calibrators.clamp_search.search import Search
+from methods.calibrators.clamp_search.working import Working
+from methods.core.graph.sites import find_sites
+from methods.core.graph.trace import trace_of
+from methods.end_to_end.clamp.info import ClampOptions
+from methods.sources.clamp.info import INFO as SOURCE
+from methods.sources.clamp.source import ClampImages, Stage1
+
+
+class Clamp:
+    """CLAMP-ViT, a reconstruction: `methods.end_to_end.clamp.info` lists what is inferred.
+
+    Stage 1 makes images against the weight-quantized model; activation ranges are taken on them; then each of `passes`
+    passes evolves all layers, and images and ranges are refreshed against the model as quantized so far: between
+    passes, within every layer's cycles, or never.
+    """
+
+    def __init__(self, options: ClampOptions) -> None:
+        self.options = options
+
+    def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
+        """A budget below the narrowest width cannot be met; softmax outputs have their bits from scheme matmul."""
+        return unfit(spec, scheme, self.options)
+
+    def quantize(
+        self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
+    ) -> QuantizedModel:
+        """Quantize `model`; `calib` is not used."""
+        o = self.options
+        graph = trace_of(model)
+        stage1 = Stage1(model, graph, o, ctx)
+        # The source's own options and identity, so that `clamp` and `clamp+minmax` share their images.
+        options = SOURCE.options(**{k: v for k, v in o.model_dump().items() if k in SOURCE.options.model_fields})
+        sites = find_sites(graph, scheme, spec, softmax_bits=o.softmax_bits)
+        images = images_of(
+            SOURCE,
+            options,
+            ClampImages(options),
+            model,
+            spec=spec,
+            scheme=scheme,
+            ctx=ctx,
+            make=lambda: stage1.first_images(graph, scheme, spec),
+        )
+        with ctx.stage("calibrate"):
+            working = Working(model, sites, spec, o, images)
+        refreshed = 0
+
+        def refresh(images: Tensor) -> Tensor:
+            nonlocal refreshed
+            with ctx.stage("refresh"):
+                name = f"refresh-{refreshed}"
+                refreshed += 1
+                # Within layers' cycles there are hundreds.
+                curve = o.refresh == "pass"
+                return stage1.optimise(
+                    images, working.quantized, rounds=1, steps=o.refresh_steps, name=name, curve=curve
+                )
+
+        with ctx.stage("search"):
+            search = Search(model, graph, working, spec, o, ctx, images, refresh if o.refresh == "cycles" else None)
+            for number in range(o.passes):
+                search.run_pass(number)
+                if o.refresh == "pass" and number + 1 < o.passes:
+                    search.renew(refresh)
+        ctx.keep_images(search.images)
+        return finished(search, working, ctx)

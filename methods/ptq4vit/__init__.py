@@ -1,1 +1,0 @@
-"""PTQ4ViT and its baseline BasePTQ (ECCV 2022)."""

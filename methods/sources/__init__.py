@@ -1,0 +1,1 @@
+"""Image sources: a folder per plugin, named as it is."""

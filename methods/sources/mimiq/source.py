@@ -1,0 +1,65 @@
+"""MimiQ's image source."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from harness.api.contracts import CalibrationData, RunContext, VisionModel
+from harness.api.spec import BitSpec
+from methods.core.graph.attention import between_patches, find_attention
+from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
+from methods.core.graph.trace import trace_of
+from methods.core.synthesis.descent import optimise_images, start_images, total_variation, tv_scale
+from methods.sources.mimiq.info import MimiqOptions
+from methods.sources.mimiq.similarity import head_dissimilarity
+
+REFERENCE_BATCH = math.sqrt(16 / 32)  # total variation of MimiQ's batch of 16 images to that of PSAQ-ViT's of 32
+
+
+class Mimiq:
+    """Images whose heads attend alike: L = L_heads + L_CE + 2.5e-5 TV. A reconstruction: see `info`."""
+
+    def __init__(self, options: MimiqOptions) -> None:
+        self.options = options
+
+    def precision(self, spec: BitSpec, scheme: str) -> str:
+        """Of neither bits nor scheme: only the float model takes part."""
+        return ""
+
+    def images(
+        self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
+    ) -> Tensor:
+        """Synthesized normalised images (n, *input_shape)."""
+        o = self.options
+        targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
+        layers = [a for a in find_attention(trace_of(model)) if a.heads > 1]
+        points = [a.products if o.maps == "products" else a.weights for a in layers]
+        found: dict[tuple[OpKey, int], Tensor] = {}
+
+        def loss(batch: Tensor) -> Tensor:
+            value = o.class_weight * model.target_loss(model.net(batch), targets)
+            value = value + o.tv_weight * REFERENCE_BATCH * total_variation(batch) / tv_scale(batch)
+            terms = [
+                head_dissimilarity(between_patches(found[point], layer))
+                for layer, point in zip(layers, points, strict=True)
+            ]
+            return value + o.similarity_weight * torch.stack(terms).mean() if terms else value
+
+        with Interceptor(model.net, tap_transforms(points, found)):
+            return optimise_images(
+                model,
+                start_images(model, o.images, ctx),
+                loss,
+                o,
+                name="synthesize",
+                lr=o.lr,
+                rounds=o.rounds,
+                steps=o.steps,
+                floor=o.lr_floor,
+                decay=o.weight_decay,
+                generator=ctx.generator("augmentation"),
+                ctx=ctx,
+            )

@@ -1,0 +1,1 @@
+"""Gaussian noise, the floor of data-free calibration."""

@@ -1,0 +1,1 @@
+"""Real training images, the ceiling of image sources; not data-free."""

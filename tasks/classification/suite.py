@@ -1,0 +1,223 @@
+"""Adapter of the classification task: its suites behind the harness's Suite contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+import torch
+
+from harness.api.contracts import CalibrationData, Evaluation, VisionModel
+from harness.api.errors import UsageError
+from harness.api.sealing import check_not_sealed
+from tasks.models.checkpoint_use import Facts
+from tasks.models.checkpoints import identity
+from tasks.models.timm_models import PREFIX, RANDOM, Preprocessing, build_timm, untrained_timm, vision_model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+IMAGENET_MODELS = tuple(
+    PREFIX + name
+    for name in (
+        "deit_tiny_patch16_224",
+        "deit_small_patch16_224",
+        "deit_base_patch16_224",
+        "swin_tiny_patch4_window7_224",
+        "swin_small_patch4_window7_224",
+        "vit_small_patch16_224",
+        "vit_base_patch16_224",
+    )
+)
+
+
+class ImageData(Protocol):
+    """Evaluation images and a pool of calibration images; the length is the number of evaluation images."""
+
+    classes: int
+    class_names: Sequence[str]  # in the order of labels; empty if the suite's own models are all that know them
+    calibration_size: int
+
+    def __len__(self) -> int:
+        """Number of evaluation images."""
+
+    def identity(self) -> str:
+        """Revision of the data."""
+
+    def calibration_identity(self) -> str:
+        """Revision of the pool of calibration images; empty if `identity` covers it."""
+
+    def evaluation(self, model: VisionModel, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of normalised images and labels (CPU), the first `count` images, class-interleaved."""
+
+    def calibration(self, model: VisionModel, indices: Sequence[int]) -> Tensor:
+        """Normalised images at `indices` of the pool (CPU)."""
+
+
+def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite:
+    """Open `embedded`, `cifar10`, `imagenet` or `tiny`.
+
+    Raises:
+        UsageError: no such suite, or its data cannot be used; the message says what is missing.
+    """
+    if suite == "embedded":
+        if data_root is not None:
+            raise UsageError("suite 'embedded' brings its own data and takes no data root; did you mean 'imagenet'?")
+        from tasks.suites.embedded.subset import EmbeddedData
+        from tasks.suites.embedded.zoo import ZOO
+
+        return ClassificationSuite(suite, EmbeddedData(), ZOO.names, ZOO.build_trained, ZOO.input)
+    if suite == "cifar10":
+        from tasks.suites.cifar10 import zoo
+        from tasks.suites.cifar10.data import CifarData
+
+        return ClassificationSuite(suite, CifarData(data_root), zoo.ZOO.names, zoo.ZOO.build_trained, zoo.ZOO.input)
+    if suite == "imagenet":
+        if data_root is None:
+            raise UsageError(
+                "suite 'imagenet' needs images; write --data-root DIR, where DIR/val holds one folder per class"
+            )
+        from tasks.suites.imagenet.folder import ImageFolder
+
+        return ClassificationSuite(suite, ImageFolder(data_root), IMAGENET_MODELS)
+    if suite == "tiny":
+        from tasks.suites.tiny import suite as tiny
+
+        return ClassificationSuite(suite, tiny.TinyData(), tuple(tiny.NETWORKS), tiny.build, tiny.INPUT)
+    raise UsageError(f"classification has no suite '{suite}'; it has embedded, cifar10, imagenet, tiny")
+
+
+@dataclass(frozen=True)
+class ClassificationSuite:
+    """One data set with the models that it is run with. `own` builds the models that are not timm's by name."""
+
+    name: str
+    data: ImageData
+    own_models: tuple[str, ...]
+    own: Callable[[str], nn.Module] | None = None
+    fixed: Preprocessing | None = None  # None: every model brings its own preprocessing
+    task: str = "classification"
+    primary_metric: str = "top1"
+    _identities: dict[str, str] = field(default_factory=dict)
+    _facts: dict[str, Facts] = field(default_factory=dict)
+
+    def models(self) -> Sequence[str]:
+        """Names of the suite's own models."""
+        return self.own_models
+
+    def model_identity(self, model: str) -> str:
+        """Hash of architecture, weights and preprocessing."""
+        if model not in self._identities:
+            self._build(model)
+        return self._identities[model]
+
+    def canonical_name(self, model: str) -> str:
+        """`timm:NAME@FILE` with the first eight digits of the model's identity for the file; others as they are."""
+        name, separator, weights = model.partition("@")
+        if not (model.startswith(PREFIX) and separator) or weights == RANDOM:
+            return model
+        return f"{name}@{self.model_identity(model)[:8]}"
+
+    def untrained(self, model: str) -> VisionModel | None:
+        """A timm model without its weights, or None for one of the suite's own."""
+        if not model.startswith(PREFIX):
+            return None
+        net, preprocessing = untrained_timm(model, classes=self.data.classes, fixed=self.fixed)
+        return vision_model(model, net, preprocessing, next(net.parameters()).device)
+
+    def check_limit(self, limit: int | None) -> None:
+        """Raise UsageError unless there are `limit` evaluation images."""
+        available = len(self.data)
+        if limit is not None and not 1 <= limit <= available:
+            raise UsageError(f"limit {limit} is not between 1 and the {available} evaluation images of '{self.name}'")
+
+    def data_identity(self) -> str:
+        """Revision of the data, 16 hexadecimal digits."""
+        return self.data.identity()
+
+    def calibration_identity(self) -> str:
+        """Revision of the training images where it is apart, else empty. Raises UsageError if there are none."""
+        return self.data.calibration_identity()
+
+    def notices(self, model: str) -> Sequence[str]:
+        """What the user should know of how `model` is used."""
+        self.model_identity(model)
+        return self._facts[model].notices
+
+    def load(self, model: str, device: torch.device) -> VisionModel:
+        """The float model on `device`."""
+        net = self._build(model)
+        preprocessing = self.fixed or Preprocessing.of(net)
+        return vision_model(model, net, preprocessing, device, self._said(model, preprocessing))
+
+    def _said(self, model: str, preprocessing: Preprocessing) -> dict[str, Any]:
+        facts = self._facts[model]
+        said = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(preprocessing).items()}
+        return said | {"from": facts.origin, "classes": facts.classes, "weights": facts.weights}
+
+    def _build(self, model: str) -> nn.Module:
+        """The model, and note its identity: its file may be another one than the last time."""
+        net, self._facts[model] = self._net(model)
+        architecture = model.partition("@")[0]  # where the weights lie does not matter, only what they are
+        self._identities[model] = identity([architecture, asdict(self.fixed or Preprocessing.of(net))], net)
+        return net
+
+    def _net(self, model: str) -> tuple[nn.Module, Facts]:
+        if model.startswith(PREFIX):
+            names = self.data.class_names
+            return build_timm(model, classes=self.data.classes, fixed=self.fixed, class_names=names)
+        if self.own is None or model not in self.own_models:
+            hint = (
+                f"did you mean {PREFIX}{model}?"
+                if PREFIX + model in self.own_models
+                else "timm:NAME and timm:NAME@FILE work too"
+            )
+            raise UsageError(f"suite '{self.name}' has no model '{model}'; it has {', '.join(self.own_models)}; {hint}")
+        return self.own(model), Facts("the suite")
+
+    def calibration(self, model: VisionModel) -> CalibrationData:
+        """Training images for `model`, on its device."""
+        check_not_sealed("calibration images")
+        return _Calibration(self.data, model)
+
+    def evaluate(self, model: VisionModel, forward: Callable[[Tensor], Any], limit: int | None) -> Evaluation:
+        """Top-1 of `forward` in points, with top-5 where there are more than ten classes."""
+        check_not_sealed("evaluation images")
+        self.check_limit(limit)
+        parts: list[Tensor] = []  # per batch (b, 3): label, prediction, is it among the first five
+        with torch.inference_mode():
+            for images, labels in self.data.evaluation(model, limit or len(self.data)):
+                logits = forward(images.to(model.device)).float().cpu()
+                # A broken model must not score by where its NaN happen to lie.
+                broken = logits.isnan().any(1)
+                top5 = logits.topk(min(5, logits.shape[1])).indices.eq(labels[:, None]).any(1) & ~broken
+                parts.append(torch.stack([labels, logits.argmax(1).masked_fill(broken, -1), top5], dim=1))
+        label, prediction, top5 = torch.cat(parts).numpy().T
+        correct = label == prediction
+        metrics = {"top1": 100.0 * float(correct.mean())}
+        if self.data.classes > 10:
+            metrics["top5"] = 100.0 * float(top5.mean())
+        outcomes = pd.DataFrame(
+            {"index": range(len(label)), "label": label, "prediction": prediction, "correct": correct}
+        )
+        return Evaluation(metrics, outcomes)
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """Draws training images without replacement."""
+
+    data: ImageData
+    model: VisionModel
+
+    def images(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` distinct normalised images (count, channels, height, width) on the model's device."""
+        check_not_sealed("calibration images")
+        available = self.data.calibration_size
+        if not 1 <= count <= available:
+            raise UsageError(f"{count} calibration images were asked for, but there are 1 to {available} to draw")
+        chosen = torch.randperm(available, generator=generator)[:count].tolist()
+        return self.data.calibration(self.model, chosen).to(self.model.device)

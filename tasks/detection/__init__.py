@@ -1,0 +1,1 @@
+"""Task `detection`: box AP."""

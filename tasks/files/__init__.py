@@ -1,0 +1,1 @@
+"""Files of data sets: their content by hash, images, downloads."""

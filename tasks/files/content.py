@@ -1,0 +1,249 @@
+"""What files hold, by SHA-256. Files are read once; what was found is remembered for as long as they are untouched.
+
+A file counts as untouched while size, times of change and inode are the same. The memory is one JSON file per folder in
+the user's cache directory: `$DFQBENCH_CACHE`, else `$XDG_CACHE_HOME/dfqbench`, else `~/.cache/dfqbench`. It can be
+deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from harness.api.errors import UsageError
+
+Check = Callable[[BinaryIO], str]  # what is wrong with an opened file; empty: nothing
+Signature = tuple[int, int, int, int]  # size, mtime and ctime in nanoseconds, inode
+T = TypeVar("T")
+R = TypeVar("R")
+
+_VERSION = 1  # of the memory, and of the checks whose result it holds
+_THREADS = 8
+_BATCH = 64  # files for one thread at once
+_LONG = 2**30  # bytes; reading more than these is announced
+# A file that was changed so short a time before it was read may change again within one tick of its clock.
+_SETTLED = 2.0  # seconds
+
+
+class UnreadableError(OSError):
+    """A path is not a regular file that can be read; the text says why."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    signature: Signature
+    sha256: str
+    passed: str  # name of the check that found nothing wrong with it; empty: none was asked for
+
+
+def cache_folder() -> Path | None:
+    """Where findings of any kind may be kept between runs; None if the user has no home."""
+    chosen, general = os.environ.get("DFQBENCH_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen)
+    if general and Path(general).is_absolute():
+        return Path(general) / "dfqbench"
+    try:
+        return Path.home() / ".cache" / "dfqbench"
+    except RuntimeError:
+        return None
+
+
+def hash_files(folder: Path, files: Sequence[Path], check: Check | None = None) -> list[str]:
+    """SHA-256 of the bytes of every file, in hex. Reads and checks files that are new or were changed, on threads.
+
+    Args:
+        folder: where the files lie; what is known of them is remembered under its name.
+        files: regular files, or symbolic links to such.
+        check: what each has to pass, such as `image_files.undecodable`; a function of a module, known by its name.
+
+    Raises:
+        UsageError: a file cannot be read, is not a regular file or does not pass; the first one is named.
+    """
+    started = time.time()
+    memory = _Memory(folder)
+    names = [_name(folder, path) for path in files]
+    signatures = _each(lambda path: _outcome(signature, path), files)
+    known = [memory.get(name, found, check) for name, found in zip(names, signatures, strict=True)]
+    new = [place for place, (found, old) in enumerate(zip(signatures, known, strict=True)) if old is None]
+    _announce(folder, [found[0] for place in new if isinstance(found := signatures[place], tuple)])
+
+    def read(place: int) -> _Known | OSError:
+        found = signatures[place]
+        return found if isinstance(found, OSError) else _outcome(lambda path: _read(path, check), files[place])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of oddities in files that it can read
+        found_now = dict(zip(new, _each(read, new), strict=True))
+    memory.add({names[place]: found for place, found in found_now.items() if isinstance(found, _Known)}, started)
+    outcomes = [known[place] or found_now[place] for place in range(len(files))]
+    bad = [(path, error) for path, error in zip(files, outcomes, strict=True) if isinstance(error, OSError)]
+    if bad:
+        path, error = bad[0]
+        more = f"; {len(bad) - 1} more in {folder} cannot either" if len(bad) > 1 else ""
+        raise UsageError(f"{path} cannot be used: {reason(error)}{more}")
+    return [found.sha256 for found in outcomes if isinstance(found, _Known)]
+
+
+def identity(folder: Path, files: Sequence[Path], hashes: Sequence[str], more: Iterable[str] = ()) -> str:
+    """Hash of what files hold and of where in `folder` they lie, in their order, and of `more`: 16 hex digits."""
+    whole = hashlib.sha256()
+    for path, content in zip(files, hashes, strict=True):
+        whole.update(os.fsencode(f"{_name(folder, path)}\0{content}\n"))
+    for text in more:
+        whole.update(os.fsencode(f"\0{text}\n"))
+    return whole.hexdigest()[:16]
+
+
+def signature(path: Path) -> Signature:
+    """What changes when the regular file at `path` does.
+
+    Raises:
+        OSError: there is no such file; `UnreadableError` if it is none that can be read to its end.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise UnreadableError(f"it is a symbolic link to {path.readlink()}, which does not exist") from None
+        raise
+    return _regular(found)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; never waits, as opening a FIFO would.
+
+    Raises:
+        OSError: as `signature`, or the file may not be read.
+    """
+    signature(path)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        _regular(os.fstat(file.fileno()))
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def reason(error: OSError) -> str:
+    """What an error of the file system says, without the path that the sentence names anyway."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _regular(found: os.stat_result) -> Signature:
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFDIR: "a folder"}
+        raise UnreadableError(f"it is {kinds.get(stat.S_IFMT(found.st_mode), 'a socket or the like')}, not a file")
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _read(path: Path, check: Check | None) -> _Known:
+    with open_regular(path) as file:
+        before = _regular(os.fstat(file.fileno()))
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if check is not None:
+            file.seek(0)
+            if found := check(file):
+                raise UnreadableError(found)
+        if _regular(os.fstat(file.fileno())) != before:
+            raise UnreadableError("it changes while it is read")
+    return _Known(before, digest, "" if check is None else check.__name__)
+
+
+def _outcome(function: Callable[[T], R], argument: T) -> R | OSError:
+    try:
+        return function(argument)
+    except OSError as error:
+        return error
+
+
+def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`function` of every item, on threads: reading, hashing and decoding leave the interpreter free."""
+    parts = [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [found for part in pool.map(lambda part: [function(item) for item in part], parts) for found in part]
+
+
+def _name(folder: Path, path: Path) -> str:
+    inside = str(path).removeprefix(f"{folder}{os.sep}")  # several times as fast as pathlib, for a million files
+    return inside.replace(os.sep, "/")
+
+
+def _announce(folder: Path, sizes: Sequence[int]) -> None:
+    if sum(sizes) >= _LONG:
+        amount = f"{len(sizes):,} files ({sum(sizes) / 2**30:.1f} GiB)"
+        sys.stderr.write(f"Reading {amount} in {folder}, once, to know what they hold.\n")
+
+
+class _Memory:
+    """What is known of the files of one folder. The file says its own hash, so that a damaged one counts as none."""
+
+    def __init__(self, folder: Path) -> None:
+        cache = cache_folder()
+        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+        self._folder = folder
+        self._file = None if cache is None else cache / "contents" / f"{name}.json"
+        self._known = self._load()
+
+    def get(self, name: str, found: Signature | OSError, check: Check | None) -> _Known | None:
+        """What is known of a file, if it is as it was and passed the check."""
+        known = self._known.get(name)
+        if known is None or known.signature != found:
+            return None
+        return known if check is None or known.passed == check.__name__ else None
+
+    def add(self, new: dict[str, _Known], started: float) -> None:
+        """Remember files, but for those that were changed just before; forget those that are gone."""
+        settled = (started - _SETTLED) * 1e9
+        new = {name: known for name, known in new.items() if max(known.signature[1:3]) < settled}
+        if not new or self._file is None:
+            return
+        kept = {n: known for n, known in self._load().items() if n in new or os.path.lexists(self._folder / n)} | new
+        content = {"version": _VERSION, "folder": str(self._folder.resolve())}
+        content["files"] = {n: [*known.signature, known.sha256, known.passed] for n, known in kept.items()}
+        with contextlib.suppress(OSError):  # it is a help, not a result
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(content, separators=(",", ":")).encode()
+            _replace(self._file, f"{hashlib.sha256(text).hexdigest()}\n".encode() + text)
+
+    def _load(self) -> dict[str, _Known]:
+        if self._file is None:
+            return {}
+        try:
+            with open_regular(self._file) as file:
+                check, text = file.readline().strip(), file.read()
+        except OSError:
+            return {}
+        if hashlib.sha256(text).hexdigest().encode() != check:
+            return {}
+        content = json.loads(text)
+        if content["version"] != _VERSION:
+            return {}
+        return {name: _Known(tuple(entry[:4]), *entry[4:]) for name, entry in content["files"].items()}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that others see the old or the new one whole."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise

@@ -1,0 +1,1 @@
+"""Float models, and the checkpoints they come from."""
