@@ -1,1 +1,1 @@
-"""Quantization methods, image sources and calibrators, one plugin a file or folder."""
+"""Quantization methods, image sources and calibrators, one plugin per file or folder."""

@@ -165,7 +165,7 @@ class TaskInfo:
     suites: Mapping[str, str]  # suite name -> one-line description
     target: str
     models: Mapping[str, str] = field(default_factory=dict)  # model name or pattern -> one-line description
-    # `module:function` for tasks whose primary metric is no share of images that are `correct`: the function makes a
+    # `module:function` for tasks whose primary metric is not a share of images that are `correct`: the function makes a
     # `harness.report.stats.Metric` of the outcomes of one cell, a frame with one row per image. Reports resample images
     # with it.
     resampling: str = ""

@@ -166,7 +166,7 @@ class Catalog:
         for kind, registry, part in (("source", self.sources, first), ("calibrator", self.calibrators, second)):
             if part.name not in registry and part.name in self.method_names():
                 raise UsageError(
-                    f"'{part.name}' in '{text}' is no {kind}; a cross is SOURCE+CALIBRATOR (`list methods`)"
+                    f"'{part.name}' in '{text}' is not a {kind}; a cross is SOURCE+CALIBRATOR (`list methods`)"
                 )
 
     def _info(self, kind: Kind, name: str) -> PluginInfo:

@@ -14,7 +14,7 @@ Unmet = dict[tuple[str, str], str]  # method and scheme -> why it cannot run the
 
 
 class Requirements:
-    """What is known of one network: each requirement is looked into once a scheme."""
+    """What is known of one network: each requirement is looked into once per scheme."""
 
     def __init__(self, model: VisionModel) -> None:
         self._model = model

@@ -108,7 +108,7 @@ def _losses(model: VisionModel) -> None:
     output = model.net(images)
     targets = model.sample_targets(len(images), torch.Generator().manual_seed(0))
     loss = model.target_loss(output, targets)
-    _demand(loss.dim() == 0 and loss.isfinite(), "target_loss is no finite scalar")
+    _demand(loss.dim() == 0 and loss.isfinite(), "target_loss is not a finite scalar")
     (gradient,) = torch.autograd.grad(loss, images)
     _demand(gradient.isfinite().all() and gradient.abs().sum() > 0, "target_loss has no gradient for the images")
     with torch.no_grad():

@@ -322,7 +322,7 @@ def regress(  # noqa: PLR0917 - typer passes them by name
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,
     history: Annotated[
-        str | None, typer.Option(metavar="LABEL", help=f"Also add a row a case to {HISTORY}, as renewing does.")
+        str | None, typer.Option(metavar="LABEL", help=f"Also add a row per case to {HISTORY}, as renewing does.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the records here; measured anew all the same.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; those of the suite if left out.")] = None,

@@ -23,7 +23,7 @@ def open_regular(path: Path, most: int = MOST) -> BinaryIO:
     """Open a file to read its bytes. A FIFO would wait for a writer, a device may never end.
 
     Raises:
-        OSError: there is no such file, it may not be read, it is no regular file, or it has more than `most` bytes.
+        OSError: there is no such file, it may not be read, it is not a regular file, or it has more than `most` bytes.
     """
     _check_regular(path, path.stat(), most)  # before it is opened as well: opening alone makes some devices act
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -55,7 +55,7 @@ def read_regular(path: Path, most: int = MOST) -> bytes:
 
 def _check_regular(path: Path, found: os.stat_result, most: int) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     if found.st_size > most:
         raise _too_large(path, most)
 

@@ -26,9 +26,9 @@ class _Part(BaseModel):
 
 
 class DenseOutcomes(_Part):
-    """Outcomes of a metric that is no share of right images, see `outcomes.Dense`: both in base64, little-endian.
+    """Outcomes of a metric that is not a share of right images, see `outcomes.Dense`: both in base64, little-endian.
 
-    `digests` has 32 bits an image, `draws` the metric on resampled images in single precision; `check` is a digest of
+    `digests` has 32 bits per image, `draws` the metric on resampled images in single precision; `check` is a digest of
     both with the value and the number of images.
     """
 
@@ -38,8 +38,9 @@ class DenseOutcomes(_Part):
 
 
 class Entry(_Part):
-    """One case. `correct` has a bit an image, packed (the first image is the highest bit) and in base64; a metric that
-    is no share of right images has `dense` instead. `environment` is that of its outcomes if it is not the baseline's.
+    """One case. `correct` has a bit per image, packed (the first image is the highest bit) and in base64; a metric that
+    is not a share of right images has `dense` instead. `environment` is set where the outcomes come from another one
+    than the baseline's.
     """
 
     cell: Cell

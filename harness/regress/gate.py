@@ -194,7 +194,7 @@ def _renew(path: Path, old: Baseline | None, cases: Sequence[Case], run: _Run, r
 
 
 def _remember(path: Path, label: str, run: _Run, console: Console) -> None:
-    """Add a row a case to the history."""
+    """Add a row per case to the history."""
     assert run.environment is not None
     numbers = [history.Number(m.cell, m.metric, m.value, m.images) for m in run.measured.values()]
     added = history.append(path, numbers, label.strip(), revision(), run.environment.fingerprint)

@@ -63,7 +63,7 @@ def measurement(record: Record, store: Store, task: TaskInfo) -> Measurement:
     if not abs(dense.resampled.value - value) < SAME:
         raise wrong
     facts["resamples"] = digest(stats.resamples(len(frame))[0].tolist())[:8]  # draws of others cannot be paired
-    # Two ways to compute one number differ in the last digits, which is no move.
+    # Two ways to compute one number differ in the last digits, which is not a move.
     dense = Dense(dense.digests, replace(dense.resampled, value=value))
     return Measurement(record.cell, metric, value, dense, facts)
 

@@ -1,4 +1,4 @@
-"""What the gate keeps of every image: whether it was right or, for metrics that are no share of right images, a digest.
+"""What the gate keeps of every image: whether it was right or, where a metric is not a share of right images, a digest.
 
 A digest says whether an image's outcome changed, not how; what the metric would be on resampled images says how much of
 a difference such changes make. Both are small, so that a baseline holds no detections and no confusion matrices.
@@ -24,7 +24,7 @@ _DIGITS = 8  # hexadecimal ones of an image's digest, 32 bits
 class Dense:
     """Outcomes of images that are not simply right or wrong.
 
-    `digests` has one number an image, (images,), equal where the outcome is; `resampled` the metric in points, its
+    `digests` has one number per image, (images,), equal where the outcome is; `resampled` the metric in points, its
     draws in single precision as in a file.
     """
 
@@ -36,7 +36,7 @@ class Dense:
 
     @classmethod
     def of(cls, frame: pd.DataFrame, metric: stats.Metric) -> Dense:
-        """The outcomes of a cell, a row an image.
+        """The outcomes of a cell, a row per image.
 
         Columns of floats do not count as part of an outcome: scores are rounded differently where nothing is found
         differently, and whether their order changed is seen in the other columns and in the metric.
@@ -67,7 +67,7 @@ class Dense:
 
 
 def pack_correct(correct: Correct) -> str:
-    """A bit an image, the first one the highest, in base64."""
+    """A bit per image, the first one the highest, in base64."""
     return _encoded(np.packbits(correct).tobytes())
 
 

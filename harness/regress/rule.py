@@ -49,7 +49,7 @@ class Limits:
         return np.asarray(np.abs(np.subtract(up, down)) > self.net + _ROUNDING)
 
     def exceeded(self, points: float) -> bool:
-        """Whether a change of a metric that is no share of images is beyond the tolerance."""
+        """Whether a change of a metric that is not a share of images is beyond the tolerance."""
         return abs(points) > self.tolerance + _ROUNDING
 
     def restless(self, up: ArrayLike, down: ArrayLike) -> NDArray[np.bool_]:

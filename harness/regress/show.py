@@ -1,4 +1,4 @@
-"""The gate's report as text: for a terminal, as Markdown and, a line a case, for annotations. Pure."""
+"""The gate's report as text: for a terminal, as Markdown and, a line per case, for annotations. Pure."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def split(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
 
 
 def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
-    """A table a scheme and precision: every switch's accuracy, difference to the base, significance and time."""
+    """A table per scheme and precision: every switch's accuracy, difference to the base, significance and time."""
     parts = ["# Ablation\n"]
     for title, rows, table in split(frame):
         parts += [

@@ -33,7 +33,7 @@ def conflict_frame(conflicts: Iterable[Conflict]) -> pd.DataFrame:
 
 
 def conflict_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame as it is shown, a row a record."""
+    """The frame as it is shown, a row per record."""
     return frame.assign(key=frame["key"].str[:12]).set_index("cell")
 
 

@@ -32,7 +32,7 @@ NOTES = f"""\
 
 
 def crosses(cells: pd.DataFrame, summary: pd.DataFrame, outcomes: Outcomes, names: Mapping[str, str]) -> pd.DataFrame:
-    """One row a source and calibrator that were measured together, of every table that has at least two of each.
+    """One row per source and calibrator that were measured together, of every table that has at least two of each.
 
     Columns `best` to `p_value` compare the sources of one calibrator; `p_holm` is adjusted over a table.
 
@@ -132,7 +132,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
-    """A table a model, scheme and precision."""
+    """A table per model, scheme and precision."""
     parts = ["# Sources × calibrators\n"]
     for title, rows in split(frame):
         shown = table(rows)

@@ -1,4 +1,4 @@
-"""The cross table as a heat map: a panel a precision, with the same sources and calibrators in the same order."""
+"""The cross table as a heat map: a panel per precision, with the same sources and calibrators in the same order."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _table(path: Path, frames: Sequence[pd.DataFrame]) -> Path:
 def _sites(
     cells: pd.DataFrame, records: Mapping[str, Record], suite: Suite, model: VisionModel, count: int
 ) -> pd.DataFrame:
-    """One row a record and activation site, the costliest sites of each record first."""
+    """One row per record and activation site, the costliest sites of each record first."""
     import torch
 
     from methods.core.diagnostics import site_effects

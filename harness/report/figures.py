@@ -28,7 +28,7 @@ Style = dict[str, Any]
 
 
 def accuracy_figure(summary: pd.DataFrame) -> Figure | None:
-    """One panel a model and scheme: mean accuracy of every method at every precision. None without measurements."""
+    """One panel per model and scheme: mean accuracy of every method at every precision. None without measurements."""
     measured = summary[summary["status"] == "ok"]
     quantized = measured[measured["role"] != "float"]
     if quantized.empty:

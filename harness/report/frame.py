@@ -1,4 +1,4 @@
-"""From records to one tidy DataFrame, a row a cell. Everything else of the report works on this frame."""
+"""From records to one tidy DataFrame, a row per cell. Everything else of the report works on this frame."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FLOOR_SOURCE = "noise"  # the image source below which no method should fall; a 
 
 
 def cells_frame(records: Iterable[Record], outcomes: Outcomes) -> pd.DataFrame:
-    """One row a cell, sorted by its coordinates, so that the same records give the same frame in any order.
+    """One row per cell, sorted by its coordinates, so that the same records give the same frame in any order.
 
     `method` and `model` tell variants apart that share a name: other options are added to the method, other weights to
     the model. `accuracy` is the suite's primary metric in points, `images` the number of images behind it.

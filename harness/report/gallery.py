@@ -24,7 +24,7 @@ Snapshots = Mapping[int, NDArray[np.uint8]]  # optimisation step -> images (n, h
 
 
 def gallery_figure(title: str, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> Figure:
-    """One row a method: its name and its first images, enlarged without smoothing.
+    """One row per method: its name and its first images, enlarged without smoothing.
 
     Args:
         title: Says which model and seed; how many images there are stands behind it.
@@ -107,7 +107,7 @@ def one_precision(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def iterations_figure(title: str, rows: Sequence[tuple[str, Snapshots]]) -> Figure:
-    """One row a method: its first four images as a square, after each step that was kept.
+    """One row per method: its first four images as a square, after each step that was kept.
 
     Args:
         title: Says which model, precision and seed.

@@ -118,7 +118,7 @@ def _origins(frame: pd.DataFrame) -> list[Column]:
 
 
 def results_grid(summary: pd.DataFrame) -> Grid:
-    """The summary, in the order of the comparison tables: a row a group, model and method, seeds averaged."""
+    """The summary, in the order of the comparison tables: a row per group, model and method, seeds averaged."""
     ordered = [
         rows.sort_values("method", key=lambda names: names.map(tables.order(group).index), kind="stable")
         for _, group in tables.groups(summary)

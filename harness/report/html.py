@@ -155,7 +155,7 @@ def png(image: NDArray[np.uint8]) -> str:
 
 
 def _averaged(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Means of squares of `factor` pixels a side; what is left over at the right and at the bottom is cut off."""
+    """Means of squares of `factor` pixels per side; what is left over at the right and at the bottom is cut off."""
     rows, columns = image.shape[0] // factor, image.shape[1] // factor
     whole = image[: rows * factor, : columns * factor]
     blocks = whole.reshape(rows, factor, columns, factor, image.shape[2])

@@ -143,7 +143,7 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
         for title, group in tables.groups(summary)
     ]
     if named:
-        yield Section("comparison", "Comparison, a table a precision and scheme", _tables(named, tables.NOTES))
+        yield Section("comparison", "Comparison, a table per precision and scheme", _tables(named, tables.NOTES))
     if len(results.switches):
         switched = [(t, frame, verdicts.sensitivity(rows)) for t, rows, frame in ablation.split(results.switches)]
         yield Section("ablation", "Ablation", _tables(switched, ablation.NOTES))

@@ -80,7 +80,7 @@ def _one_model(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _one_context(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """As `_one_model`, for figures that have a place for one record a method, scheme, precision and seed: what was
+    """As `_one_model`, for figures that have a place for one record per method, scheme, precision and seed: what was
     measured on other data or images is a model of its own, whose name says on which.
     """
     for model, of_model in frame.groupby("model", sort=True):

@@ -30,7 +30,7 @@ NOTES = """\
 
 
 def measured(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of every metric of every measured cell: a row a group, model, method and metric.
+    """Means over seeds of every metric of every measured cell: a row per group, model, method and metric.
 
     `method` and `model` are those of the tables; `cell_method` and `cell_model` the names in the cells.
     """

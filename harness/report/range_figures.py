@@ -24,7 +24,7 @@ INCHES_A_SITE = 0.135
 
 
 def range_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
-    """One row a site of every record that used no real image: its range beside that of real images.
+    """One row per site of every record that used no real image: its range beside that of real images.
 
     A record is compared with that of real images under the same calibrator (`psaq+omse` with `real+omse`), so that the
     images alone differ, or where there is none with `real`, whose ranges are min-max. `log2_width` is the logarithm of
@@ -91,8 +91,8 @@ def _agreement(ours: tuple[float, float], real: tuple[float, float]) -> dict[str
 
 
 def range_figure(frame: pd.DataFrame) -> Figure | None:
-    """Width against real images at every site of one model: a line a method, a panel a scheme, precision and reference,
-    so that the methods of a panel differ in their images alone.
+    """Width against real images at every site of one model: a line per method and a panel per scheme, precision
+    and reference, so that the methods of a panel differ in their images alone.
     """
     known = frame[frame["log2_width"].notna()]
     if known.empty:

@@ -25,7 +25,7 @@ NOTES = (
 
 
 def ranks(crossed: pd.DataFrame) -> pd.DataFrame:
-    """One row a model, scheme and source that has at least two calibrators in common with real images.
+    """One row per model, scheme and source that has at least two calibrators in common with real images.
 
     Args:
         crossed: what `cross.crosses` returns.
@@ -82,7 +82,7 @@ def split(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A table a model and scheme."""
+    """A table per model and scheme."""
     parts = ["# Do synthetic images rank the calibrators as real images do?\n", f"{NOTES}\n"]
     for title, shown in split(frame):
         shown.columns = pd.MultiIndex.from_product([shown.columns, [""]])

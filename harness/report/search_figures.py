@@ -19,7 +19,7 @@ from harness.results.record import Record
 
 KEY = [*CONTEXT, "model", "method", "scheme", "bits", "seed"]
 COMMON = [*KEY, "calibration_images"]  # what the frames of diagnostics say of every record
-# Diagnostic lists a value a cycle -> axis label.
+# Diagnostic lists a value per cycle -> axis label.
 CURVES = {
     "fitness": "best fitness (no unit), mean over\nlayers; lower is better",
     "diversity": "s. d. of scale multipliers (no unit)",
@@ -35,7 +35,7 @@ def measured(records: Iterable[Record], cells: pd.DataFrame) -> Iterator[tuple[d
 
 
 def search_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
-    """One row a cycle of every search: `fitness`, `diversity`, and `refreshed` where new images came before it."""
+    """One row per cycle of every search: `fitness`, `diversity`, and `refreshed` where new images came before it."""
     rows = []
     for coordinates, record in measured(records, cells):
         search = diagnostic(record, "search")
@@ -48,7 +48,7 @@ def search_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame
 
 
 def search_figure(frame: pd.DataFrame) -> Figure | None:
-    """Fitness and diversity over the cycles of one model's searches: a row of panels a method, a line a precision."""
+    """Fitness and diversity over the cycles of one model's searches: a row of panels per method, lines per bits."""
     rows = list(frame.groupby(["method", "scheme"]))
     if not rows:
         return None

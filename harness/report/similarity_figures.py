@@ -44,7 +44,7 @@ class Similarity:
 
 
 def similarity_frame(results: Sequence[Similarity]) -> pd.DataFrame:
-    """One row a set of images and block, and a row of their means: entropy in nats, neighbours' similarity."""
+    """One row per set of images and block, and a row of their means: entropy in nats, neighbours' similarity."""
     rows = []
     for result in results:
         fixed = {"method": result.label, "images": len(result.images)}
@@ -86,7 +86,7 @@ def _line_styles(results: Sequence[Similarity]) -> list[Style]:
 
 
 def maps_figure(title: str, results: Sequence[Similarity]) -> Figure:
-    """One row a set of images: two images, each beside the similarity of its patches to the framed centre patch."""
+    """One row per set of images: two images, each beside the similarity of its patches to the framed centre patch."""
     size = (2.4 + 1.5 * 2 * SHOWN + 0.9, 0.5 + 1.6 * len(results))
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12))  # names stand outside of the axes
     axes = figure.subplots(len(results), 2 * SHOWN, squeeze=False)

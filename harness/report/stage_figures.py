@@ -22,7 +22,7 @@ CAPTION = (
 
 
 def stage_frame(summary: pd.DataFrame) -> pd.DataFrame:
-    """One row a model, scheme and method that took time: seconds of each stage, what is left as `other`, and `total`.
+    """One row per model, scheme and method that took time: seconds of each stage, what is left as `other`, and `total`.
 
     Means over the precisions that were measured, each being a mean over seeds; sorted by total within model and scheme.
     """
@@ -42,7 +42,7 @@ def stage_frame(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def stage_figure(summary: pd.DataFrame) -> Figure | None:
-    """Stacked bars of one model, a panel a scheme; None if no stage took time."""
+    """Stacked bars of one model, a panel per scheme; None if no stage took time."""
     frame = stage_frame(summary)
     if frame.empty:
         return None

@@ -39,11 +39,11 @@ def mcnemar_of_counts(only_a: ArrayLike, only_b: ArrayLike) -> Floats:
 def paired_test(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided p-value that `a` and `b` are equally accurate, over one or several seeds; exact.
 
-    With several seeds every image occurs once a seed, and its outcomes are far from independent: pooling (image, seed)
-    pairs in McNemar's test would count one image several times and find differences that are not there. So the image
-    is the unit: each has d = (seeds where a is right) - (seeds where b is right), and if the two are equally good, d
-    is as likely to be -d. The sum of all d is compared with its distribution under independent random signs, which is
-    computed exactly, as a convolution of scaled binomials. With one seed this is the exact McNemar test.
+    With several seeds every image occurs once per seed, and its outcomes are far from independent: pooling
+    (image, seed) pairs in McNemar's test would count one image several times and find differences that are not there.
+    So the image is the unit: each has d = (seeds where a is right) - (seeds where b is right), and if the two are
+    equally good, d is as likely to be -d. The sum of all d is compared with its distribution under independent random
+    signs, computed exactly, as a convolution of scaled binomials. With one seed this is the exact McNemar test.
 
     The seeds are taken as given: the test does not say whether other seeds would agree; `compare_outcomes` does.
 
@@ -160,7 +160,7 @@ def compare_outcomes(a: ArrayLike, b: ArrayLike) -> Comparison:
 
 
 def compare_resampled(a: Sequence[Resampled], b: Sequence[Resampled]) -> Comparison:
-    """The same for metrics that are no mean over images, from their draws: one of each method and seed.
+    """The same for metrics that are not a mean over images, from their draws: one of each method and seed.
 
     The variance over images is that of the paired bootstrap, of the difference averaged over seeds.
     """

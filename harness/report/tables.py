@@ -47,7 +47,7 @@ REBUILT = """\
 """
 NOTES = f"""\
 - **Δ** is the difference to the float model in points. **Bold** is the model's data-free method of highest mean, which
-  by itself is no verdict. **vs best**, the difference to that one,
+  by itself is not a verdict. **vs best**, the difference to that one,
 {NOTE}{SPREAD}{UNVERIFIED_NOTE}\
 - *floor*: calibrated on noise. *ceiling*: calibrated on real training images, so not data-free and not ranked.
 {REBUILT}"""
@@ -59,7 +59,7 @@ def metric_name(metric: str) -> str:
 
 
 def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
-    """The main table as Markdown: accuracy, difference to float and significance, a table a scheme and precision."""
+    """The main table as Markdown: accuracy, difference to float and significance, a table per scheme and precision."""
     parts = ["# Comparison\n"]
     if summary.empty:
         parts.append(_floats(cells) or "Nothing was measured.\n")
@@ -111,7 +111,7 @@ def _origins(summary: pd.DataFrame) -> str:
 
 
 def costs_latex(summary: pd.DataFrame) -> str:
-    """The second table for a paper: one booktabs table a group and model."""
+    """The second table for a paper: one booktabs table per group and model."""
     return "\n".join(
         latex_table(title, table.set_index("method"), "".join("r" if name in NUMERIC else "l" for name in table)[1:])
         for title, table in _cost_tables(summary)
@@ -159,7 +159,7 @@ def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def latex(summary: pd.DataFrame) -> str:
-    """The main table for a paper: one booktabs table a group, needing the packages booktabs and multirow."""
+    """The main table for a paper: one booktabs table per group, needing the packages booktabs and multirow."""
     return "\n".join(latex_models(title + metric(group), comparison_table(group)) for title, group in groups(summary))
 
 
@@ -249,7 +249,7 @@ def by_model(group: pd.DataFrame, labels: Mapping[str, str], columns: Mapping[st
     """A table of strings: methods as rows, in the order of `labels`; per model the columns.
 
     Args:
-        group: A row a method and model.
+        group: A row per method and model.
         labels: What is shown for every method.
         columns: Name of each column and how its cell is made from a row of `group`; the accuracy has no name.
         title: Of the column of labels.

@@ -1,4 +1,4 @@
-"""The history of pinned results as a figure: a panel a model and method, a line a precision, changes marked.
+"""The history of pinned results as a figure: a panel per model and method, a line per precision, changes marked.
 
 Lines show the change since their first run, since precisions differ by tens of points and regressions by tenths.
 """

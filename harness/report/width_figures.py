@@ -20,7 +20,7 @@ WIDTHS = range(2, 9)
 
 
 def bits_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
-    """One row a layer of every mixed-precision record: its weight's number of values and `width` in bits."""
+    """One row per layer of every mixed-precision record: its weight's number of values and `width` in bits."""
     rows = [
         {**coordinates, "place": place, "layer": layer.name, "size": layer.size, "width": layer.bits}
         for coordinates, record in measured(records, cells)
@@ -55,8 +55,8 @@ def bits_figure(frame: pd.DataFrame) -> Figure | None:
 
 
 def sensitivity_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
-    """One row a layer and width of every record with a sensitivity: `fitness` with this layer alone at that width, and
-    its `excess` over the same layer's at the greatest width.
+    """One row per layer and width of every record with a sensitivity: `fitness` with this layer alone at that width,
+    and its `excess` over the same layer's at the greatest width.
     """
     rows = []
     for coordinates, record in measured(records, cells):

@@ -1,4 +1,4 @@
-"""The history of pinned results: `results/history.csv`, a row a case and run, and where its series change their level.
+"""The history of pinned results: `results/history.csv`, a row per case and run, and where the series change level.
 
 Runs are numbered in the order in which they were added; their dates are those of commits, so that a run of an old
 commit does not look new.

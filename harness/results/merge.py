@@ -1,6 +1,6 @@
 """Brings the records of several folders together, by copying files. Same cell, other numbers: both are kept and shown.
 
-A conflict's other side lies in `conflicts/` below the target, a folder a side, where the report finds it.
+A conflict's other side lies in `conflicts/` below the target, a folder per side, where the report finds it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def merge(sources: Sequence[Path], target: Path) -> Merged:
     since they are damaged, contradict themselves or have lost their outcomes, stay where they are.
 
     Raises:
-        UsageError: a source is no folder or is the target, a folder cannot be read, or the target cannot be written.
+        UsageError: a source is not a folder or is the target, a folder cannot be read, or the target cannot be written.
     """
     stores = [_source(folder, target) for folder in sources]
     contents = [store.records() for store in stores]  # all is read before anything is written

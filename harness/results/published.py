@@ -68,7 +68,9 @@ def _rows(path: Path) -> pd.DataFrame:
     value = pd.to_numeric(found["value"], errors="coerce")
     if value.isna().any():
         line = int(value.isna().to_numpy().argmax()) + 2
-        raise UsageError(f"published numbers {path}, row {line}: value '{found['value'].iloc[line - 2]}' is no number")
+        raise UsageError(
+            f"published numbers {path}, row {line}: value '{found['value'].iloc[line - 2]}' is not a number"
+        )
     if not np.isfinite(value).all():
         raise UsageError(f"published numbers {path} hold a value that is not finite")
     texts = {name: found[name].map(visible) for name in COLUMNS if name != "value"}
@@ -82,5 +84,5 @@ def _names(path: Path) -> dict[str, dict[str, str]]:
         raise UsageError(f"names of published numbers {path} cannot be read: {error}") from None
     found = {kind: tables.get(kind, {}) for kind in KINDS}
     if wrong := [kind for kind, names in found.items() if not isinstance(names, dict)]:
-        raise UsageError(f"names of published numbers {path}: {wrong[0]} is no table")
+        raise UsageError(f"names of published numbers {path}: {wrong[0]} is not a table")
     return {kind: {str(name): str(ours) for name, ours in names.items()} for kind, names in found.items()}

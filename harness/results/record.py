@@ -55,7 +55,7 @@ class Layer(_Part):
 
 class Quantization(_Part):
     """What was quantized. `weight_mib` is the size of all parameters, those left in float32 included; `bit_operations`
-    are those of one image (BOPs), of the whole network: what is left in float counts 32 bits a factor.
+    are those of one image (BOPs), of the whole network: what is left in float counts 32 bits per factor.
 
     Mean widths: of weights over parameters and over layers, which differ in mixed precision, and of activations over
     sites (None in records that do not have their widths).

@@ -339,7 +339,7 @@ def _parsed(content: bytes, key: str) -> Record:
     try:
         document = pydantic_core.from_json(content, allow_inf_nan=False)
         if not isinstance(document, dict):
-            raise UnknownVersion("it is no record")
+            raise UnknownVersion("it is not a record")
         if document.get("schema_version") != SCHEMA_VERSION:
             document = upgrade(document)
         record = Record.model_validate(document)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from harness.api.contracts import QuantizedModel
     from harness.api.spec import BitSpec
 
-# Images that a result is looked at with: more than a network is traced with, so that what is done once an image shows.
+# Images that a result is looked at with: more than a network is traced with, so that what is done once per image shows.
 PROBES = 3
 
 

@@ -32,7 +32,7 @@ class Sink(Protocol):
 
 
 class _MLflow:
-    """MLflow: an experiment a suite, a run a cell. Where to is MLFLOW_TRACKING_URI's to say."""
+    """MLflow: an experiment per suite, a run per cell. Where to is MLFLOW_TRACKING_URI's to say."""
 
     def __init__(self, mlflow: Any) -> None:
         self._mlflow = mlflow
@@ -52,7 +52,7 @@ class _MLflow:
 
 
 class _Runs:
-    """Weights & Biases, and trackio, which has its interface: a project a suite, a run a cell."""
+    """Weights & Biases, and trackio, which has its interface: a project per suite, a run per cell."""
 
     def __init__(self, module: Any) -> None:
         self._module = module

@@ -146,7 +146,7 @@ class SiteEffect:
 
     Attributes:
         site: label of the site, or `ALL` for all sites together.
-        changed: share of the images whose greatest output changes; NaN where outputs are not a vector an image.
+        changed: share of the images whose greatest output changes; NaN where outputs are not a vector per image.
         distance: the task's distance of the outputs from the float ones (classification: mean KL divergence in nats).
     """
 

@@ -78,7 +78,7 @@ def is_file(path: Path) -> bool:
     """Whether there is something at `path`.
 
     Raises:
-        UsageError: there is, but it is no regular file, or cannot be looked at.
+        UsageError: there is, but it is not a regular file, or cannot be looked at.
     """
     try:
         signature(path)

@@ -67,7 +67,7 @@ class Facts:
 
     classes: tuple[str, ...]
     pipeline: tuple[Mapping[str, Any], ...]
-    zero_is_none: bool = False  # label 0 of annotations is no class
+    zero_is_none: bool = False  # label 0 of annotations is not a class
     # Classes of label maps by label, where the config names others than its data set has; those that it leaves out do
     # not count. No part of what models were identified by before there was one.
     labels: tuple[str, ...] | None = field(default=None, repr=False)
@@ -146,7 +146,7 @@ class DenseSuite:
         return config, net, facts
 
     def count_classes(self, net: nn.Module, model: str) -> int:
-        """Classes that `net` tells apart. Raises UsageError if it is no model of this task."""
+        """Classes that `net` tells apart. Raises UsageError if it is not a model of this task."""
         raise NotImplementedError
 
     def label_facts(self, config: Config) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class UnscalableError(OSError):
 
 
 def read_rgb(file: BinaryIO) -> Image:
-    """The (first) image in an opened file, in RGB of 8 bits a channel.
+    """The (first) image in an opened file, in RGB of 8 bits per channel.
 
     Grey images of 16 bits keep their high bytes, as Pillow does with colours of 16 bits. Transparency is dropped, as by
     torchvision's ImageFolder.
@@ -68,7 +68,7 @@ def undecodable(file: BinaryIO) -> str:
 
 
 def incomplete(file: BinaryIO) -> str:
-    """Why the opened file is no image or not all of one; empty if it is.
+    """Why the opened file is not an image or not all of one; empty if it is.
 
     Ten times as fast as `undecodable` for a JPEG, of which only the first and last bytes are looked at, and faster for
     a PNG, of which the check sums are; other files are decoded.
@@ -82,7 +82,7 @@ def _defect(file: BinaryIO, look: Callable[[BinaryIO], object]) -> str:
     try:
         look(file)
     except UnidentifiedImageError:
-        return "it is no image, or its head is damaged" if file.seek(0, os.SEEK_END) else "it is empty"
+        return "it is not an image, or its head is damaged" if file.seek(0, os.SEEK_END) else "it is empty"
     # A damaged file raises nearly anything (OSError, SyntaxError, ValueError, struct.error, DecompressionBombError...).
     except Exception as error:
         return first_line(error)

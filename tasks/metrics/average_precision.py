@@ -1,7 +1,7 @@
 """COCO's average precision of boxes and masks, in points (0 to 100).
 
-It is no mean over images, so reports resample whole images and compute it again from what is kept of every image; see
-`harness.report.stats`. A resample is how often each image counts, so no image has to be scored twice.
+It is not a mean over images, so reports resample whole images and compute it again from what is kept of every image;
+see `harness.report.stats`. A resample is how often each image counts, so no image has to be scored twice.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def average_precision(
 def detection_outcomes(
     truth: dict[str, Any], detections: Sequence[Detections], kind: Literal["bbox", "segm"]
 ) -> pd.DataFrame:
-    """One row an image, in the data set's order.
+    """One row per image, in the data set's order.
 
     `positives` has the category of every object that counts; `category`, `score` and `hits` belong to the detections
     that count, best first. Bit t of `hits` tells whether the detection is right at IoU threshold t by COCO's matching;

@@ -1,6 +1,6 @@
 """Mean intersection over union, in points (0 to 100).
 
-It is no mean over images, so reports resample whole images and compute it again from what is kept of every image.
+It is not a mean over images, so reports resample whole images and compute it again from what is kept of every image.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def mean_iou(confusions: NDArray[np.integer]) -> float:
 
 
 def segmentation_outcomes(confusions: NDArray[np.int64]) -> pd.DataFrame:
-    """One row an image with its confusion matrix, flat, from (images, classes, classes)."""
+    """One row per image with its confusion matrix, flat, from (images, classes, classes)."""
     return pd.DataFrame({"index": range(len(confusions)), "confusion": [c.ravel().tolist() for c in confusions]})
 
 

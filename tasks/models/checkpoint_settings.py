@@ -19,7 +19,7 @@ from tasks.files.content import open_regular, reason
 from tasks.models.checkpoints import Which
 
 CHANNELS = 3
-LARGEST = 4096  # pixels a side
+LARGEST = 4096  # pixels per side
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 WEIGHTS = ("ema", "raw")
@@ -235,7 +235,7 @@ def _names_file(value: str, where: str) -> tuple[str, ...]:
     except OSError as error:
         raise UsageError(f"{where}: {path} cannot be read: {reason(error)}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{where}: {path} is no text in UTF-8, with one class per line") from None
+        raise UsageError(f"{where}: {path} is not UTF-8 text, with one class per line") from None
     return _names([line.strip() for line in lines if line.strip()], str(path))
 
 

@@ -54,7 +54,7 @@ def load_checkpoint(net: nn.Module, path: Path, settings: Settings, class_names:
     if settings.class_names:
         sort_outputs(net, outputs_of(class_names, settings.class_names, names_from, DATA))
     else:
-        check_one_order(class_names, DATA, f"give its names, one a line: {path}[classes=FILE]")
+        check_one_order(class_names, DATA, f"give its names, one per line: {path}[classes=FILE]")
     origin = settings.origin or f"timm's {tag_of(net)}"
     missing = [key for key in USUALLY_SAID if key not in settings.preprocessing]
     if missing:

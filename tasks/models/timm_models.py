@@ -84,7 +84,7 @@ def untrained_timm(
 
     Raises:
         UsageError: as `build_timm`, apart from what only the weights can show; or the model cannot run on images of
-            this shape, or is no classifier.
+            this shape, or is not a classifier.
     """
     name, options, weights, _ = _read(reference, classes, fixed)
     options = {} if weights is None else options
@@ -96,7 +96,7 @@ def untrained_timm(
         _check_classes(name, net, classes)
     if not isinstance(output, torch.Tensor) or output.shape != (2, classes):
         found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise UsageError(f"timm model '{name}' is no classifier: for two images it returns {found}")
+        raise UsageError(f"timm model '{name}' is not a classifier: for two images it returns {found}")
     return net, preprocessing
 
 

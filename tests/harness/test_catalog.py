@@ -63,7 +63,7 @@ def test_preset_and_overrides(catalog):
     [
         ("clmap", "did you mean 'clamp'?"),
         ("noise+minmx", "unknown calibrator 'minmx'; did you mean 'minmax'?"),
-        ("clamp+psaq", "'psaq' in 'clamp+psaq' is no calibrator; a cross is SOURCE+CALIBRATOR"),
+        ("clamp+psaq", "'psaq' in 'clamp+psaq' is not a calibrator; a cross is SOURCE+CALIBRATOR"),
         ("minmax+toynoise[count=3]", "has its parts in the wrong order; write toynoise[count=3]+minmax"),
         ("toynoise+minmax+minmax", "'toynoise+minmax+minmax' has 3 parts; a cross is SOURCE+CALIBRATOR"),
         ("toybroken", "cannot be imported"),

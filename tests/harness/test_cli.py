@@ -333,7 +333,7 @@ def test_a_killed_run_is_finished_by_the_same_command(cli, tmp_path, by, code):
     assert len(kept) == 2  # float and toynoise
     if by != signal.SIGKILL:
         return
-    # The executor is no part of a cell's identity, so the rest can be run here.
+    # The executor is not part of a cell's identity, so the rest can be run here.
     result = cli(*command[3:], "--in-process")
     assert "2 of 4 cells to run" in result.output
     assert len(list(folder.glob("*.json"))) == 4

@@ -25,7 +25,7 @@ def path(tmp_path) -> Path:
 
 @pytest.fixture
 def add(path, toy_cell):
-    """Appends a run with one value a precision; one commit a run."""
+    """Appends a run with one value per precision; one commit per run."""
 
     def append(*values: float, environment: str = "e", label: str = "nightly") -> int:
         run = len(path.read_text().splitlines()) if path.exists() else 0

@@ -1,4 +1,4 @@
-"""The gate on metrics that are no share of right images: detection and segmentation."""
+"""The gate on metrics that are not a share of right images: detection and segmentation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IMAGES = 100
 
 
 def confusions(lost: int = 0, images: int = IMAGES) -> pd.DataFrame:
-    """Two classes, 100 pixels an image; in the first `lost` images ten pixels more are wrong."""
+    """Two classes, 100 pixels per image; in the first `lost` images ten pixels more are wrong."""
     rng = np.random.default_rng(0)
     rows = []
     for image in range(images):

@@ -351,7 +351,7 @@ def test_k5_suites_and_baselines_are_regular_files(read, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("fifo", "zero"):
-        with pytest.raises(UsageError, match=rf"{name} cannot be read \(it is no regular file\)"):
+        with pytest.raises(UsageError, match=rf"{name} cannot be read \(it is not a regular file\)"):
             read(tmp_path / name)
 
 

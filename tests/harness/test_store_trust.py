@@ -342,7 +342,7 @@ def test_k5_only_regular_files_are_opened(store, toy_cell, suffix, kind, tmp_pat
     found = used(store)
     assert store.images(record.key) is None or suffix == ".parquet"
     assert (found == []) == (suffix != ".images.npz")
-    assert only_sentence(store).count("no regular file") == 1
+    assert only_sentence(store).count("not a regular file") == 1
 
 
 def test_k5_a_file_that_is_too_large_is_not_read(tmp_path):

@@ -152,7 +152,7 @@ def test_recollections_are_left_out_and_counted(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "method,value\nx,1\n", "have no column model, task"),
-        ("a.csv", ",".join(COLUMNS) + "\na,b,c,d,e,f,g,much,h,i,j\n", "row 2: value 'much' is no number"),
+        ("a.csv", ",".join(COLUMNS) + "\na,b,c,d,e,f,g,much,h,i,j\n", "row 2: value 'much' is not a number"),
         ("names.toml", "[models\n", "names of published numbers"),
     ],
 )

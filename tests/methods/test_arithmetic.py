@@ -93,7 +93,7 @@ def test_k1_forms_of_a_product_that_are_quantized(form):
     inside = [op for op in graph.ops if not op.key.module]
     assert [op.key.kind for op in inside] == ["linear" if "linear" in form else "matmul"]
     assert inside[0].macs > 0
-    if "linear" in form:  # its weight is no parameter
+    if "linear" in form:  # its weight is not a parameter
         with pytest.raises(OpaqueOperationError, match=r"the weight of model/linear\.0 is computed"):
             find_sites(graph, "matmul", BitSpec(4, 4))
     else:
@@ -323,6 +323,6 @@ def test_what_only_a_first_pass_computes_is_no_site():
     """ConViT keeps the distances between patches: sites in their computation were never reached again."""
     net = Keeps()
     model = quantized(net, BitSpec(8, 8))
-    for device in ("cpu", "meta"):  # what it keeps is no buffer: of unknown origin, but the same for all images
+    for device in ("cpu", "meta"):  # what it keeps is not a buffer: of unknown origin, but the same for all images
         assert len(trace(Keeps().to(device), SHAPE).of_kind("add")) == 1
     assert torch.isfinite(model(torch.rand(2, *SHAPE))).all()

@@ -276,7 +276,7 @@ def test_candidates_of_layers_that_see_no_image_equal_the_whole_forward_pass(for
                 if site.parameter in blind:
                     changed.append(len(set(values)) > 1)
                 working.set({site.parameter: genes[0]})
-    # What a stem hands on to the blocks beside its output is no part of the fitness.
+    # What a stem hands on to the blocks beside its output is not part of the fitness.
     assert changed
     assert not any(changed) if form == "shared" else any(changed)
 

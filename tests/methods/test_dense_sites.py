@@ -22,7 +22,7 @@ SPEC = BitSpec(4, 6)
 
 
 class Head(nn.Module):
-    """Features of two boxes an image from two maps, put together by assignment, then a mask head."""
+    """Features of two boxes per image from two maps, put together by assignment, then a mask head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ def test_a_part_alone_is_quantized(scheme):
     assert all(site.op.module.startswith("body") for site in part.activations)
     assert {name for site in part.activations for name in site.layers} <= {s.parameter for s in part.weights}
     assert len(part.with_widths({s.parameter: 4 for s in part.weights}, lambda b: b).weights) == len(part.weights)
-    # What stays in float still counts, at 32 bits a factor.
+    # What stays in float still counts, at 32 bits per factor.
     assert part.bit_operations > whole.bit_operations
     layer = OpKey("body.head", "linear", 0)
     assert ((layer, OUTPUT) in {s.point for s in part.activations}) == (scheme == "full")

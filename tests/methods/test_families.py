@@ -189,10 +189,10 @@ def test_patches_from_a_linear_layer_have_no_known_grid():
 
 
 def test_tokens_of_two_scales_are_refused():
-    """CrossViT: the second branch's 16 + 1 tokens are no merged form of the first one's 64."""
+    """CrossViT: the second branch's 16 + 1 tokens are not a merged form of the first one's 64."""
     net = ready(lambda: other("crossvit_tiny_240"))
     graph = trace(net, (3, 240, 240))
-    with pytest.raises(NotATransformerError, match=r"197 tokens .* are no grid .* 20x20"):
+    with pytest.raises(NotATransformerError, match=r"197 tokens .* are not a grid .* 20x20"):
         find_attention(graph)
     model = VisionModel("crossvit", "classification", net, (3, 240, 240), (0.0,) * 3, (1.0,) * 3, 5, None, None, None)
     assert "2x197 for 2 images" in requirements.patches(model, "full")
@@ -229,5 +229,5 @@ def test_windows_that_do_not_cover_the_image_are_refused():
     net = ready(lambda: other("mobilevit_xxs"))
     stage = net.stages[2][1]
     stage.transformer = nn.Sequential(*map(Added, stage.transformer))
-    with pytest.raises(NotATransformerError, match=r"tokens .* windows are no grid of patches"):
+    with pytest.raises(NotATransformerError, match=r"tokens .* windows are not a grid of patches"):
         find_attention(trace(net, (3, 128, 128)))

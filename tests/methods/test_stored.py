@@ -249,7 +249,7 @@ def test_replayed_statements_are_written():
 
 
 def test_k1_a_position_embedding_in_a_buffer_is_no_mask():
-    """FAULTS K1 "a fixed position embedding kept in a buffer": its sum was no site."""
+    """FAULTS K1 "a fixed position embedding kept in a buffer": its sum was not a site."""
     found = labels(Between(lambda net, x: x + net.place, own=True))
     assert {"model/add.0:in1", "model/add.0:out"} <= set(found)
 

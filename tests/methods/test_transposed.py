@@ -252,7 +252,7 @@ def test_adalog_goes_by_the_error_of_the_output(up: str) -> None:
     weights = UniformFactor.of(flat, 3, 0, 1)
     base, scale = torch.tensor([[20.0], [37.0], [60.0]]), torch.tensor([[3.0], [4.0], [5.0]])
     candidates = inputs.rounded(x, base, scale)
-    assert (inputs.rounded(torch.zeros(1), base, scale) != 0).all()  # so that it matters what is no value
+    assert (inputs.rounded(torch.zeros(1), base, scale) != 0).all()  # so that it matters what is not a value
     rounded = weight_quantizer(weight, 3, symmetric=False, axis=1)(weight)
     errors = InputErrors(inputs, found.values, flat, matrix("conv_transpose", rounded), found.present)(base, scale)
     expected = torch.stack([(compute(each, rounded) - exact).square().sum() for each in candidates])[:, None]
@@ -307,7 +307,7 @@ def test_weight_ranges_and_rounding_of_a_transposed_weight(symmetric: bool) -> N
 
 
 def test_channels_of_masks() -> None:
-    """The network's output may be maps (n, channels, h, w), or of several boxes an image (n, boxes, channels, h, w)."""
+    """The output may be maps (n, channels, h, w) or, of several boxes per image, (n, boxes, channels, h, w)."""
     model = masks("mask")
     graph, x = trace(model.net, SHAPE), images(2)
     blocks = find_blocks(graph)

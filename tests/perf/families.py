@@ -3,8 +3,9 @@
     nox -s families                     all names, then runs of the smallest member of each family; over an hour
     nox -s families -- --names 'beit*'  some names, printed and not kept
 
-Writes tasks/models/timm_families.json, which `dfqbench list models` reads, and the table of docs/models.md. Names are looked
-at in processes that are replaced when one dies, takes too long or too much memory, which is then said of the name.
+Writes tasks/models/timm_families.json, which `dfqbench list models` reads, and the table of docs/models.md. Names
+are looked at in processes of their own. One that dies, takes too long or needs too much memory is replaced, and
+the entry of the name records it.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def search(table: Table, name: str, batch: int) -> None:
             layers += 1
     what = f"search, {name}, {batch} images, mean of {layers} layers"
     fast_rate, slow_rate = layers * len(genes) / fast, layers / slow
-    table.add_row(what, "candidates a second", f"{fast_rate:.1f}", f"{slow_rate:.2f}", f"{fast_rate / slow_rate:.1f}")
+    table.add_row(what, "candidates per second", f"{fast_rate:.1f}", f"{slow_rate:.2f}", f"{fast_rate / slow_rate:.1f}")
     table.add_row(what, "largest fitness difference", f"{worst:.1e}", "", "")
 
 

@@ -47,7 +47,7 @@ def scene_files(root: Path, folder: str, scenes: list, suffix: str = "jpg") -> l
 
 
 def make_coco(root: Path) -> Path:
-    """A folder like COCO's: three images a split, one with a crowd, other categories beside ours."""
+    """A folder like COCO's: three images per split, one with a crowd, other categories beside ours."""
     scenes = list(evaluation_scenes().take(0, 3))
     names = scene_files(root, "val2017", scenes)
     scene_files(root, "train2017", list(calibration_scenes().take(0, 3)))
@@ -97,7 +97,7 @@ def make_scenes(root: Path, count: int) -> Path:
 
 
 def make_ade(root: Path) -> Path:
-    """A folder like ADE20K's: three images a split; label 0 is none, the background is class 11."""
+    """A folder like ADE20K's: three images per split; label 0 is none, the background is class 11."""
     scenes = list(evaluation_scenes().take(0, 3))
     names = scene_files(root, "images/validation", scenes)
     scene_files(root, "images/training", list(calibration_scenes().take(0, 3)))

@@ -127,7 +127,7 @@ def test_a_category_name_that_stands_twice_is_refused(root):
         (put("annotations", 1, "area", float("inf")), "has Infinity as 'area'"),
         (lambda content: content.update(images={"0": {}}), "have no list of 'images'"),
         (lambda content: content.update(annotations=[]), "have no 'annotations'"),
-        (lambda content: content.update(categories=[5]), r"categories\[0\] is no object but 5"),
+        (lambda content: content.update(categories=[5]), r"categories\[0\] is not an object but 5"),
         (lambda content: content.pop("categories"), "have no 'categories'"),
     ],
 )
@@ -218,7 +218,7 @@ def test_images_without_an_object_have_no_average_precision(root):
         ([[1, 1, 5, 5]], "has a polygon of 4 numbers"),  # which pycocotools takes for a box
         ([[1, 1, 5, 5, 5, 1, 2]], "has a polygon of 7 numbers"),
         ([1, 1, 5, 5, 5, 1], "has a polygon in its"),
-        ([[1, 1, 5, float("nan"), 5, 1]], "no finite number"),
+        ([[1, 1, 5, float("nan"), 5, 1]], "not a finite number"),
         ({"size": [64, 128], "counts": [64 * 128]}, r"mask of size \[64, 128\], but its image is \[128, 128\]"),
         ({"size": [128, 128], "counts": [5, 5]}, "run lengths of other than its image's 16384 pixels"),
         ({"size": [128, 128], "counts": [-1, 128 * 128 + 1]}, "run lengths .* that cannot be read"),

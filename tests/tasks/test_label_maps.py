@@ -41,8 +41,8 @@ def check(root, facts=FACTS):
     ("labels", "expected"),
     [
         (np.zeros((96, 120), np.uint8), r"000001.png is 120x96 .* its image .*000001.jpg is 128x96"),
-        (np.zeros((96, 128, 3), np.uint8), r"000001.png is no picture of one 8-bit channel .*RGB"),
-        (np.zeros((96, 128), np.uint16), r"000001.png is no picture of one 8-bit channel .*I;16"),
+        (np.zeros((96, 128, 3), np.uint8), r"000001.png is not a picture of one 8-bit channel .*RGB"),
+        (np.zeros((96, 128), np.uint16), r"000001.png is not a picture of one 8-bit channel .*I;16"),
         (np.full((96, 128), 12, np.uint8), r"000001.png has label 11, but the model knows 11 classes, 0 to 10 \(0 in"),
         (np.full((96, 128), 254, np.uint8), r"000001.png has label 253"),
     ],
@@ -56,7 +56,7 @@ def test_k3_a_label_map_that_does_not_fit_is_named(labels, expected, root):
 
 def test_label_maps_that_fit_are_taken(root):
     check(root)
-    # 255 is no class, whatever the model; a palette changes no label.
+    # 255 is not a class, whatever the model; a palette changes no label.
     labels = np.zeros((96, 128), np.uint8)
     labels[:50] = 255
     image = Image.fromarray(labels, "P")
@@ -169,11 +169,11 @@ def test_label_zero_is_none_where_mmseg_says_so(dataset, expected):
             "says two things of reduce_zero_label",
         ),
         ({"ignore_index": 0}, check_ignored, "leaves out pixels of label 0"),
-        ({"metainfo": {"classes": "person"}}, label_names, "no list of names but 'person'"),
+        ({"metainfo": {"classes": "person"}}, label_names, "not a list of names but 'person'"),
         ({"metainfo": {"classes": ["a", "b", "a"]}}, label_names, "names the class 'a' twice"),
-        ({"metainfo": ["a"]}, label_names, "metainfo is no mapping but list"),
+        ({"metainfo": ["a"]}, label_names, "metainfo is not a mapping but list"),
         ({"type": "NoSuchDataset"}, label_names, "data set 'NoSuchDataset' that mmseg does not know"),
-        ({"pipeline": "x"}, reduces_zero_label, "pipeline is no list"),
+        ({"pipeline": "x"}, reduces_zero_label, "pipeline is not a list"),
     ],
 )
 def test_what_configs_say_of_data_is_checked(dataset, look, expected):

@@ -65,7 +65,7 @@ def test_control_flow_on_data_runs_on_the_cpu(made):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: nn.Conv2d(3, 5, 1), r"'resnet18' is no classifier: for two images it returns \(2, 5, 32, 32\)"),
+        (lambda: nn.Conv2d(3, 5, 1), r"'resnet18' is not a classifier: for two images it returns \(2, 5, 32, 32\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 5)), "'resnet18' cannot run on 3x32x32 images: "),
     ],
 )

@@ -63,6 +63,6 @@ INFO = PluginInfo(
         "paper takes 3 rounds, 6 refinements and all rows",
         "LayerNorms are paired with linear layers as in repq, by data flow; one that cannot be moved exactly stays "
         "per-tensor",
-        "scheme matmul only: in full most tensors are no factor of a product, so there is no output to search by",
+        "scheme matmul only: in full most tensors are not factors of a product, so there is no output to search by",
     ),
 )

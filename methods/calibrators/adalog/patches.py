@@ -17,7 +17,7 @@ class Rows(NamedTuple):
 
 
 def matrix(kind: str, weight: Tensor) -> Tensor:
-    """The weight of a layer as (output channels, c), one quantizer a row."""
+    """The weight of a layer as (output channels, c), one quantizer per row."""
     if kind == "conv_transpose":
         weight = weight.transpose(0, 1).flip(2, 3)
     return weight.flatten(1)

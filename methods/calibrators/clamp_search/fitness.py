@@ -24,7 +24,7 @@ from methods.core.search.suffixes import SegmentRunner, float_outputs
 class Fitness:
     """Losses of the quantized model under search on the images at hand.
 
-    The float model's outputs are computed once an image set. While `runner` is open (`with fitness.runner:`), segments
+    The float model's outputs are computed once per image set. While `runner` is open (`with fitness.runner:`), segments
     are run from their cached inputs; see `SegmentRunner` for when caches have to be renewed.
 
     Args:

@@ -13,9 +13,9 @@ from methods.core.citations import CLAMP, CLAMP_CODE
 class SearchStage(Options):
     """Stage 2."""
 
-    population: int = Field(15, ge=2, description="candidates a layer (Evol-Q's value)")
+    population: int = Field(15, ge=2, description="candidates per layer (Evol-Q's value)")
     passes: int = Field(10, ge=1, description="passes over all layers (figure 5a)")
-    cycles: int = Field(6, ge=1, description="evolution cycles a layer and pass (figure 5a)")
+    cycles: int = Field(6, ge=1, description="evolution cycles per layer and pass (figure 5a)")
     tournament: int = Field(10, ge=1, description="draws of a parent's tournament (Evol-Q's value)")
     crossover: float = Field(0.5, ge=0, le=1, description="probability of blending with a second parent")
     mutation: float = Field(0.03, gt=0, lt=1, description="largest relative change of a scale multiplier")

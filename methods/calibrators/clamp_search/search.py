@@ -35,7 +35,7 @@ class Search:
 
         local(gene) + [exact(width) - exact(width in use)] - [local(width) - local(width in use)] + others,
 
-    where `exact` is the fitness L^C2 + L^O measured once a pass for every width of the layer, activation widths
+    where `exact` is the fitness L^C2 + L^O measured once per pass for every width of the layer, activation widths
     included, `local(width)` the local fitness of the best gene known for it, and `others` the sum of the other layers'
     own differences of `exact`. In short: widths are judged by the whole model, multipliers locally. A change of widths
     is kept only if it lowers the output loss of the whole model plus the local losses of all segments with a changed

@@ -22,7 +22,7 @@ class ErqOptions(RepqOptions):
     )
     ridge: float = Field(1000.0, gt=0, description="lambda of both regressions (reference: 1000 by its README's call)")
     head_ridge: float = Field(
-        0.1, gt=0, description="lambda of layers whose input is one vector an image (our reading of the reference)"
+        0.1, gt=0, description="lambda of layers whose input is one vector per image (our reading of the reference)"
     )
     ridge_units: Literal["absolute", "relative"] = Field(
         "absolute",

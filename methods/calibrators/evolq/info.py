@@ -44,7 +44,7 @@ class EvolqOptions(FqvitOptions):
         "attention", description="layers whose weight scales are searched: attention's, or the MLP's too (own addition)"
     )
     passes: int = Field(10, ge=1, description="passes over all blocks, each from the last to the first")
-    cycles: int = Field(3, ge=1, description="cycles a block and pass; each measures one candidate")
+    cycles: int = Field(3, ge=1, description="cycles per block and pass; each measures one candidate")
     population: int = Field(15, ge=1, description="scale vectors of a block, at first that in use so many times")
     sample: int = Field(10, ge=1, description="draws, with replacement, from which the fittest becomes the parent")
     epsilon: float | None = Field(
@@ -97,7 +97,7 @@ INFO = PluginInfo(
         "presets quick and default perturb scales in proportion to themselves (the reference: by an absolute amount, "
         "which means another thing in every layer), and keep integer zero points (moments=false); quick makes 3 passes",
         "attention's layers are found by data flow: all linear layers of a block before attention joins the residual",
-        "outputs that are not one vector an image (detection, segmentation) are contrasted tensor by tensor, each "
+        "outputs that are not one vector per image (detection, segmentation) are contrasted tensor by tensor, each "
         "flattened, and the losses averaged; the paper has classifiers only",
         "scheme matmul is not the paper's: there it starts from FQ-ViT's ranges for that scheme",
     ),

@@ -63,7 +63,7 @@ class Isvit:
         LayerNorm's scales are merged and moved into the next layer's weights, which changes no output. Stage 3:
         weights are rounded and tuned again. Step sizes stay as first found.
 
-        In scheme `full`, where LayerNorm outputs are sites themselves, these are merged; softmax outputs are no sites
+        In scheme `full`, where LayerNorm outputs are sites themselves, these are merged; softmax outputs are not sites
         there and stay in float.
         """
         o = self.options

@@ -32,7 +32,7 @@ class IsvitOptions(Options):
     )
     steps: int = Field(1000, ge=1, description="optimisation steps for a unit (a block) in each of stages 1 and 3")
     wide_steps: int = Field(200, ge=1, description="the same where weights have 6 or more bits")
-    batch: int = Field(64, ge=1, description="images a step, drawn without replacement")
+    batch: int = Field(64, ge=1, description="images per step, drawn without replacement")
     lr: float = Field(4e-5, gt=0, description="Adam's learning rate of the weights, cosine to 0")
     inputs: Literal["quantized", "float", "mixed"] = Field(
         "quantized", description="input of a unit in stage 3; stage 1 has the float model's"

@@ -37,8 +37,8 @@ def find_attention(trace: Trace) -> list[Attention]:
     """Attention of every transformer block, in execution order.
 
     Raises:
-        NotATransformerError: the network has no transformer block, its attention is no product of queries and keys, or
-            its tokens are no grid of patches.
+        NotATransformerError: the network has no transformer block, its attention is not a product of queries and keys,
+            or its tokens are not a grid of patches.
     """
     found = []
     blocks = find_blocks(trace)
@@ -50,7 +50,7 @@ def find_attention(trace: Trace) -> list[Attention]:
         layout = _windows(tokens, windows, whole) if in_windows else _whole(tokens, whole)
         if layout is None:
             raise NotATransformerError(
-                f"the {tokens} tokens of {block.softmax} in {windows} windows are no grid of patches of an image, "
+                f"the {tokens} tokens of {block.softmax} in {windows} windows are not a grid of patches of an image, "
                 f"which has {whole[0]}x{whole[1]}"
             )
         products = (_products(trace, softmax).key, OUTPUT)
@@ -96,7 +96,7 @@ def _windows(tokens: int, windows: int, grid: tuple[int, int]) -> tuple[int, tup
 def patch_attention(weights: Tensor, attention: Attention) -> Tensor:
     """What the image attends to: (rows, heads, patches) of weights (rows, heads, tokens, tokens).
 
-    The attention that the first token pays to them if it is no patch: the class token, or the first register where a
+    The attention that the first token pays to them if it is not a patch: the class token, or the first register where a
     network has registers alone, since a trace does not tell the two apart. Else the mean over all queries.
     """
     if attention.prefix:

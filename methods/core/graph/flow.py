@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from methods.core.graph.intercept import OpKey
 
 # What an operand is made of, beside operations and parameters. UNKNOWN: a tensor of which nothing was seen, such as an
-# attribute that is no buffer; it can be anything, so nothing is assumed of it.
+# attribute that is not a buffer; it can be anything, so nothing is assumed of it.
 INPUT, CONSTANT, UNKNOWN = "input", "constant", "unknown"
 TRACED_IMAGES = 2
 

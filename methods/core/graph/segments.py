@@ -33,7 +33,7 @@ class Segment:
 
 def channel_axis(output: Tensor, *, tail: bool) -> int:
     """Where a tensor of a segment's output has its channels. Maps of convolutional heads in the tail, also those of
-    several boxes an image, are channels-first; what blocks take and give is channels-last.
+    several boxes per image, are channels-first; what blocks take and give is channels-last.
     """
     return output.dim() - 3 if tail and output.dim() >= 4 else -1
 

@@ -156,7 +156,7 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
 
     Raises:
         NoSitesError: the network has no weight or no activation to quantize.
-        OpaqueOperationError: a layer's weight is no parameter but computed, as standardized convolutions do.
+        OpaqueOperationError: a layer's weight is not a parameter but computed, as standardized convolutions do.
         KeyError: unknown scheme.
     """
     select: Callable[[Op, Trace, set[OpKey]], list[tuple[int, int | None]]] = {"full": _full, "matmul": _matmul}[scheme]

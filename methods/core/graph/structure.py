@@ -38,7 +38,7 @@ class Block:
 
 
 def find_blocks(trace: Trace) -> list[Block]:
-    """Blocks in execution order, one a module.
+    """Blocks in execution order, one per module.
 
     A block is the innermost module that holds a softmax over tokens, the linear layer that projects what it weighed,
     the sum of that with the residual stream, and an MLP. Norms, scales and gates may stand between. Attention over
@@ -212,7 +212,7 @@ def branch_grid(trace: Trace, block: Block, grid: tuple[int, int]) -> tuple[int,
     """Rows and columns of the patches at the block's `branch`; `grid` is the patch embedding's.
 
     Raises:
-        NotATransformerError: the tensor there does not hold one grid of patches an image, channels last.
+        NotATransformerError: the tensor there does not hold one grid of patches per image, channels last.
     """
     images, *tokens, _ = trace.by_key[block.branch[0]].shape
     found = fit_grid(math.prod(tokens), grid)

@@ -64,7 +64,7 @@ class Tracer(KeyedMode):
     """Records the operations of one pass of `net` over `images` in `ops`.
 
     Refuses, inside the module `part` (all of it: None), operations on activations that `operations` does not know; and
-    anywhere, products that are no keyed operation.
+    anywhere, products that are not keyed operations.
     """
 
     def __init__(self, net: nn.Module, images: Tensor, part: str | None = None) -> None:
@@ -215,7 +215,7 @@ class Tracer(KeyedMode):
     # --- everything else ----------------------------------------------------------------------------------------
 
     def other(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Pass origins on through an operation that is no node, if it may be one."""
+        """Pass origins on through an operation that is not a node, if it may be one."""
         name = name_of(func)
         before = self._lowest.macs
         result = func(*args, **kwargs)

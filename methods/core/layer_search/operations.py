@@ -60,7 +60,7 @@ class Convolution:
         return self.function(*factors, *self.rest, **self.named)
 
     def candidates(self, which: int, candidates: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-        """See `Operation`. One call a candidate for weights, since they may be grouped; convolutions are few."""
+        """See `Operation`. One call per candidate for weights, since they may be grouped; convolutions are few."""
         if which == 0:
             return self.output((candidates.flatten(0, 1), factors[1])).unflatten(0, (len(candidates), -1))
         return torch.stack([self.output((factors[0], weight)) for weight in candidates])

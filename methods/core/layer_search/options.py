@@ -35,8 +35,8 @@ class SearchOptions(Options):
     )
     weights: Literal["layer", "channel"] = Field(
         "layer",
-        description="steps of a linear layer's weight: one (fused query, key and value: one each), or one an output "
-        "channel; a convolution always has one an output channel",
+        description="steps of a linear layer's weight: one (fused query, key and value: one each), or one per output "
+        "channel; a convolution always has one per output channel",
     )
     alpha: float = Field(0.01, gt=0, lt=1, description="smallest candidate step, relative to that of min-max")
     beta: float = Field(1.2, ge=1, description="end of the candidate steps, itself left out")
@@ -54,8 +54,8 @@ SHARED = (
     "in scheme full a tensor that feeds one layer alone is searched with that layer, and every other one by the same "
     "metric on itself; softmax outputs stay in float there, so that only GELU has a twin quantizer, and queries, keys "
     "and values share one step",
-    "weights of linear layers have one step a layer, as in the reference, where the other calibrators have one an "
-    "output channel (weights=channel is alike); convolutions have one an output channel (BasePTQ's code: one for all)",
+    "weights of linear layers have one step per layer, as in the reference, where the other calibrators have one per "
+    "output channel (weights=channel is alike); convolutions have one per output channel (BasePTQ's code: one for all)",
     "a round that would repeat the one before it is left out: the result is the same",
     "distances between outputs are the task's (classification: KL), summed over images",
 )

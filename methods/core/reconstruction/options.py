@@ -13,7 +13,7 @@ class RoundingOptions(Options):
     """Options that all reconstruction calibrators share. Defaults are the papers'."""
 
     steps: int = Field(20000, ge=1, description="optimisation steps for a unit (a block, or a layer)")
-    batch: int = Field(32, ge=1, description="images a step, drawn without replacement")
+    batch: int = Field(32, ge=1, description="images per step, drawn without replacement")
     rounding_lr: float = Field(1e-3, gt=0, description="Adam's learning rate of the rounding variables")
     regularization: float = Field(0.01, ge=0, description="weight of the term that drives the rounding to 0 or 1")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps before that term counts")
@@ -104,5 +104,5 @@ ENDS = (
 
 HEAD = (
     "a classifier's tail is learned under KL of the logits, as in the reference (of APHQ-ViT scaled to start at 2, of "
-    "FIMA-Q as it is); outputs that are no logits (of detectors and segmentors) keep the blocks' loss there"
+    "FIMA-Q as it is); outputs that are not logits (of detectors and segmentors) keep the blocks' loss there"
 )

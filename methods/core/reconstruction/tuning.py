@@ -34,7 +34,7 @@ class Learned(Protocol):
 
 @dataclass(frozen=True)
 class Tuned:
-    """Stands for one learned weight, whatever it was before; without `base` it is no quantizer but the weight itself.
+    """Stands for one learned weight, whatever it was before; without `base` it is the weight itself, not a quantizer.
 
     Attributes:
         weight: as learned, in float.

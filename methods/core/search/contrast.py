@@ -104,7 +104,7 @@ def output_contrast(
 
 
 def _pool(x: Tensor, pooling: Pooling) -> Tensor:
-    if pooling == "none" or x.dim() == 2:  # a vector an image (logits) has no tokens, and its mean says nothing
+    if pooling == "none" or x.dim() == 2:  # a vector per image (logits) has no tokens, and its mean says nothing
         return x.flatten(1)
     rows = x.reshape(len(x), -1, x.shape[-1])
     return rows.mean(1 if pooling == "tokens" else 2)

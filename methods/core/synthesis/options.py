@@ -13,7 +13,7 @@ class SynthesisOptions(ImageCount):
     """Options that PSAQ-ViT's and CLAMP-ViT's image synthesis share; the defaults are PSAQ-ViT's code's."""
 
     rounds: int = Field(2, ge=1, description="restarts of the learning-rate schedule; jitter grows with each")
-    steps: int = Field(500, ge=1, description="optimisation steps a round")
+    steps: int = Field(500, ge=1, description="optimisation steps per round")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of a round with linearly rising learning rate")
     lr: float | None = Field(
         None,

@@ -40,7 +40,7 @@ _ABLATIONS: dict[str, dict[str, object]] = {
     "stage 2: temperature 3": {"search_temperature": 3.0},
     "stage 2: channel pooling": {"pooling": "channels"},
     "stage 2: output loss of every candidate": {"output_loss": "candidate"},
-    "stage 2: output loss once a layer": {"output_loss": "accept"},
+    "stage 2: output loss once per layer": {"output_loss": "accept"},
     "stage 2: no output loss": {"output_loss": "none"},
     "stage 2: population 30": {"population": 30},
     "stage 2: 1 pass": {"passes": 1},
@@ -75,7 +75,7 @@ INFO = PluginInfo(
     deviations=(
         *SYNTHESIS,
         *SEARCH,
-        "images are refreshed once a pass from the images at hand; the paper's cadence (every C/2 cycles) is ambiguous "
-        "(option refresh); presets quick and default refresh by 10 steps (preset paper: 20)",
+        "images are refreshed once per pass from the images at hand; the paper's cadence (every C/2 cycles) is "
+        "ambiguous (option refresh); presets quick and default refresh by 10 steps (preset paper: 20)",
     ),
 )

@@ -18,7 +18,7 @@ class Psaq2Options(VariationOptions):
     alternations: int = Field(
         20, ge=0, description="rounds of image steps and student steps after the first images (number ours)"
     )
-    image_steps: int = Field(50, ge=1, description="image steps a round, from the images at hand (number ours)")
+    image_steps: int = Field(50, ge=1, description="image steps per round, from the images at hand (number ours)")
     image_lr: float = Field(0.05, gt=0, description="Adam's learning rate of those (ours)")
     discrepancy_weight: float = Field(
         1.0, ge=0, description="weight of the student's discrepancy, which image steps increase (ours)"

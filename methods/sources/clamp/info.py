@@ -48,7 +48,7 @@ class SynthesisStage(SynthesisOptions):
 
 SYNTHESIS = (
     "loss form (multi-positive InfoNCE), temperature, borders, optimizer and step counts are inferred",
-    "the output loss is the float model's task loss against random targets, as in PSAQ-ViT (a random class an image; "
+    "the output loss is the float model's task loss against random targets, as in PSAQ-ViT (a random class per image; "
     "for dense tasks random boxes or label maps, our own)",
     "the first quantized model has min-max weights, in mixed precision of the budget's whole bits, and float "
     "activations",

@@ -14,7 +14,7 @@ class FddOptions(PsaqOptions):
     """Options of FDD's synthesis: PSAQ-ViT's, and the bands of its curriculum."""
 
     rounds: int = Field(5, ge=1, description="stages, each with a restart of the learning-rate schedule")
-    steps: int = Field(200, ge=1, description="optimisation steps a stage")
+    steps: int = Field(200, ge=1, description="optimisation steps per stage")
     jitter: int = Field(5, ge=0, description="largest roll in the first stage, in pixels of a 224-pixel image")
     bands: tuple[tuple[float, float, float], ...] = Field(
         ((0.2, 0.4, 0.1), (0.3, 0.5, 0.2), (0.4, 0.6, 0.3), (0.5, 0.7, 0.4), (0.6, 1.0, 0.0)),

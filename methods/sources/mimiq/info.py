@@ -14,7 +14,7 @@ class MimiqOptions(SynthesisOptions):
     """Options of MimiQ's synthesis; weights, learning rate and steps are the paper's, the rest is inferred."""
 
     rounds: int = Field(1, ge=1, description="restarts of the learning-rate schedule; jitter grows with each")
-    steps: int = Field(2000, ge=1, description="optimisation steps a round")
+    steps: int = Field(2000, ge=1, description="optimisation steps per round")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of a round with linearly rising learning rate")
     lr: float = Field(0.1, gt=0, description="AdamW learning rate")
     lr_floor: float = Field(0.01, ge=0, le=1, description="share of the learning rate that the cosine ends at")

@@ -47,7 +47,7 @@ def random_regions(
 ) -> Regions:
     """1 to `most` regions for each of `images` images of `size` (height, width), none of which overlap.
 
-    An image is cut into as many cells a side as needed, and each chosen cell holds one region of `smallest` to the
+    An image is cut into as many cells per side as needed, and each chosen cell holds one region of `smallest` to the
     whole of the cell's sides, placed at random (SARDFQ; how regions are drawn is inferred).
     """
     cells = math.isqrt(most - 1) + 1

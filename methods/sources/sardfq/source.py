@@ -131,5 +131,5 @@ class Sardfq:
 
 
 def _are_classes(targets: Any) -> bool:
-    """Whether targets are one class an image, rather than a dense task's boxes or label maps."""
+    """Whether targets are one class per image, rather than a dense task's boxes or label maps."""
     return isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()

@@ -20,7 +20,7 @@ def class_names(config: Config, library: Library) -> tuple[str, ...] | None:
     """Names of the classes that the config's data set has, if it has one that says so.
 
     Raises:
-        UsageError: they are no list of different texts.
+        UsageError: they are not a list of different texts.
     """
     data = _dataset(config)
     named = _mapping(config, data.get("metainfo") or {}, "metainfo").get("classes")
@@ -62,7 +62,7 @@ def respects_orientation(pipeline: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def reduces_zero_label(config: Config) -> bool:
-    """Whether label 0 of the annotations is no class: mmseg's `reduce_zero_label`, on the pipeline or the data set.
+    """Whether label 0 of the annotations is not a class: mmseg's `reduce_zero_label`, on the pipeline or the data set.
 
     Raises:
         UsageError: the two contradict each other.
@@ -99,7 +99,7 @@ def check_ignored(config: Config) -> None:
 
 def _names(config: Config, named: Any) -> tuple[str, ...]:
     if not isinstance(named, list | tuple) or not all(isinstance(name, str) for name in named):
-        raise UsageError(f"config {config.filename}: classes of its data set are no list of names but {named!r:.60}")
+        raise UsageError(f"config {config.filename}: classes of its data set are not a list of names but {named!r:.60}")
     twice = [name for place, name in enumerate(named) if name in named[:place]]
     if twice:
         raise UsageError(f"config {config.filename} names the class '{twice[0]}' twice")
@@ -109,7 +109,7 @@ def _names(config: Config, named: Any) -> tuple[str, ...]:
 def _steps(config: Config) -> list[dict[str, Any]]:
     steps = _dataset(config).get("pipeline", [])
     if not isinstance(steps, list | tuple):
-        raise UsageError(f"config {config.filename}: {_LOADER}.dataset.pipeline is no list")
+        raise UsageError(f"config {config.filename}: {_LOADER}.dataset.pipeline is not a list")
     return [dict(_mapping(config, step, "pipeline")) for step in steps]
 
 
@@ -127,7 +127,7 @@ def _dataset(config: Config) -> Mapping[str, Any]:
 
 def _mapping(config: Config, value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise UsageError(f"config {config.filename}: {name} is no mapping but {type(value).__name__}")
+        raise UsageError(f"config {config.filename}: {name} is not a mapping but {type(value).__name__}")
     return value
 
 

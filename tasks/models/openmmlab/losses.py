@@ -21,7 +21,7 @@ from torch.nn import functional
 from harness.api.images import numbers_of
 from tasks.models.timm_models import kl_divergence
 
-CELLS = (2, 5)  # fewest and most cells a side of a random label map
+CELLS = (2, 5)  # fewest and most cells per side of a random label map
 SIDES = (0.2, 0.7)  # shortest and longest side of a random box, as a share of the image's
 
 

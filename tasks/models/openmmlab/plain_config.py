@@ -111,7 +111,7 @@ def _load(path: Path) -> dict[str, Any]:
             raise UsageError(f"config {path} has a YAML tag that may run code ({problem}){_TRUST}") from None
         raise UsageError(f"config {path} cannot be read ({type(error).__name__}: {first_line(error)})") from None
     if not isinstance(found, dict):
-        raise UsageError(f"config {path} is no mapping of names to values")
+        raise UsageError(f"config {path} is not a mapping of names to values")
     if "custom_imports" in found:
         raise UsageError(f"config {path} has 'custom_imports', which run code{_TRUST}")
     return {key: value for key, value in found.items() if key in {*_USED, "_base_"}}
@@ -123,7 +123,7 @@ def _check_plain(value: Any) -> None:
         if count > _MOST:
             raise ValueError(f"it has more than {_MOST:,} values")
         if isinstance(item, dict) and not all(isinstance(key, str) for key in item):
-            raise ValueError(f"{where or 'it'} has a key that is no text")
+            raise ValueError(f"{where or 'it'} has a key that is not text")
         if not (item is None or isinstance(item, dict | list | str | int | float)):
             raise ValueError(f"{where} is a {type(item).__name__}, which JSON does not have")
         if isinstance(item, str) and "{{" in item:
@@ -146,7 +146,7 @@ def _check(path: Path, own: dict[str, Any], library: Library) -> None:
                 raise UsageError(f"config {path}: {where} is '{value}', a package that would be imported{_TRUST}")
             if key != "type" and not _WORD.fullmatch(value):
                 raise UsageError(
-                    f"config {path}: {where} is '{value}', which is no plain word and might be run{_TRUST}"
+                    f"config {path}: {where} is '{value}', which is not a plain word and might be run{_TRUST}"
                 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 
 def plain(value: Any, where: str = "") -> Any:
-    """`value` as JSON from which `restored` makes the same again, tuples and keys that are no text included.
+    """`value` as JSON from which `restored` makes the same again, tuples and keys that are not text included.
 
     Raises:
         TypeError: it holds something other than plain data; the message says where.

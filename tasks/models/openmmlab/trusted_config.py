@@ -1,6 +1,6 @@
 """Configs that are programs, run in a process of their own: whatever they do there, the reader gets data or a sentence.
 
-That guards against accidents. It is no sandbox: a config may do all that its user may.
+That guards against accidents. It is not a sandbox: a config may do all that its user may.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run_trusted(path: Path) -> Config:
     Modules named in `custom_imports` are looked for where this process finds its own: installed packages, PYTHONPATH.
 
     Raises:
-        UsageError: it fails, ends the process, does not come to an end or is no plain data, or a module is missing.
+        UsageError: it fails, ends the process, does not end in time or gives no plain data, or a module is missing.
     """
     ops.install()
     from mmengine.config import Config
@@ -64,7 +64,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _wait(path: Path, result: Path) -> int:
-    # -P: the folder of the program is no place to import from; all others are as here.
+    # -P: the folder of the program is not a place to import from; all others are as here.
     command = [sys.executable, "-P", run_config.__file__, str(path.absolute()), str(result)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part or str(Path.cwd()) for part in sys.path)}
     nothing = subprocess.DEVNULL

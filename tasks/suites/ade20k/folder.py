@@ -145,5 +145,5 @@ class AdeFolder:
 def _read_labels(path: Path) -> NDArray[np.uint8]:
     with opened(path) as image:
         if image.mode not in {"L", "P"}:
-            raise UsageError(f"label map {path} is no picture of one 8-bit channel (its mode is {image.mode})")
+            raise UsageError(f"label map {path} is not a picture of one 8-bit channel (its mode is {image.mode})")
         return np.asarray(image)

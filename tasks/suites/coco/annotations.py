@@ -19,7 +19,7 @@ from tasks.files.content import open_regular, reason
 Entry = Mapping[str, Any]
 _PARTS = ("images", "annotations", "categories")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
-_LARGEST = 2**15  # pixels a side; no image library here goes further
+_LARGEST = 2**15  # pixels per side; no image library here goes further
 _INSTANCES = "a COCO instances file is needed"
 
 
@@ -78,7 +78,7 @@ def read(path: Path) -> Annotations:
             raise UsageError(f"annotations {path} {lacks} '{part}'; {_INSTANCES}")
         for place, entry in enumerate(found):
             if not isinstance(entry, dict):
-                _refuse(path, f"{part}[{place}]", f"is no object but {_shown(entry)}")
+                _refuse(path, f"{part}[{place}]", f"is not an object but {_shown(entry)}")
     checked = {part: [_checked(path, part, place, e) for place, e in enumerate(content[part])] for part in _PARTS}
     result = Annotations(path, **checked)
     for part, key in (("images", "id"), ("images", "file_name"), ("categories", "id"), ("categories", "name")):
@@ -111,7 +111,7 @@ def _polygon_fault(polygon: Any) -> str:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         length = f" of {len(polygon)} numbers" if isinstance(polygon, list) else ""
         return f"has a polygon{length} in its 'segmentation'; at least three x, y pairs are needed"
-    return "" if all(map(_finite, polygon)) else "has a polygon with what is no finite number in its 'segmentation'"
+    return "" if all(map(_finite, polygon)) else "has a polygon with what is not a finite number in its 'segmentation'"
 
 
 def _run_lengths_fault(mask: Entry, size: tuple[int, int]) -> str:

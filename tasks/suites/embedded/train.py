@@ -2,7 +2,7 @@
 
 The recipe is chosen for two CPU cores and an hour: Muon (orthogonalised momentum) on the matrices and AdamW on the
 rest reaches a given accuracy in about half of AdamW's epochs, and a ViT that sees a random half of its patches
-(PatchDropout, arXiv 2208.07220) trains twice as many images a second; its last epochs see all patches.
+(PatchDropout, arXiv 2208.07220) trains twice as many images per second; its last epochs see all patches.
 Nothing is selected on test images: the weights of the last step are kept.
 """
 

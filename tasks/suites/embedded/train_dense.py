@@ -171,7 +171,7 @@ def train(
         losses.append(loss.item())
         if watch := run.step % every == 0 or run.step == recipe.iterations:
             metrics = task.evaluate(run.averaged(), watched)
-            # Since the last point or resumption; training on other scenes each time, this is no training-set loss.
+            # Since the last point or resumption; training on other scenes each time, this is not a training-set loss.
             run.curve.append({"iteration": run.step, "loss": sum(losses) / len(losses), **metrics})
             losses.clear()
         now = time.perf_counter()
