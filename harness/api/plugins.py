@@ -210,6 +210,34 @@ class TaskInfo:
         return found
 
 
+@dataclass(frozen=True)
+class ExecutorInfo:
+    """Where cells can run. `target` is `module:Class`, a `harness.run.executors.base.Executor`; `stops_cells`: it ends
+    a cell that takes longer than the user's `--timeout`.
+    """
+
+    name: str
+    summary: str
+    target: str
+    stops_cells: bool = False
+
+    def check(self) -> None:
+        """Check what can be known without importing the executor's code.
+
+        Raises:
+            UsageError: a target of another form.
+        """
+        _check_target(self.target)
+
+    def load(self) -> Any:
+        """Import and return the class behind `target`.
+
+        Raises:
+            UsageError: it cannot be imported.
+        """
+        return imported(self.target, f"{self.target} of executor '{self.name}'")
+
+
 def _check_target(target: str) -> None:
     if not re.fullmatch(r"[\w.]+:\w+", str(target)):
         raise UsageError(f"its target '{target}' is not of the form module:attribute")

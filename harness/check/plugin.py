@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 TASK, SUITE = "classification", "tiny"  # where methods are checked
 PRESET = "quick"
 WIDTHS = ("W8A8", "W4A4", "MP4.5")
+EXECUTOR = "worker"
+TIMEOUT: float | None = 600.0  # seconds that each cell may take
 OK, FAILED, NOTE = "ok", "FAILED", "note"
 
 
@@ -127,15 +129,15 @@ def _methods(info: PluginInfo, catalog: Catalog) -> list[ResolvedMethod]:
 
 def _cells(info: PluginInfo, catalog: Catalog) -> Iterator[Finding]:
     """Findings of all cells of a method, source or calibrator."""
+    from harness.run.executors.registry import open_executor
     from harness.run.runner import Settings
-    from harness.run.worker import WorkerProcess
 
     suite = catalog.tasks.get(TASK).open_suite(SUITE, None)
     with tempfile.TemporaryDirectory() as folder:
         executors = []
         for name in ("first", "second"):  # caches of their own, or the second run would get the first one's images
             (Path(folder) / name).mkdir()
-            executors.append(WorkerProcess(Settings(catalog, "cpu", 1, Path(folder) / name), timeout=600))
+            executors.append(open_executor(EXECUTOR, Settings(catalog, "cpu", 1, Path(folder) / name), TIMEOUT))
         try:
             for method in _methods(info, catalog):
                 for model in suite.models():
@@ -154,8 +156,8 @@ def _cells(info: PluginInfo, catalog: Catalog) -> Iterator[Finding]:
                                 scheme=scheme,
                                 seed=0,
                             )
-                            twice = [executor.run(cell, lambda *_: None) for executor in executors]
-                            yield _finding(cell, *twice)
+                            first, second = (next(runs.map([cell], lambda *_: None)) for runs in executors)
+                            yield _finding(cell, first, second)
         finally:
             for executor in executors:
                 executor.close()

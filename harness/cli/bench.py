@@ -10,11 +10,10 @@ from harness.plan.plan import Plan
 from harness.results.provenance import versions
 from harness.results.record import Record
 from harness.results.store import Store
-from harness.run.display import Display
+from harness.run.executors.registry import open_executor
 from harness.run.runner import Settings
 from harness.run.sinks import Reporter, Sink
 from harness.run.sweep import run_plan
-from harness.run.worker import Executor, InProcess, WorkerProcess
 
 
 def run_and_report(
@@ -23,21 +22,26 @@ def run_and_report(
     settings: Settings,
     console: Console,
     *,
+    executor: str,
     timeout: float | None,
-    in_process: bool,
     sink: Sink | None = None,
 ) -> int:
-    """Run the plan, make the report of its cells and return the exit code; a sink gets what was measured now."""
+    """Run the plan, make the report of its cells and return the exit code.
+
+    `executor` is the name of what runs cells; a sink gets what was measured now.
+
+    Raises:
+        UsageError: no such executor, or something cannot be written.
+    """
     failures: list[Record] = []
     if plan.todo:
         reporter = Reporter(sink, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True))
-        executor: Executor = InProcess(settings) if in_process else WorkerProcess(settings, timeout)
+        runs = open_executor(executor, settings, timeout)
         try:
             reporter.start({"suite": plan.cells[0].cell.suite, "threads": settings.threads, **versions()})
-            with Display(console, len(plan.todo)) as display:
-                failures = run_plan(plan, store, executor, display, reporter.cell)
+            failures = run_plan(plan, store, runs, console, reporter.cell)
         finally:
-            executor.close()
+            runs.close()
             reporter.finish()
     records = store.records()
     code = exit_code(plan, records)

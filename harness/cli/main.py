@@ -158,6 +158,9 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
         typer.Option(help=f"What is measured again, with images from the cache if they are there: {', '.join(RERUN)}."),
     ] = "failed",
     timeout: Annotated[float | None, typer.Option(help="Seconds after which a cell counts as failed.")] = None,
+    executor: Annotated[
+        str, typer.Option(help="Where cells run: worker (if left out), in-process, or one of an installed package.")
+    ] = "",
     in_process: Annotated[bool, typer.Option("--in-process", help="No worker process: for debugging.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")] = None,
     no_references: Annotated[
@@ -169,8 +172,6 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     check_known("--device", device, DEVICES)
     if timeout is not None and not 0 < timeout <= LONGEST:
         raise UsageError(f"--timeout must be a number of seconds above 0 and at most {LONGEST:,}, not {timeout:g}")
-    if timeout is not None and in_process:
-        raise UsageError("--timeout needs a worker process; leave out --in-process")
     _check_threads(threads)
     request = Request(
         methods=_once(split_names(methods)),
@@ -195,8 +196,10 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.io.files import prepare_folder
     from harness.results.store import Store
     from harness.run.display import show_plan
+    from harness.run.executors.registry import find_executor
     from harness.run.sinks import open_sink
 
+    runs = find_executor(_executor(executor, in_process), timeout).name
     tracker = open_sink(sink) if sink else None
     store = Store(out or Path("results", "runs", f"{suite}-ablation" if ablation else suite))
     console = _console()
@@ -220,7 +223,7 @@ def _sweep(  # noqa: PLR0917 - typer passes them by name
     settings = Settings(
         catalog, device, threads or _cores(), cache.absolute(), root, plan.requested, trust_configs, plan.skips
     )
-    code = run_and_report(plan, store, settings, console, timeout=timeout, in_process=in_process, sink=tracker)
+    code = run_and_report(plan, store, settings, console, executor=runs, timeout=timeout, sink=tracker)
     raise typer.Exit(code)
 
 
@@ -338,8 +341,8 @@ def regress(  # noqa: PLR0917 - typer passes them by name
     from harness.regress.gate import Options, run_gate
 
     _check_threads(threads)
-    root = data_root and data_root.absolute()
-    options = Options(baseline, HISTORY, update_baseline, history, junit, out, threads, in_process, root, trust_configs)
+    root, runs = data_root and data_root.absolute(), _executor("", in_process)
+    options = Options(baseline, HISTORY, update_baseline, history, junit, out, threads, runs, root, trust_configs)
     try:
         code = run_gate(options, Catalog.default(), os.environ, _console())
     except KeyboardInterrupt:
@@ -385,6 +388,13 @@ def diagnose(  # noqa: PLR0917 - typer passes them by name
         typer.echo(str(path))
     for text in store.sentences():
         typer.echo(text, err=True)
+
+
+def _executor(name: str, in_process: bool) -> str:
+    """The name of the executor; `--in-process` is a short form of it."""
+    if in_process and name not in ("", "in-process"):
+        raise UsageError(f"--in-process and --executor {name} contradict each other; leave one out")
+    return "in-process" if in_process else name or "worker"
 
 
 def _check_device(device: str) -> None:

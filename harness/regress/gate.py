@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +26,9 @@ from harness.results import history
 from harness.results.provenance import revision
 from harness.results.record import Record
 from harness.results.store import Store
-from harness.run.display import Display
+from harness.run.executors.registry import open_executor
 from harness.run.runner import Settings
 from harness.run.sweep import run_plan
-from harness.run.worker import Executor, InProcess, WorkerProcess
 
 REGRESSION = 1
 
@@ -40,6 +40,7 @@ class Options:
     `baseline` is the JSON file; the suite is the TOML file of the same name beside it. `update` is the reason for
     renewing it, `label` that of the rows for `history`; None: neither. `out` keeps the records; None: they go.
     `data_root` is the folder of the suite's data, if it needs one. `trust_configs`: configs of models may run code.
+    `executor` is the name of what runs cells.
     """
 
     baseline: Path
@@ -49,7 +50,7 @@ class Options:
     junit: Path | None = None
     out: Path | None = None
     threads: int | None = None
-    in_process: bool = False
+    executor: str = "worker"
     data_root: Path | None = None
     trust_configs: bool = False
 
@@ -90,7 +91,7 @@ def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], con
         requested = plan_of(cases).requested
         threads, trusted = options.threads or suite.threads, options.trust_configs
         settings = Settings(catalog, "cpu", threads, cache, options.data_root, requested, trusted)
-        run = _measure(cases, store, settings, console, in_process=options.in_process)
+        run = _measure(cases, store, settings, console, executor=options.executor)
     report = _report(suite, cases, baseline, run)
     if report is not None:
         print_report(report, console)
@@ -148,15 +149,11 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-def _measure(cases: Sequence[Case], store: Store, settings: Settings, console: Console, *, in_process: bool) -> _Run:
+def _measure(cases: Sequence[Case], store: Store, settings: Settings, console: Console, *, executor: str) -> _Run:
     """Run all cells anew."""
     plan = plan_of(cases)
-    executor: Executor = InProcess(settings) if in_process else WorkerProcess(settings)
-    try:
-        with Display(console, len(plan.todo)) as display:
-            failures = {record.key: record for record in run_plan(plan, store, executor, display)}
-    finally:
-        executor.close()
+    with closing(open_executor(executor, settings)) as runs:
+        failures = {record.key: record for record in run_plan(plan, store, runs, console)}
     # A folder of an earlier run keeps its result of a cell that fails now, which is not this run's.
     records = [failures.get(record.key, record) for record in store.records() if record.key in plan.keys]
     ok = [record for record in records if record.status == "ok"]

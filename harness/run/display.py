@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean
 
 from rich.console import Console
@@ -87,15 +87,18 @@ def _time_sentence(plan: Plan) -> str:
 
 
 class Display:
-    """Progress of a sweep. A context manager: the bar lives inside."""
+    """Progress of a sweep over `cells`. A context manager: the bar lives inside.
 
-    def __init__(self, console: Console, total: int) -> None:
+    `expected` gives the seconds that a cell may take, None if nothing is known of it.
+    """
+
+    def __init__(self, console: Console, cells: Sequence[Cell], expected: Callable[[Cell], float | None]) -> None:
         self._console = console
-        self._total = total
-        self._done = 0
-        self._cell: Cell | None = None
-        self._started = 0.0
-        self._expected: Sequence[float | None] = ()
+        self._expected = expected
+        self._total = len(cells)
+        self._left = {cell.key: cell for cell in cells}
+        self._running: dict[str, tuple[float, float]] = {}  # key -> when it began, and how far it is
+        self._seconds: float | None = None  # that the cells not finished may take, from their beginnings
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -104,7 +107,7 @@ class Display:
             TextColumn("{task.fields[left]}"),
         )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self._task = self._bar.add_task("", total=total, left="")
+        self._task = self._bar.add_task("", total=self._total, left="")
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -113,33 +116,40 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def start(self, cell: Cell, expected: Sequence[float | None], now: float) -> None:
-        """A cell begins; `expected` are the seconds of it and of those that follow."""
-        self._cell, self._expected, self._started = cell, expected, now
-        self._update("", 0.0)
-
-    def progress(self, text: str, fraction: float) -> None:
-        """The running cell says how far it is."""
-        self._update(f"{text} {fraction:.0%}", fraction)
-
-    def _update(self, text: str, fraction: float) -> None:
-        assert self._cell is not None
-        elapsed = time.monotonic() - self._started
-        known = [seconds for seconds in self._expected if seconds is not None]
+    def progress(self, cell: Cell, text: str, fraction: float) -> None:
+        """A cell begins, or says how far it is."""
+        now = time.monotonic()
+        if cell.key not in self._running:
+            self._running[cell.key] = now, fraction
+            self._seconds = self._estimate()
+        began, _ = self._running[cell.key]
+        self._running[cell.key] = began, fraction
         left = ""
-        if known:
-            # A cell that was never measured is taken to be like the average of the others.
-            rest = [mean(known) if seconds is None else seconds for seconds in self._expected]
-            left = f"about {duration(max(sum(rest) - elapsed, 0.0))} left"
-        description = escape(visible(f"{self._cell.label}  {text}"))
-        self._bar.update(self._task, description=description, completed=self._done + 0.999 * fraction, left=left)
+        if self._seconds is not None:
+            elapsed = sum(now - began for began, _ in self._running.values())
+            left = f"about {duration(max(self._seconds - elapsed, 0.0) / len(self._running))} left"
+        shown = f"{text} {fraction:.0%}" if text else ""
+        description = escape(visible(f"{cell.label}  {shown}"))
+        self._bar.update(self._task, description=description, completed=self._completed(), left=left)
+
+    def _estimate(self) -> float | None:
+        """Seconds of all cells that are not finished; None if nothing like any of them was measured."""
+        expected = [self._expected(cell) for cell in self._left.values()]
+        known = [seconds for seconds in expected if seconds is not None]
+        # A cell that was never measured is taken to be like the average of the others.
+        return sum(mean(known) if seconds is None else seconds for seconds in expected) if known else None
+
+    def _completed(self) -> float:
+        done = self._total - len(self._left)
+        return done + 0.999 * sum(fraction for _, fraction in self._running.values())
 
     def finished(self, record: Record) -> None:
         """A cell ended; one line of it stays."""
-        self._done += 1
-        self._bar.update(self._task, completed=self._done)
+        self._left.pop(record.cell.key, None)
+        self._running.pop(record.cell.key, None)
+        self._bar.update(self._task, completed=self._completed())
         width = len(str(self._total))
-        head = f"[{self._done:{width}}/{self._total}] {record.cell.label}"
+        head = f"[{self._total - len(self._left):{width}}/{self._total}] {record.cell.label}"
         if record.failure is not None:
             text, style = f"FAILED {record.failure.headline}", "red"
         elif record.status == "skipped":

@@ -115,7 +115,7 @@ class CellRunner:
     What a cell leaves behind is undone as far as can be from inside a process: the float model is made anew after
     foreign code and failures, torch's switches, the environment and replaced functions are put back. Threads that still
     run, patched packages other than torch, timm and this project, and what hides in C are left to whoever replaces the
-    process (`harness.run.worker.WorkerProcess`).
+    process (`harness.run.executors.worker.WorkerProcess`).
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -19,7 +19,6 @@ from harness.catalog.catalog import Catalog
 from harness.catalog.registry import Registry
 from harness.check import plugin as check_module
 from harness.check.plugin import check
-from harness.run.worker import InProcess
 from methods import api
 
 GUIDE = Path(__file__).parents[2] / "docs" / "plugins.md"
@@ -28,7 +27,8 @@ GUIDE = Path(__file__).parents[2] / "docs" / "plugins.md"
 @pytest.fixture
 def look(monkeypatch, tmp_path, capsys):
     """Check a plugin that is the attribute of a module here, with a module's text or objects; returns what is said."""
-    monkeypatch.setattr("harness.run.worker.WorkerProcess", lambda settings, timeout: InProcess(settings))
+    monkeypatch.setattr(check_module, "EXECUTOR", "in-process")
+    monkeypatch.setattr(check_module, "TIMEOUT", None)
     monkeypatch.setattr(check_module, "WIDTHS", ("W4A4",))
 
     def run(name: str, kind: str, target: str) -> tuple[bool, str]:

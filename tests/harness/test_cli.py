@@ -127,7 +127,7 @@ def test_skipping_everything_measures_nothing(bench):
         (["--preset", "quik"], "did you mean 'quick'?"),
         (["--rerun", "sale"], "did you mean 'stale'?"),
         (["--threads", "0"], "--threads"),
-        (["--timeout", "3"], "leave out --in-process"),
+        (["--timeout", "3"], "leave out --timeout"),
         (["--out", "file/below"], "cannot write to folder file/below"),
         (["--cache", "file/below"], "--cache"),
     ],

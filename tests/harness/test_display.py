@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import time
 
 import pytest
 from rich.console import Console
@@ -12,8 +11,8 @@ from harness.run.display import Display, duration
 
 @pytest.fixture
 def record(toy_cell):
-    def make(status: str, **fields) -> Record:
-        cell = toy_cell()
+    def make(status: str, seed: int = 0, **fields) -> Record:
+        cell = toy_cell(seed=seed)
         provenance = Provenance(code="c", versions={}, hardware={}, device="cpu", threads=1, git=None)
         times = {"started": "s", "finished": "f", "seconds": 12.3}
         return Record(key=cell.key, cell=cell, status=status, provenance=provenance, **times, **fields)
@@ -26,17 +25,19 @@ def test_every_ending_leaves_a_line(record, terminal):
     text = io.StringIO()
     records = [
         record("ok", metrics={"top1": 81.234}, primary_metric="top1"),
-        record("skipped", reason="no [sense]"),
-        record("failed", failure=Failure(type="ValueError", message="bad [b]\nmore")),
+        record("skipped", 1, reason="no [sense]"),
+        record("failed", 2, failure=Failure(type="ValueError", message="bad [b]\nmore")),
     ]
     console = Console(file=text, force_terminal=terminal, width=160)
-    with Display(console, len(records)) as display:
+    seconds = {2: 3700.0}  # nothing is known of the others
+    cells = [each.cell for each in (*records, record("ok", 3))]  # the last of which does not come to run
+    with Display(console, cells, lambda cell: seconds.get(cell.seed)) as display:
         for each in records:
-            display.start(each.cell, [3700.0, None], time.monotonic())
-            display.progress("search [1]", 0.5)
+            display.progress(each.cell, "", 0.0)
+            display.progress(each.cell, "search [1]", 0.5)
             display.finished(each)
     shown = text.getvalue()
-    assert "[1/3] tiny toynoise W4A8 full seed 0: top1 81.23 (12 s)" in shown
+    assert "[1/4] tiny toynoise W4A8 full seed 0: top1 81.23 (12 s)" in shown
     assert "skipped: no [sense]" in shown
     assert "FAILED ValueError: bad [b] (12 s)" in shown
     assert ("search [1] 50%" in shown) == terminal

@@ -15,17 +15,25 @@ from torch.nn import functional
 from harness.api.contracts import VisionModel
 from harness.api.errors import BadResult
 from harness.report.frame import cells_frame
+from harness.results.record import Record
 from harness.run.checks import check_handed_over
+from harness.run.executors.base import Executor
+from harness.run.executors.in_process import InProcess
+from harness.run.executors.worker import WorkerProcess
 from harness.run.process import ProcessState
 from harness.run.runner import CellRunner
 from harness.run.unchanged import Snapshot
-from harness.run.worker import InProcess, WorkerProcess
 
 GUESTS = Path(__file__).parent / "guests"
 
 
 def quiet(text: str, fraction: float) -> None:
     pass
+
+
+def run(executor: Executor, cell) -> Record:
+    (measured,) = executor.map([cell], lambda *_: None)
+    return measured.record
 
 
 @pytest.fixture(autouse=True)
@@ -133,11 +141,11 @@ def test_eight_bit_layers_at_four_bits_fail(runner, toy_cell, monkeypatch):
 def test_k2_nothing_reaches_the_next_cell(settings, toy_cell, method, message):
     """FAULTS K2: float rows swapped, `forward` replaced, modules swapped, torch patched; K3: `sys.exit()`."""
     executor = InProcess(settings)
-    before = executor.run(toy_cell("good"), quiet).record.metrics
-    record = executor.run(toy_cell(method), quiet).record
+    before = run(executor, toy_cell("good")).metrics
+    record = run(executor, toy_cell(method))
     assert record.status == "failed"
     assert message in f"{record.failure.type}: {record.failure.message}"
-    after = executor.run(toy_cell("good"), quiet).record
+    after = run(executor, toy_cell("good"))
     assert after.failure is None
     assert after.metrics == before
 
@@ -166,7 +174,7 @@ def test_the_users_interrupt_is_one(settings, toy_cell, monkeypatch):
     executor = InProcess(settings)
     monkeypatch.setattr(dfq_toy_suite.Suite, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        executor.run(toy_cell("float"), quiet)
+        run(executor, toy_cell("float"))
 
 
 def test_the_projects_own_methods_follow_each_other_on_one_model(runner, toy_cell):
@@ -180,16 +188,16 @@ def test_the_worker_is_a_new_one_after_foreign_code_and_failures(settings, toy_c
     """Whatever a guest leaves behind, also where nothing is looked at, dies with its process."""
     worker = WorkerProcess(settings)
     try:
-        assert worker.run(toy_cell("float"), quiet).record.status == "ok"
+        assert run(worker, toy_cell("float")).status == "ok"
         kept = worker._process
         assert kept is not None
-        assert worker.run(toy_cell("good"), quiet).record.status == "ok"
+        assert run(worker, toy_cell("good")).status == "ok"
         assert kept is not None
         assert not kept.is_alive()
         assert worker._process is None
-        assert worker.run(toy_cell("exits"), quiet).record.failure.type == "SystemExit"
-        assert worker.run(toy_cell("hardexit"), quiet).record.failure.type == "SystemExit"
-        assert worker.run(toy_cell("good"), quiet).record.status == "ok"
+        assert run(worker, toy_cell("exits")).failure.type == "SystemExit"
+        assert run(worker, toy_cell("hardexit")).failure.type == "SystemExit"
+        assert run(worker, toy_cell("good")).status == "ok"
     finally:
         worker.close()
 

@@ -8,8 +8,8 @@ import pytest
 
 from harness.api.errors import DataFreeViolation
 from harness.api.sealing import check_not_sealed, sealed_data
+from harness.run.executors.worker import WorkerProcess
 from harness.run.runner import CellRunner
-from harness.run.worker import WorkerProcess
 
 
 def quiet(text: str, fraction: float) -> None:
@@ -135,7 +135,8 @@ def test_timeout_fails_the_cell(settings, toy_cell, tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_HANG", str(tmp_path / "hangs"))
     worker = WorkerProcess(settings, timeout=1)
     try:
-        failure = worker.run(toy_cell("toyhang"), quiet).record.failure
+        (measured,) = worker.map([toy_cell("toyhang")], lambda *_: None)
+        failure = measured.record.failure
     finally:
         worker.close()
     assert (failure.type, failure.message) == ("Timeout", "took longer than 1 seconds")

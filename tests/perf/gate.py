@@ -80,7 +80,7 @@ FAULTS: Mapping[str, Fault] = {
 def gate(baseline: Path, fault: AbstractContextManager[Any], threads: int | None) -> tuple[int, list[str]]:
     """Exit code of the gate with a fault, and the cells that its output names."""
     output = io.StringIO()
-    options = Options(baseline, history=Path("not-written.csv"), threads=threads, in_process=True)
+    options = Options(baseline, history=Path("not-written.csv"), threads=threads, executor="in-process")
     with fault:
         code = run_gate(options, Catalog.default(), {}, Console(file=output, width=140))
     return code, [line for line in output.getvalue().splitlines() if line.startswith(("FAIL ", "MISSING ", "XPASS "))]

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from harness.api.plugins import Options, PluginInfo, TaskInfo
+from harness.api.plugins import ExecutorInfo, Options, PluginInfo, TaskInfo
 
 
 class NoiseOptions(Options):
@@ -87,6 +87,10 @@ ROUND = PluginInfo(
     origin="reconstruction",
     partner="toynoise",
 )
+BACKWARDS = ExecutorInfo(
+    name="toybackwards", summary="begins all, ends the last first", target="dfq_toy_executors:Backwards"
+)
+FORGETS = ExecutorInfo(name="toyforgets", summary="leaves the first cell out", target="dfq_toy_executors:Forgets")
 TASK = TaskInfo(
     name="toy",
     summary="random images",

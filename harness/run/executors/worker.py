@@ -1,4 +1,4 @@
-"""Where cells run: in a worker process that may crash, hang or be killed without harm, or in this process."""
+"""Cells in a worker process that may crash, hang or be killed without harm."""
 
 from __future__ import annotations
 
@@ -8,53 +8,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Protocol
 
 from harness.catalog.code import is_builtin
 from harness.identity.cell import Cell
 from harness.io.streams import tolerate
 from harness.results.record import Failure
+from harness.run.executors.base import Watch
 from harness.run.runner import CellRunner, Measured, Progress, Settings, failed_record, now
 
 _exit = os._exit  # as it is before any cell runs, see `exits_raised`
 _PROGRESS_INTERVAL = 0.2  # seconds between two progress messages of a worker
-
-
-class Executor(Protocol):
-    """Runs cells one at a time."""
-
-    def run(self, cell: Cell, progress: Progress) -> Measured:
-        """Measure `cell`; never raises for what goes wrong inside the cell."""
-
-    def close(self) -> None:
-        """Stop at once, also in the middle of a cell."""
-
-
-class InProcess:
-    """Runs cells here: for debuggers and fast tests. A crash of a cell ends the sweep, as Ctrl-C does; what a cell
-    leaves behind in this process is undone as far as `CellRunner` can.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._runner = CellRunner(settings)
-
-    def run(self, cell: Cell, progress: Progress) -> Measured:
-        """Measure `cell`.
-
-        Raises:
-            KeyboardInterrupt: the user interrupted; one that a cell's own code raises makes it a failed cell.
-        """
-        with _interrupts_noted() as interrupted:
-            measured = self._runner.measure(cell, progress)
-        if interrupted:
-            raise KeyboardInterrupt
-        return measured
-
-    def close(self) -> None:
-        """Nothing to stop."""
 
 
 class WorkerProcess:
@@ -68,8 +35,13 @@ class WorkerProcess:
         self._process: SpawnProcess | None = None
         self._connection: Connection[object, object] | None = None
 
-    def run(self, cell: Cell, progress: Progress) -> Measured:
-        """Measure `cell` in the worker; if that dies or takes too long, the cell is recorded as failed."""
+    def map(self, cells: Iterable[Cell], watch: Watch) -> Iterator[Measured]:
+        """Measure the cells one after the other; if the worker dies or takes too long, its cell has failed."""
+        for cell in cells:
+            watch(cell, "", 0.0)
+            yield self._measure(cell, partial(watch, cell))
+
+    def _measure(self, cell: Cell, progress: Progress) -> Measured:
         started, clock = now(), time.perf_counter()
         try:
             connection = self._ready()
@@ -147,25 +119,6 @@ def _interrupts_ignored() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _interrupts_noted() -> Iterator[list[int]]:
-    """Ctrl-C raises KeyboardInterrupt as ever, and is noted in the list."""
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-
-    def interrupt(number: int, _frame: object) -> None:
-        noted.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield noted
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -1,0 +1,1 @@
+"""Where cells run: executors by name, the project's own and those of installed packages."""

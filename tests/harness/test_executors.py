@@ -1,0 +1,97 @@
+"""Executors by name, the project's own and those of other packages."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from harness.api.errors import UsageError
+from harness.results.store import Store
+from harness.run.display import Display
+from harness.run.executors.registry import find_executor, open_executor
+
+TOY = ("--tasks", "toy", "--suite", "toy", "--no-references", "--methods", "toynoise", "--bits", "W4A8,W8A8")
+RUNS = Path("results/runs/toy")
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """Cells run in this process set torch's threads and determinism."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def bench(cli, monkeypatch):
+    monkeypatch.setattr("harness.report.write_report", lambda *_: None)
+    return lambda *arguments, code=0: cli("bench", *TOY, *arguments, code=code)
+
+
+def test_an_executor_of_another_package_gives_the_same_numbers_in_any_order(bench):
+    bench("--executor", "toybackwards", "--out", "there")
+    bench("--in-process", "--out", "here")
+    there, here = ({r.key: (r.status, r.metrics) for r in Store(Path(out)).records()} for out in ("there", "here"))
+    assert len(there) == 6  # two models: float, and two precisions
+    assert there == here
+
+
+def test_results_are_kept_as_they_come_and_the_line_says_how_many(bench):
+    shown = bench("--executor", "toybackwards").output
+    lines = [line for line in shown.splitlines() if line.startswith("[")]
+    assert [line[:5] for line in lines] == [f"[{i}/6]" for i in range(1, 7)]
+    assert "tiny2 toynoise W8A8" in lines[0]
+    assert "tiny float" in lines[-1]
+
+
+def test_cells_without_a_result_are_an_error(bench):
+    assert "gave no result of 1 cells" in bench("--executor", "toyforgets", code=2).stderr
+    assert len(list(Store(RUNS).records())) == 5
+    bench("--in-process")
+    assert len(list(Store(RUNS).records())) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--executor", "workre"], "unknown executor 'workre'; did you mean 'worker'?"),
+        (["--executor", "worker", "--in-process"], "contradict each other"),
+        (["--executor", "toybackwards", "--timeout", "3"], "executor 'toybackwards' cannot stop a cell"),
+    ],
+)
+def test_a_name_that_does_not_fit_is_refused_before_anything_runs(bench, arguments, message):
+    assert message in bench(*arguments, code=2).stderr
+    assert not RUNS.exists()
+
+
+def test_what_the_projects_own_can_do():
+    assert find_executor("worker", timeout=3).stops_cells
+    with pytest.raises(UsageError, match="'in-process' cannot stop a cell"):
+        find_executor("in-process", timeout=3)
+
+
+def test_an_executor_is_closed_and_used_again(settings, toy_cell):
+    executor = open_executor("in-process", settings)
+    told = []
+    for cell in (toy_cell("float"), toy_cell()):
+        (measured,) = executor.map([cell], lambda *what: told.append(what))
+        assert measured.record.key == cell.key
+        assert told[0] == (cell, "", 0.0)
+        assert all(each == cell for each, *_ in told)
+        told.clear()
+    executor.close()
+
+
+def test_the_time_left_is_shared_by_cells_that_run_side_by_side(toy_cell):
+    text = io.StringIO()
+    cells = [toy_cell(seed=seed) for seed in range(4)]
+    with Display(Console(file=text, force_terminal=True, width=160), cells, lambda _: 600.0) as display:
+        display.progress(cells[0], "calibrate", 0.5)
+        display.progress(cells[1], "calibrate", 0.5)
+    shown = text.getvalue()
+    assert "about 20 min 00 s left" in shown
