@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class VisionModel:
     `image_numbers`.
 
     `parts` names modules of `net` that may be quantized alone, such as a detector's backbone. Where the user asks for
-    one, the harness sets `net.quantized_part` to that module's name and the rest stays in float. It lies with the
-    network, where sites are sought, so that no method can forget it.
+    one, the harness hands on the model `restricted` to it: `part` is that module's name, and the rest stays in float.
+    Sites are sought in the trace of a model, which keeps to `part`, so that no method needs to look at it.
     """
 
     name: str
@@ -50,6 +50,7 @@ class VisionModel:
     # Distance of the quantized model's output (first) from the float model's (second), a scalar; KL for classifiers.
     output_distance: Callable[[Any, Any], Tensor]
     parts: Mapping[str, str] = field(default_factory=dict)  # what users call it -> module of `net`
+    part: str | None = None  # module of `net` that is to be quantized; None for all of it
     # How images are made ready for it, and what is known of that: plain values, for the record.
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
@@ -58,9 +59,9 @@ class VisionModel:
         """Device of the parameters."""
         return next(self.net.parameters()).device
 
-    def restrict(self, part: str | None) -> None:
-        """From now on have only `part` of the network quantized, or all of it (None)."""
-        self.net.quantized_part = None if part is None else self.parts[part]  # type: ignore[assignment]
+    def restricted(self, part: str | None) -> VisionModel:
+        """The same model, with only that one of its `parts` to be quantized, or all of it (None)."""
+        return replace(self, part=None if part is None else self.parts[part])
 
     def pixel_bounds(self) -> tuple[Tensor, Tensor]:
         """Normalised values of black and white, each (1, channels, 1, 1)."""

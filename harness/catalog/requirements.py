@@ -27,23 +27,24 @@ class Requirements:
             UsageError: the network cannot be quantized in this scheme, whatever the method.
         """
         tensors, part = split_scheme(scheme)
-        self._model.restrict(part)
+        model = self._model.restricted(part)
         for target in targets:
             if (target, scheme) not in self._known:
-                self._known[target, scheme] = self._ask(target, tensors)
+                self._known[target, scheme] = _asked(target, model, tensors)
             reason = self._known[target, scheme]
             if reason is not None:
                 return reason
         return None
 
-    def _ask(self, target: str, tensors: str) -> str | None:
-        try:
-            reason: str | None = import_target(target)(self._model, tensors)
-        except UsageError:
-            raise
-        except Exception as error:  # a plugin's code may raise anything; it costs that plugin's cells
-            return f"{target} does not say what is required ({type(error).__name__}: {first_line(error)})"
-        return reason
+
+def _asked(target: str, model: VisionModel, tensors: str) -> str | None:
+    try:
+        reason: str | None = import_target(target)(model, tensors)
+    except UsageError:
+        raise
+    except Exception as error:  # a plugin's code may raise anything; it costs that plugin's cells
+        return f"{target} does not say what is required ({type(error).__name__}: {first_line(error)})"
+    return reason
 
 
 def unmet(suite: Suite, model: str, methods: Sequence[ResolvedMethod], schemes: Iterable[str]) -> Unmet:

@@ -119,8 +119,7 @@ def _sites(
         if found is None or not found.activation_bits:
             continue
         tensors, part = split_scheme(str(cell.scheme))
-        model.restrict(part)
-        effects = site_effects(model, images, tensors, found.activation_bits, found.activation_ranges)
+        effects = site_effects(model.restricted(part), images, tensors, found.activation_bits, found.activation_ranges)
         common = {n: getattr(cell, n) for n in ("suite", "model", "method", "scheme", "bits", "seed")}
         for effect in sorted(effects, key=lambda e: -e.distance):
             low, high = found.activation_ranges.get(effect.site, (np.nan, np.nan))

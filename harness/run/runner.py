@@ -180,6 +180,8 @@ class CellRunner:
         progress("load", 0.0)
         with ctx.stage("load"):
             model = self._float_model(suite, cell)
+        if not cell.is_float:
+            model = model.restricted(split_scheme(cell.scheme)[1])
         common["preprocessing"] = dict(model.preprocessing)
         seed_everything(ctx.seed("global"))
         ctx.restart_memory()
@@ -239,7 +241,6 @@ class CellRunner:
         lacking = self._loaded[2].unmet(method.requires, cell.scheme)
         if lacking is not None:
             return lacking
-        model.restrict(part)
         with ctx.stage("check"):
             intact = self._intact
             if intact is None or (intact.part, intact.modules) != (part, len(sys.modules)):

@@ -28,7 +28,7 @@ from methods.core.graph.layers import LAYERS
 from methods.core.graph.lowest import LowestLevel
 from methods.core.graph.operations import macs_of, operands
 from methods.core.graph.sites import Point, Sites, find_sites
-from methods.core.graph.trace import Trace, trace
+from methods.core.graph.trace import Trace, trace_net
 from methods.core.numerics.levels import fault, sample, slices, spread
 
 VALUES, SLICES = 1024, 8  # looked at in a tensor, and channels of one: enough to tell a float from 256 values
@@ -68,7 +68,7 @@ def traced(model: VisionModel) -> Trace:
         Uninspectable: it cannot be traced.
     """
     try:
-        return trace(model.net, model.input_shape)
+        return trace_net(model.net, model.input_shape, model.part)
     except RuntimeError as error:
         raise Uninspectable(f"the float model cannot be traced ({error})") from error
 

@@ -19,7 +19,7 @@ from harness.api.spec import MAX_BITS, BitSpec
 from methods.core.graph.intercept import Interceptor, OpKey, tap
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import find_blocks, patch_grid, to_grid
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 from methods.core.numerics.quantizers import Uniform
 
 ALL = "all sites"
@@ -66,7 +66,7 @@ def patch_similarity(model: VisionModel, images: Tensor) -> PatchSimilarity:
     Raises:
         NotATransformerError: the model has no transformer block.
     """
-    graph = trace_of(model)
+    graph = trace(model)
     blocks = find_blocks(graph)
     grid = patch_grid(graph)
     _, found = tap(model.net, images, [block.branch for block in blocks])
@@ -169,7 +169,7 @@ def site_effects(
     finite range are left out. `images` (n, c, h, w) are normalised, and should be real: what a site does to images of
     the method's own making says little.
     """
-    graph = trace_of(model)
+    graph = trace(model)
     wanted = model.net(images)
     quantizers: dict[str, tuple[tuple[OpKey, int], Uniform]] = {}
     for site in find_sites(graph, scheme, BitSpec(MAX_BITS, MAX_BITS)).activations:

@@ -144,8 +144,9 @@ def test_each_requirement_is_looked_into_once(monkeypatch):
     )
 
     class Model:
-        def restrict(self, part):
+        def restricted(self, part):
             asked.append(part)
+            return self
 
     requirements = Requirements(Model())
     for _ in range(3):
@@ -162,8 +163,9 @@ def test_one_scheme_that_cannot_be_is_skipped_and_the_other_runs(monkeypatch):
     class Suite:
         def untrained(self, model):
             class Model:
-                def restrict(self, part):
+                def restricted(self, part):
                     assert part is None
+                    return self
 
             return Model()
 
@@ -178,8 +180,8 @@ def test_one_scheme_that_cannot_be_is_skipped_and_the_other_runs(monkeypatch):
 @pytest.mark.parametrize("target", ["no_such_module:there", "math:sqrt", "math:no_such_name"])
 def test_a_plugin_whose_requirement_is_broken_costs_its_own_cells(target):
     class Model:
-        def restrict(self, part):
-            pass
+        def restricted(self, _part):
+            return self
 
     assert Requirements(Model()).unmet((target,), "full").startswith(f"{target} does not say what is required (")
 

@@ -195,7 +195,7 @@ def test_kinds_of_quantizers_follow_the_data_flow(name):
     model = tiny_model(name)
     options = AdalogOptions(rounds=1, steps=1, tokens=64)
     quantized = AdaLogSearch(options).calibrate(model, images(), spec=BitSpec(4, 4), scheme="matmul", ctx=FakeContext())
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     for (key, slot), quantizer in quantized.activations.items():
         kinds = {k.kind for k in graph.by_key[key].operands[slot].ops}
         assert isinstance(quantizer, AdaLog) == (kinds in ({"softmax"}, {"activation"}))

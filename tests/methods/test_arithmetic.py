@@ -19,7 +19,7 @@ from harness.run.checks import PROBES
 from methods.core.graph.flow import TRACED_IMAGES, UNKNOWN
 from methods.core.graph.intercept import OpaqueOperationError, UnsupportedNetworkError
 from methods.core.graph.sites import find_sites
-from methods.core.graph.trace import trace, trace_of
+from methods.core.graph.trace import trace, trace_net
 from tasks.models.attention import unfused
 from tasks.suites.cifar10 import architectures as cifar
 from tasks.suites.embedded import architectures as embedded
@@ -38,7 +38,7 @@ def test_k1_macs_are_half_of_the_flops_that_torch_counts(name):
     net = tiny_model(name).net
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.zeros(TRACED_IMAGES, *SHAPE))
-    macs = sum(op.macs * (TRACED_IMAGES if op.batched else 1) for op in trace(net, SHAPE).ops)
+    macs = sum(op.macs * (TRACED_IMAGES if op.batched else 1) for op in trace_net(net, SHAPE).ops)
     assert 2 * macs == counter.get_total_flops() > 0
 
 
@@ -89,7 +89,7 @@ REFUSED = {
 @pytest.mark.parametrize("form", QUANTIZED)
 def test_k1_forms_of_a_product_that_are_quantized(form):
     """FAULTS K1 "a layer that multiplies by torch.mm, ...": these were left in float, and are sites."""
-    graph = trace(Between(QUANTIZED[form]), SHAPE)
+    graph = trace_net(Between(QUANTIZED[form]), SHAPE)
     inside = [op for op in graph.ops if not op.key.module]
     assert [op.key.kind for op in inside] == ["linear" if "linear" in form else "matmul"]
     assert inside[0].macs > 0
@@ -115,7 +115,7 @@ def test_a_parameter_in_a_matrix_product_is_refused(scheme):
         def forward(self, x):
             return self.head(x @ self.kernel)
 
-    graph = trace(Product(), SHAPE)
+    graph = trace_net(Product(), SHAPE)
     with pytest.raises(OpaqueOperationError, match=r"model/matmul\.0 multiplies by a parameter"):
         find_sites(graph, scheme, BitSpec(4, 8))
 
@@ -125,7 +125,7 @@ def test_k1_forms_of_arithmetic_that_are_refused(form):
     """FAULTS K1 "15 such forms were found", and others: one sentence names operation and module."""
     net = nn.Sequential(Between(REFUSED[form]))
     with pytest.raises(UnsupportedNetworkError) as refusal:
-        trace(net, SHAPE)
+        trace_net(net, SHAPE)
     text = str(refusal.value)
     assert text.startswith("the network ")
     assert "\n" not in text
@@ -135,7 +135,7 @@ def test_k1_forms_of_arithmetic_that_are_refused(form):
 @pytest.mark.parametrize("axis", [0, -1])
 def test_k1_scaled_branches_are_stacked_and_added_up(axis):
     """Parallel blocks add up their branches, each times its own LayerScale, by a sum of their stack: it is a site."""
-    graph = trace(Between(lambda x: torch.stack([x.relu() * W[0], x.tanh() * W[1]], axis).sum(dim=axis)), SHAPE)
+    graph = trace_net(Between(lambda x: torch.stack([x.relu() * W[0], x.tanh() * W[1]], axis).sum(dim=axis)), SHAPE)
     (total,) = graph.of_kind("reduce")
     assert {str(key) for key in total.operands[0].ops} == {"model/activation.0", "model/activation.1"}
     assert {(total.key, -1), (total.key, 0)} & {s.point for s in find_sites(graph, "full", BitSpec(4, 4)).activations}
@@ -146,13 +146,13 @@ def test_k1_recurrent_layers_are_refused(layer):
     """FAULTS K1, a further member: all their products lie in one operation."""
     recurrent = layer(16, 16, batch_first=True).eval()
     with pytest.raises(OpaqueOperationError, match=r"torch's (gru|lstm|rnn_tanh) in "):
-        trace(Between(lambda x: recurrent(x)[0]), SHAPE)
+        trace_net(Between(lambda x: recurrent(x)[0]), SHAPE)
 
 
 def test_k1_what_a_compiled_or_scripted_function_moves_is_followed():
     """Only its arithmetic is refused: windows may be cut out of sight."""
     moved = torch.jit.script(_flipped)
-    graph = trace(Between(moved), SHAPE)
+    graph = trace_net(Between(moved), SHAPE)
     assert [str(key) for key in graph.by_key[graph.ops[-1].key].operands[0].ops] == ["first/linear.0"]
 
 
@@ -163,7 +163,7 @@ def _flipped(x: torch.Tensor) -> torch.Tensor:
 def test_k1_nothing_is_assumed_of_a_tensor_that_is_no_buffer():
     """FAULTS K1 "unknown origin": it was taken for a constant, and its sum for a masked one."""
     outside = torch.randn(16, 16)
-    graph = trace(Between(lambda x: (x + outside).softmax(-1)), SHAPE)
+    graph = trace_net(Between(lambda x: (x + outside).softmax(-1)), SHAPE)
     add = graph.of_kind("add")[0]
     assert add.operands[1].others == {UNKNOWN}
     assert not add.operands[1].is_constant
@@ -177,14 +177,15 @@ def test_arithmetic_outside_the_part_that_is_quantized_is_not_refused():
         def __init__(self, after) -> None:
             super().__init__()
             self.body = Between(lambda x: x)
-            self.after, self.quantized_part = after, "body"
+            self.after = after
 
         def forward(self, x):
             return self.after(self.body(x))
 
-    assert trace(Whole(lambda x: x.cumsum(-1)), SHAPE).inside(trace(Whole(lambda x: x), SHAPE).ops[0].key)
+    whole, changed = (trace_net(Whole(after), SHAPE, "body") for after in (lambda x: x, lambda x: x.cumsum(-1)))
+    assert changed.inside(whole.ops[0].key)
     with pytest.raises(OpaqueOperationError, match="einsum"):
-        trace(Whole(lambda x: torch.einsum("nij,nkj->nik", x, x)), SHAPE)
+        trace_net(Whole(lambda x: torch.einsum("nij,nkj->nik", x, x)), SHAPE, "body")
 
 
 @pytest.mark.parametrize("scheme", ["full", "matmul"])
@@ -202,7 +203,7 @@ def test_a_layer_that_only_some_images_reach_is_refused_when_they_do(scheme):
             return self.last(self.inner(x) if loud else x)
 
     with pytest.raises(OpaqueOperationError, match="__float__"):
-        trace(Between(between, own=True), SHAPE)
+        trace_net(Between(between, own=True), SHAPE)
     model = quantized(Careless(lambda x: x), BitSpec(4, 4), scheme)
     quiet = torch.full((2, *SHAPE), 0.5)
     assert torch.isfinite(model(quiet)).all()
@@ -244,7 +245,7 @@ HIDDEN = {
 def test_k1_what_depends_on_the_images_unseen_is_refused(form):
     """FAULTS K1, further members: nothing was seen of it, and it stayed in float."""
     with pytest.raises(OpaqueOperationError, match="depends on the images but that no operation was seen to make"):
-        trace(Between(HIDDEN[form], own=True), SHAPE)
+        trace_net(Between(HIDDEN[form], own=True), SHAPE)
 
 
 PINNED = {
@@ -264,7 +265,7 @@ def test_sites_of_the_built_in_models_are_pinned(suite, name):
     """Labels, widths, layers and bit operations; baselines and stored records depend on them."""
     torch.manual_seed(0)
     build, channels = {"embedded": (embedded.build, 1), "cifar10": (cifar.build, 3)}[suite]
-    graph = trace(unfused(build(name).eval().requires_grad_(False)), (channels, 32, 32))
+    graph = trace_net(unfused(build(name).eval().requires_grad_(False)), (channels, 32, 32))
     for scheme in ("full", "matmul"):
         sites = find_sites(graph, scheme, BitSpec(4, 6))
         lines = [f"{site} {site.bits} {' '.join(site.layers)}" for site in sites.activations]
@@ -283,7 +284,7 @@ def test_a_module_without_parameters_is_a_function():
         def forward(self, x):
             return self.relu(x + self.layer(self.relu(self.layer(x))))
 
-    graph = trace(Maps(Twice().eval()), SHAPE)
+    graph = trace_net(Maps(Twice().eval()), SHAPE)
     assert [str(op.key) for op in graph.ops if op.key.module.startswith("between.")] == [
         "between.layer/conv.0",
         "between.relu/activation.0",
@@ -300,7 +301,7 @@ def test_a_network_that_is_refused_is_traced_once(monkeypatch):
     said = set()
     for _ in range(3):
         with pytest.raises(OpaqueOperationError, match="cumsum") as refusal:
-            trace_of(model)
+            trace(model)
         said.add(str(refusal.value))
         monkeypatch.setattr("methods.core.graph.trace.trace", lambda *_: pytest.fail("traced again"))
     assert len(said) == 1
@@ -324,5 +325,5 @@ def test_what_only_a_first_pass_computes_is_no_site():
     net = Keeps()
     model = quantized(net, BitSpec(8, 8))
     for device in ("cpu", "meta"):  # what it keeps is not a buffer: of unknown origin, but the same for all images
-        assert len(trace(Keeps().to(device), SHAPE).of_kind("add")) == 1
+        assert len(trace_net(Keeps().to(device), SHAPE).of_kind("add")) == 1
     assert torch.isfinite(model(torch.rand(2, *SHAPE))).all()

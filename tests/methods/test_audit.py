@@ -29,7 +29,7 @@ W4A4, W8A8 = BitSpec(4, 4), BitSpec(8, 8)
 
 def quantized(model: VisionModel, scheme: str = "full", spec: BitSpec = W4A4, kind: type[Quantized] = Quantized) -> Any:
     """Min-max quantization of everything."""
-    sites = find_sites(trace(model.net, model.input_shape), scheme, spec)
+    sites = find_sites(trace(model), scheme, spec)
     activations = activation_quantizers(sites, observe(model, images(), sites, MinMax, 8))
     return kind(model.net, sites, weight_quantizers(model, sites, symmetric=True), activations)
 
@@ -121,7 +121,7 @@ def inside_of_the_network(model: VisionModel, made: Any) -> Any:
 
 def inside_of_an_operation(model: VisionModel, made: Any) -> Any:
     """A layer is computed with rounded operands, and once more with those of the float model, which count."""
-    last = [op.key for op in trace(model.net, model.input_shape).ops if op.key.kind == "linear"][-1]
+    last = [op.key for op in trace(model).ops if op.key.kind == "linear"][-1]
     weight, bias = model.net.head.weight, model.net.head.bias
     seen = []
 
@@ -190,7 +190,7 @@ def test_an_evaluation_in_inference_mode_is_looked_at_as_any_other(scheme: str) 
     """Tensors made there know of no writes to them."""
     model = tiny_model("swin")
     made = quantized(model, scheme)
-    graph, known = trace(model.net, model.input_shape), {"scheme": scheme, "spec": W4A4}
+    graph, known = trace(model), {"scheme": scheme, "spec": W4A4}
     with torch.inference_mode():
         assert audit(model, made, images(3), graph=graph, **known)[1] == []
         assert audit(model, Wrapped(made.summary, made.net, made.net), images(3), graph=graph, **known)[1]
@@ -316,7 +316,7 @@ def test_a_summary_that_contradicts_the_network_is_caught() -> None:
 def test_mixed_precision_keeps_its_budget_and_the_widths_that_it_states() -> None:
     model = tiny_model("vit")
     spec = BitSpec.parse("MP4.5")
-    sites = find_sites(trace(model.net, model.input_shape), "full", spec)
+    sites = find_sites(trace(model), "full", spec)
 
     def result(widths: dict[str, int]) -> Quantized:
         own: Sites = sites.with_widths(widths, lambda bits: bits)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
-from tiny_networks import NETWORKS, SHAPE, FakeContext, images, tiny_model
+from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 from torch import nn
 from torch.utils._pytree import tree_map
 
@@ -90,7 +90,7 @@ def test_output_contrast_equals_the_definition():
 
 def working_tiny(name: str, bits: str = "W4A6", scheme: str = "full", **options):
     model = tiny_model(name)
-    graph = trace(model.net, SHAPE)
+    graph = trace(model)
     spec = BitSpec.parse(bits)
     x = images()
     return model, graph, Working(model, find_sites(graph, scheme, spec), spec, SearchStage(**options), x), x
@@ -174,7 +174,7 @@ def pyramid_model() -> VisionModel:
 def test_a_network_with_a_pyramid_is_evaluated_exactly(bits):
     """Shared heads, in-place addition, and activations of one segment that follow a layer of the next."""
     model = pyramid_model()
-    graph = trace(model.net, SHAPE)
+    graph = trace(model)
     spec, x = BitSpec.parse(bits), images()
     working = Working(model, find_sites(graph, "full", spec), spec, SearchStage(), x)
     fitness = Fitness(model, graph, working, SearchStage(), x)
@@ -204,7 +204,7 @@ def test_a_network_with_a_pyramid_is_evaluated_exactly(bits):
 @pytest.mark.parametrize("make", [lambda: tiny_model("vit"), lambda: tiny_model("swin"), pyramid_model])
 def test_the_layer_loss_averages_over_tokens_and_not_over_channels(make):
     model = make()
-    graph = trace(model.net, SHAPE)
+    graph = trace(model)
     spec, x = BitSpec.parse("W4A8"), images()
     working = Working(model, find_sites(graph, "full", spec), spec, SearchStage(), x)
     fitness = Fitness(model, graph, working, SearchStage(), x)
@@ -227,7 +227,7 @@ def test_the_layer_loss_averages_over_tokens_and_not_over_channels(make):
 @pytest.mark.parametrize("bits", ["W4A6", "MP4.5"])
 def test_the_search_keeps_its_books_on_a_pyramid(bits, options):
     model = pyramid_model()
-    graph = trace(model.net, SHAPE)
+    graph = trace(model)
     spec, x, o = BitSpec.parse(bits), images(), SearchStage(**SMALL | options)
     working = Working(model, find_sites(graph, "full", spec), spec, o, x)
     search = Search(model, graph, working, spec, o, FakeContext(), x)
@@ -366,7 +366,7 @@ def test_one_image_ranks_no_candidates(options):
 
 def test_contrast_needs_a_patch_with_neighbours(monkeypatch):
     model = tiny_model("vit")
-    graph = trace(model.net, SHAPE)
+    graph = trace(model)
     stage = Stage1(model, graph, ClampOptions(images=2, rounds=1, steps=1), FakeContext())
     monkeypatch.setattr("methods.sources.clamp.source.to_grid", lambda tokens, grid: tokens[:, None, -1:])
     with pytest.raises(ValueError, match="no block of the network has a patch with neighbours"):
@@ -534,7 +534,7 @@ def test_options_that_contradict_each_other_are_refused():
 
 
 def test_softmax_outputs_get_sites_where_the_scheme_has_none():
-    graph = trace(tiny_model("vit").net, SHAPE)
+    graph = trace(tiny_model("vit"))
     plain, more = (find_sites(graph, "full", BitSpec(4, 6), softmax_bits=b) for b in (None, 8))
     added = set(more.activations) - set(plain.activations)
     assert {site.op.kind for site in added} == {"softmax"}

@@ -123,7 +123,7 @@ def test_contract(name: str, network: str, scheme: str) -> None:
     assert not any(p.requires_grad for p in model.net.parameters())
     assert not any(m.training or m._forward_hooks or m._forward_pre_hooks for m in model.net.modules())
 
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     sites = find_sites(graph, scheme, BitSpec(4, 6))
     summary = quantized.summary
     assert summary.weight_sites == len(sites.weights)
@@ -205,7 +205,7 @@ def test_images_depend_on_no_more_than_their_source_says(name: str) -> None:
 
 def test_a_site_without_parameters_is_an_error() -> None:
     model = tiny_model("vit")
-    sites = find_sites(trace(model.net, model.input_shape), "full", BitSpec(4, 8))
+    sites = find_sites(trace(model), "full", BitSpec(4, 8))
     with pytest.raises(MissingParametersError, match=r"26 sites|sites have no quantizer"):
         Quantized(model.net, sites, {}, None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny_networks import CLASSES, NETWORKS, SHAPE, tiny_model
+from tiny_networks import CLASSES, NETWORKS, tiny_model
 
 from harness.api.spec import BitSpec
 from methods.core.graph.sites import find_sites
@@ -13,7 +13,7 @@ D, TOKENS, HEADS = 16, 17, 2  # of the tiny ViT: 16 patches of 4x4 pixels and th
 
 
 def vit_sites(scheme: str = "full", bits: str = "W4A6", **extra):
-    return find_sites(trace(tiny_model("vit").net, SHAPE), scheme, BitSpec.parse(bits), **extra)
+    return find_sites(trace(tiny_model("vit")), scheme, BitSpec.parse(bits), **extra)
 
 
 def block_macs() -> dict[str, int]:
@@ -38,7 +38,7 @@ def test_bit_operations_equal_the_count_by_hand(scheme, softmax_bits):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_activation_goes_with_a_weight(name):
     for scheme in ("full", "matmul"):
-        sites = find_sites(trace(tiny_model(name).net, SHAPE), scheme, BitSpec.parse("MP4"))
+        sites = find_sites(trace(tiny_model(name)), scheme, BitSpec.parse("MP4"))
         weights = {site.parameter for site in sites.weights}
         assert all(site.layers and set(site.layers) <= weights for site in sites.activations)
         assert {site.bits for site in (*sites.weights, *sites.activations)} == {8}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_networks import CLASSES, SHAPE, FakeContext, images, tiny_model
@@ -14,7 +16,7 @@ from methods.calibrators.minmax.info import INFO as MINMAX
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpaqueOperationError, OpKey
 from methods.core.graph.sites import NoSitesError, find_sites
 from methods.core.graph.structure import to_grid
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import trace_net
 from methods.core.range_calibrator import RangeCalibrator
 from methods.core.search.suffixes import _side_by_side
 
@@ -57,14 +59,14 @@ def model(net: nn.Module) -> VisionModel:
     return VisionModel("tiny", "x", net, SHAPE, (0.5,), (0.5,), CLASSES, unused, unused, unused)
 
 
-def minmax(net: nn.Module, scheme: str, spec: BitSpec = SPEC):
+def minmax(net: nn.Module, scheme: str, spec: BitSpec = SPEC, *, part: str | None = None):
     calibrator = MINMAX.load()(MINMAX.options())
     assert isinstance(calibrator, RangeCalibrator)
-    return calibrator.calibrate(model(net), images(), spec=spec, scheme=scheme, ctx=FakeContext())
+    return calibrator.calibrate(replace(model(net), part=part), images(), spec=spec, scheme=scheme, ctx=FakeContext())
 
 
 def labels(net: nn.Module, scheme: str) -> list[str]:
-    return [str(site) for site in find_sites(trace(net, SHAPE), scheme, SPEC).activations]
+    return [str(site) for site in find_sites(trace_net(net, SHAPE), scheme, SPEC).activations]
 
 
 def test_interception_is_bit_identical():
@@ -99,7 +101,7 @@ def test_batch_norm_without_activation_is_stored():
 
 
 def test_what_boxes_are_drawn_from_is_known():
-    graph = trace(head(), SHAPE)
+    graph = trace_net(head(), SHAPE)
     (up,) = graph.of_kind("conv_transpose")
     assert up.operands[0].ops == {OpKey("levels.0", "conv", 0), OpKey("levels.1", "conv", 0)}
     assert up.batched
@@ -148,7 +150,7 @@ def test_other_transposed_convolutions_are_refused():
             return self.up(x.squeeze(1))
 
     with pytest.raises(OpaqueOperationError, match="conv_transpose1d"):
-        trace(Sequence(), SHAPE)
+        trace_net(Sequence(), SHAPE)
 
 
 def test_no_boxes_at_all():
@@ -168,13 +170,12 @@ def test_no_boxes_at_all():
 class Whole(nn.Module):
     """A transformer and layers behind it."""
 
-    def __init__(self, part: str | None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.body = tiny_model("vit").net
         self.neck = nn.Linear(CLASSES, 8)
         self.head = nn.Linear(8, CLASSES)
         self.requires_grad_(False)
-        self.quantized_part = part
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(functional.relu(self.neck(self.body(x))))
@@ -182,7 +183,7 @@ class Whole(nn.Module):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_part_alone_is_quantized(scheme):
-    graphs = [trace(Whole(part).eval(), SHAPE) for part in (None, "body")]
+    graphs = [trace_net(Whole().eval(), SHAPE, part) for part in (None, "body")]
     whole, part = (find_sites(graph, scheme, SPEC) for graph in graphs)
     assert {s.parameter for s in whole.weights} - {s.parameter for s in part.weights} == {"neck.weight", "head.weight"}
     assert {s.point for s in part.activations} < {s.point for s in whole.activations}
@@ -196,8 +197,8 @@ def test_a_part_alone_is_quantized(scheme):
 
 
 def test_only_the_part_changes():
-    net = Whole("body").eval()
-    quantized = minmax(net, "full")
+    net = Whole().eval()
+    quantized = minmax(net, "full", part="body")
     assert torch.equal(quantized.net.head.weight, net.head.weight)
     assert not torch.equal(quantized.net.body.head.weight, net.body.head.weight)
     x = images()
@@ -209,7 +210,7 @@ def test_only_the_part_changes():
 
 def test_a_part_without_layers_is_refused():
     with pytest.raises(NoSitesError):
-        find_sites(trace(Whole("elsewhere").eval(), SHAPE), "full", SPEC)
+        find_sites(trace_net(Whole().eval(), SHAPE, "elsewhere"), "full", SPEC)
 
 
 def test_grids_of_odd_sides_are_padded_when_patches_are_merged():

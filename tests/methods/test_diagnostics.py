@@ -23,7 +23,7 @@ from methods.core.synthesis.similarity import density
 
 def features(model, images):
     """Unit vectors (n, h, w, d) of each block, as the module under test must see them."""
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     points = [block.branch for block in find_blocks(graph)]
     found = tap(model.net, images, points)[1]
     return [functional.normalize(to_grid(found[point], patch_grid(graph)), dim=-1) for point in points]
@@ -124,7 +124,7 @@ def test_synthesis_shows_its_steps():
 def test_a_site_alone_is_what_its_recorded_range_says(name):
     """Against the quantizer of the record itself, put at that one place by hand."""
     model = tiny.tiny_model(name)
-    sites = find_sites(trace(model.net, tiny.SHAPE), "full", BitSpec(8, 3))
+    sites = find_sites(trace(model), "full", BitSpec(8, 3))
     x = tiny.images()
     quantizers = activation_quantizers(sites, observe(model, x, sites, MinMax, 4))
     quantized = Quantized(model.net, sites, weight_quantizers(model, sites, symmetric=True), quantizers)

@@ -70,7 +70,7 @@ def test_fitness_from_cached_blocks_is_that_of_the_whole_network(name, scheme):
     quantized = FqVit(options()).calibrate(
         model, images(), spec=BitSpec(4, 6), scheme=scheme, ctx=FakeContext()
     )  # fmt: skip
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     blocks = find_blocks(graph)
     fitness = Fitness(model, quantized, graph, blocks, images(), batch=4, temperature=3.0)
     fitness.renew()
@@ -165,12 +165,12 @@ def test_moment_matched_channels_have_the_float_moments(shape):
 
 
 def test_attention_layers_are_found_from_the_data_flow():
-    graph = trace(tiny_model("vit").net, (1, 16, 16))
+    graph = trace(tiny_model("vit"))
     blocks = find_blocks(graph)
     assert [searched_layers(graph, block, whole=False) for block in blocks] == ATTENTION
     whole = searched_layers(graph, blocks[0], whole=True)
     assert whole == [*ATTENTION[0], "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"]
-    graph = trace(tiny_model("swin").net, (1, 16, 16))
+    graph = trace(tiny_model("swin"))
     names = [searched_layers(graph, block, whole=False) for block in find_blocks(graph)]
     assert len(names) == 4
     assert all([name.rsplit(".", 2)[-2] for name in found] == ["qkv", "proj"] for found in names)
@@ -191,7 +191,7 @@ def test_the_search_only_lowers_the_loss_and_only_moves_attention_scales(name, s
     start = FqVit(options()).calibrate(model, images(), spec=BitSpec(3, 8), scheme=scheme, ctx=FakeContext())
     if not changes.get("moments"):
         assert explicit_loss(start(images()), model.net(images()), 3.0) == pytest.approx(losses[0], rel=1e-4)
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     attention = {n for block in find_blocks(graph) for n in searched_layers(graph, block, whole=False)}
     moved = {n for n, q in quantized.weights.items() if not torch.equal(q.scale, start.weights[n].scale)}
     assert bool(moved) == (losses[-1] < losses[0])

@@ -29,7 +29,7 @@ from methods.core.graph import requirements
 from methods.core.graph.attention import find_attention, patch_attention
 from methods.core.graph.intercept import tap
 from methods.core.graph.structure import NotATransformerError, branch_grid, find_blocks, patch_grid, to_grid
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import trace_net
 from tasks.models.attention import unfused
 
 SIDE = 32
@@ -133,7 +133,7 @@ def test_k1_blocks_maps_and_grids_of_families(family):
     build, expected = FAMILIES[family]
     net = ready(build)
     side = 64 if family == "tiny_vit" else SIDE
-    graph = trace(net, (3, side, side))
+    graph = trace_net(net, (3, side, side))
     blocks, layers, grid = find_blocks(graph), find_attention(graph), patch_grid(graph)
     found = [
         (layer.heads, layer.windows, layer.prefix, layer.grid, branch_grid(graph, block, grid))
@@ -157,7 +157,7 @@ def test_k1_blocks_maps_and_grids_of_families(family):
 def test_k1_branch_is_what_attention_adds():
     """A post-norm block's branch is normalised before the sum: exactly what the block adds to its input."""
     net = ready(FAMILIES["post-norm"][0])
-    (first, *_), block = find_blocks(trace(net, SHAPE)), net.blocks[0]
+    (first, *_), block = find_blocks(trace_net(net, SHAPE)), net.blocks[0]
     seen: list[Tensor] = []
     handle = block.norm1.register_forward_hook(lambda _module, _args, result: seen.append(result))
     _, found = tap(net, torch.rand(2, *SHAPE), [first.branch])
@@ -168,7 +168,7 @@ def test_k1_branch_is_what_attention_adds():
 
 @pytest.mark.parametrize("family", OTHERS)
 def test_networks_without_token_attention_are_no_transformers(family):
-    graph = trace(ready(OTHERS[family]), (3, 64, 64))
+    graph = trace_net(ready(OTHERS[family]), (3, 64, 64))
     with pytest.raises(NotATransformerError, match="no transformer block"):
         find_blocks(graph)
 
@@ -176,13 +176,13 @@ def test_networks_without_token_attention_are_no_transformers(family):
 def test_partly_found_blocks_keep_their_order():
     """DaViT alternates attention within windows, which is found, with attention over channels, which is not."""
     net = ready(lambda: other("davit_tiny", depths=(1, 1), embed_dims=(12, 24), num_heads=(2, 3), window_size=4))
-    blocks = find_blocks(trace(net, SHAPE))
+    blocks = find_blocks(trace_net(net, SHAPE))
     assert [block.path for block in blocks] == ["stages.0.blocks.0.0", "stages.1.blocks.0.0"]
 
 
 def test_patches_from_a_linear_layer_have_no_known_grid():
     net = ready(lambda: other("naflexvit_base_patch16_gap", embed_dim=24, depth=1, num_heads=3))
-    graph = trace(net, (3, 64, 64))
+    graph = trace_net(net, (3, 64, 64))
     assert len(find_blocks(graph)) == 1
     with pytest.raises(NotATransformerError, match="no convolution makes the patches"):
         patch_grid(graph)
@@ -191,7 +191,7 @@ def test_patches_from_a_linear_layer_have_no_known_grid():
 def test_tokens_of_two_scales_are_refused():
     """CrossViT: the second branch's 16 + 1 tokens are not a merged form of the first one's 64."""
     net = ready(lambda: other("crossvit_tiny_240"))
-    graph = trace(net, (3, 240, 240))
+    graph = trace_net(net, (3, 240, 240))
     with pytest.raises(NotATransformerError, match=r"197 tokens .* are not a grid .* 20x20"):
         find_attention(graph)
     model = VisionModel("crossvit", "classification", net, (3, 240, 240), (0.0,) * 3, (1.0,) * 3, 5, None, None, None)
@@ -230,4 +230,4 @@ def test_windows_that_do_not_cover_the_image_are_refused():
     stage = net.stages[2][1]
     stage.transformer = nn.Sequential(*map(Added, stage.transformer))
     with pytest.raises(NotATransformerError, match=r"tokens .* windows are not a grid of patches"):
-        find_attention(trace(net, (3, 128, 128)))
+        find_attention(trace_net(net, (3, 128, 128)))

@@ -236,7 +236,7 @@ def test_a_constant_token_gives_the_bias():
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_layer_norm_and_softmax_is_computed_in_integers(network):
     quantized = calibrated(network)
-    graph = trace(tiny_model(network).net, (1, 16, 16))
+    graph = trace(tiny_model(network))
     wanted = {op.key for kind in ("layer_norm", "softmax") for op in graph.of_kind(kind)}
     assert set(quantized.instead) == wanted
     inputs = {key for op in graph.of_kind("layer_norm") for key in op.operands[0].ops}
@@ -273,7 +273,7 @@ def test_integer_arithmetic_changes_little_at_eight_bits(network):
 
 def test_sites_of_softmax_outputs_are_the_methods_own():
     model = tiny_model("swin")
-    scheme = find_sites(trace(model.net, model.input_shape), "full", BitSpec(8, 8))
+    scheme = find_sites(trace(model), "full", BitSpec(8, 8))
     log = calibrated("swin")
     extra = set(log.activations) - {site.point for site in scheme.activations}
     assert {key.kind for key, _ in extra} == {"softmax"}
@@ -326,7 +326,7 @@ def test_a_scaled_grid_is_followed_and_a_grid_per_head_left_in_float(per_head):
     torch.manual_seed(0)
     model = tiny_model("vit")
     object.__setattr__(model, "net", Scaled(per_head).eval().requires_grad_(False))
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     scores, values = OpKey("", "matmul", 0), OpKey("embed", "conv", 0)
     found = arrivals(model, graph, {scores, values})
     softmax, norm = OpKey("", "softmax", 0), OpKey("norm", "layer_norm", 0)

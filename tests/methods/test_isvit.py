@@ -190,7 +190,7 @@ def test_without_the_stages_only_the_last_one_runs():
 def test_merging_changes_neither_the_float_function_nor_which_sites_are_per_tensor(network, scheme):
     model = tiny_model(network)
     x = images(5)
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     sites = find_sites(graph, scheme, BitSpec(4, 4))
     channels = {pair: pair_points(pair, sites) for pair in find_pairs(model.net, graph, x[:1])}
     before = Ranges(IsvitOptions()).find(model.net, x, sites, graph, channels)

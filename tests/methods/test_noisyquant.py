@@ -160,7 +160,7 @@ def test_the_chosen_noise_is_within_its_range_and_never_worse_than_none(shape):
 def test_every_linear_layer_has_a_noise_and_nothing_else(network):
     model = tiny_model(network)
     quantized = calibrated(network, "W4A4")
-    sites = find_sites(trace(model.net, model.input_shape), "matmul", BitSpec(4, 4))
+    sites = find_sites(trace(model), "matmul", BitSpec(4, 4))
     for site in sites.activations:
         quantizer = quantized.activations[site.point]
         assert isinstance(quantizer, Noisy) is (site.op.kind == "linear")

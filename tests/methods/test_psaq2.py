@@ -44,7 +44,7 @@ def quantize(model: VisionModel, seed: int = 0, bits: str = "W3A8", scheme: str 
 
 
 def student(model: VisionModel, bits: str = "W3A8", scheme: str = "full", **changes) -> Student:
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     return Student(
         model, graph, find_sites(graph, scheme, BitSpec.parse(bits)), options(**changes), FakeContext()
     )  # fmt: skip
@@ -77,7 +77,7 @@ def test_image_steps_raise_the_discrepancy():
     """With it alone as the loss, and without augmentation to hide it."""
     model = tiny_model("vit")
     method = Psaq2(options(image_steps=20, discrepancy_weight=1e4, discrepancy_bound=10, tv_weight=0, jitter=0))
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     own = student(model)
     start = images(8).clamp(*model.pixel_bounds())
     quantized = own.quantized(start)
@@ -171,7 +171,7 @@ def test_untrained_student_is_the_float_model_rounded():
 def test_final_ranges_are_those_of_the_final_images():
     model = tiny_model("vit")
     quantized, ctx = quantize(model)
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     first = next(s for s in quantized.sites.activations if s.op.kind == "conv" and s.slot == 0)
     _, found = tap(model.net, ctx.kept, [first.point])
     low, high = quantized.summary.activation_ranges[str(first)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_networks import CLASSES, NETWORKS, SHAPE, FakeContext, images, tiny_model
+from tiny_networks import CLASSES, NETWORKS, FakeContext, images, tiny_model
 from torch import nn
 from torch.nn import functional
 
@@ -365,7 +365,7 @@ def test_a_tensor_by_itself_is_searched_too():
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_site_is_searched_once(network, scheme):
     model = tiny_model(network)
-    graph = trace(model.net, SHAPE)
+    graph = trace(model)
     sites = find_sites(graph, scheme, BitSpec(4, 6))
     units = plan(graph, sites)
     searched = [a.point for unit in units for a in unit.activations if a.searched]
@@ -400,8 +400,8 @@ def test_shared_layers_and_weights(scheme):
     torch.manual_seed(0)
     model = replace(tiny_model("vit"), net=Pyramid().eval().requires_grad_(False))
     spec, x = BitSpec(6, 6), images(6)
-    sites = find_sites(trace(model.net, SHAPE), scheme, spec)
-    searched = [a.point for u in plan(trace(model.net, SHAPE), sites) for a in u.activations if a.searched]
+    sites = find_sites(trace(model), scheme, spec)
+    searched = [a.point for u in plan(trace(model), sites) for a in u.activations if a.searched]
     assert sorted(searched) == sorted({site.point for site in sites.activations})
     for options in (SearchOptions(batch=4), BaseOptions(weights="channel")):
         found = StepSearch(options).calibrate(model, x, spec=spec, scheme=scheme, ctx=FakeContext())
@@ -465,7 +465,7 @@ def test_a_layers_choice_in_a_network_is_that_of_a_loop():
 
 def test_float_inputs_are_captured_whatever_the_batches(monkeypatch):
     model, x = tiny_model("swin"), images(6)
-    graph = trace(model.net, SHAPE)
+    graph = trace(model)
     sites = find_sites(graph, "full", BitSpec(4, 6))
     targets = [Target(u.point, u.product) for u in plan(graph, sites)]
     results = []
@@ -486,7 +486,7 @@ def test_float_inputs_are_captured_whatever_the_batches(monkeypatch):
 
 def test_gradients_mean_something_unless_they_are_the_references():
     model, x = tiny_model("vit"), images(4)
-    sites = find_sites(trace(model.net, SHAPE), "matmul", BitSpec(4, 4))
+    sites = find_sites(trace(model), "matmul", BitSpec(4, 4))
     point = (OpKey("blocks.0.mlp.fc1", "linear", 0), OUTPUT)
     size = {
         kind: float(Gradients(kind, model, sites, x, 4).of(x, [point])[point][0].norm())

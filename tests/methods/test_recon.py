@@ -23,7 +23,7 @@ from methods.core.calibrate import activation_quantizers, observe, weight_quanti
 from methods.core.graph.segments import Segment, cut
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import find_blocks
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import trace, trace_net
 from methods.core.numerics.observers import MinMax
 from methods.core.numerics.quantizers import Uniform, weight_quantizer
 from methods.core.numerics.straight_through import StraightThrough
@@ -379,7 +379,7 @@ def test_low_rank_loss_refreshes():
 
 
 def quantized(model: VisionModel, x: torch.Tensor, scheme: str = "matmul", bits: str = "W4A6") -> Any:
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     sites = find_sites(graph, scheme, BitSpec.parse(bits))
     activations = activation_quantizers(sites, observe(model, x, sites, MinMax, 32))
     made = Quantized(model.net, sites, weight_quantizers(model, sites, symmetric=False), activations)
@@ -553,7 +553,7 @@ class Numbered(torch.nn.Module):
 
 def test_images_keep_their_numbers_in_batches():
     net, x = Numbered(tiny_model("vit").net), images()
-    blocks = find_blocks(trace(net, x.shape[1:]))
+    blocks = find_blocks(trace_net(net, x.shape[1:]))
     walk = Walk(net, blocks, x, 2)
     tail = Segment(len(blocks), False, ())
     assert torch.allclose(walk.every(tail, walk.enter(tail))[0], net(x), atol=1e-4)

@@ -15,7 +15,7 @@ from torch import nn
 from harness.api.spec import BitSpec
 from methods.calibrators.repq.info import INFO as CALIBRATOR
 from methods.core.graph.intercept import OUTPUT, tap
-from methods.core.graph.trace import Trace, trace
+from methods.core.graph.trace import Trace, trace_net
 from methods.core.graph.tracer import Tracer
 from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2, PerChannel
 from methods.core.numerics.percentile import percentile_quantizer
@@ -46,7 +46,7 @@ def network(name: str, seed: int = 0) -> nn.Module:
 
 
 def pairs_of(net: nn.Module):
-    return find_pairs(net, trace(net, SHAPE), images(1))
+    return find_pairs(net, trace_net(net, SHAPE), images(1))
 
 
 # --- percentile ranges ----------------------------------------------------------------------------------------------

@@ -24,13 +24,13 @@ from methods.core.graph.intercept import (
 )
 from methods.core.graph.sites import NoSitesError, find_sites
 from methods.core.graph.structure import NotATransformerError, find_blocks, patch_grid, to_grid
-from methods.core.graph.trace import trace, trace_of
+from methods.core.graph.trace import trace, trace_net
 
 SPEC = BitSpec(4, 6)
 
 
 def labels(name: str, scheme: str) -> list[str]:
-    sites = find_sites(trace(tiny_model(name).net, SHAPE), scheme, SPEC)
+    sites = find_sites(trace(tiny_model(name)), scheme, SPEC)
     return [str(site) for site in sites.activations]
 
 
@@ -69,7 +69,7 @@ def test_full_scheme_of_a_swin_has_the_bias_table_but_not_the_masked_logits():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_matmul_scheme_quantizes_operands_only(name):
-    graph = trace(tiny_model(name).net, SHAPE)
+    graph = trace(tiny_model(name))
     sites = find_sites(graph, "matmul", SPEC)
     expected = {
         (op.key, slot)
@@ -86,7 +86,7 @@ def test_every_weight_matrix_is_a_site(name):
     net = tiny_model(name).net
     wanted = {f"{n}.weight" for n, m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     for scheme in ("full", "matmul"):
-        assert {site.parameter for site in find_sites(trace(net, SHAPE), scheme, SPEC).weights} == wanted
+        assert {site.parameter for site in find_sites(trace_net(net, SHAPE), scheme, SPEC).weights} == wanted
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -121,7 +121,7 @@ def test_fused_attention_is_refused():
     net = VisionTransformer(img_size=16, patch_size=4, in_chans=1, embed_dim=16, depth=1, num_heads=2).eval()
     net.blocks[0].attn.fused_attn = True
     with pytest.raises(FusedAttentionError, match="fused_attn"):
-        trace(net, SHAPE)
+        trace_net(net, SHAPE)
 
 
 def test_operations_outside_the_network_are_not_keyed():
@@ -146,7 +146,7 @@ class _Opaque(nn.Module):
 
 def test_arithmetic_that_cannot_be_quantized_is_refused():
     with pytest.raises(OpaqueOperationError, match="multi_head_attention_forward"):
-        trace(_Opaque().train(), SHAPE)
+        trace_net(_Opaque().train(), SHAPE)
 
 
 class _Standardized(nn.Conv2d):
@@ -158,7 +158,7 @@ def test_a_layer_whose_weight_is_computed_is_refused():
     """Hybrid ViTs have such a stem, which would stay in float without a word."""
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), _Standardized(4, 4, 3)).eval()
     with pytest.raises(OpaqueOperationError, match="weight of 2"):
-        find_sites(trace(net, SHAPE), "full", BitSpec(4, 8))
+        find_sites(trace_net(net, SHAPE), "full", BitSpec(4, 8))
 
 
 class _Named(nn.Module):
@@ -174,7 +174,7 @@ class _Named(nn.Module):
 
 def test_operands_given_by_name_are_seen():
     net, x = _Named().eval().requires_grad_(False), images()
-    graph = trace(net, SHAPE)
+    graph = trace_net(net, SHAPE)
     assert [str(op.key) for op in graph.ops] == ["model/linear.0", "model/linear.1", "model/matmul.0"]
     sites = find_sites(graph, "matmul", SPEC)
     assert [site.parameter for site in sites.weights] == ["first.weight", "second.weight"]
@@ -184,9 +184,9 @@ def test_operands_given_by_name_are_seen():
 
 def test_a_network_without_sites_or_blocks_is_refused():
     with pytest.raises(NoSitesError):
-        find_sites(trace(nn.Sequential(nn.LayerNorm(16), _Parameter()), SHAPE), "full", SPEC)
+        find_sites(trace_net(nn.Sequential(nn.LayerNorm(16), _Parameter()), SHAPE), "full", SPEC)
     with pytest.raises(NotATransformerError):
-        find_blocks(trace(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU()), SHAPE))
+        find_blocks(trace_net(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU()), SHAPE))
 
 
 @pytest.mark.parametrize("error", [FusedAttentionError, NoSitesError, OpaqueOperationError])
@@ -213,7 +213,7 @@ def test_names_do_not_matter():
             return self.norm_q_head(x)
 
     net = tiny_model("vit").net
-    plain, wrapped = trace(net, SHAPE), trace(Renamed(net), SHAPE)
+    plain, wrapped = trace_net(net, SHAPE), trace_net(Renamed(net), SHAPE)
     for scheme in ("full", "matmul"):
         counts = [len(find_sites(t, scheme, SPEC).activations) for t in (plain, wrapped)]
         # "model" is the root's label; wrapped, the same operations run in the child.
@@ -225,7 +225,7 @@ def test_names_do_not_matter():
 def test_taps_are_the_attention_results_in_image_order(name, paths):
     """The branch tap equals the attention module's output, put back into the image by the block's own code."""
     model = tiny_model(name)
-    graph = trace(model.net, SHAPE)
+    graph = trace(model)
     blocks = find_blocks(graph)
     assert len(blocks) == paths
     x = images(2)
@@ -245,24 +245,22 @@ def test_grid_drops_prefix_tokens_and_follows_patch_merging():
     assert grid.shape == (2, 4, 4, 3)
     assert torch.equal(grid.reshape(2, 16, 3), tokens[:, 1:])
     assert to_grid(torch.zeros(2, 4, 3), (4, 4)).shape == (2, 2, 2, 3)
-    assert patch_grid(trace(tiny_model("vit").net, SHAPE)) == (4, 4)
+    assert patch_grid(trace(tiny_model("vit"))) == (4, 4)
     with pytest.raises(ValueError, match="do not fit"):
         to_grid(torch.zeros(2, 40, 3), (4, 4))
 
 
 def test_a_models_network_is_traced_once_a_part():
     model = dataclasses.replace(tiny_model("vit"), parts={"backbone": "blocks"})
-    whole = trace_of(model)
-    assert trace_of(dataclasses.replace(model, name="the same network")) is whole
-    model.restrict("backbone")
-    part = trace_of(model)
+    whole = trace(model)
+    assert trace(dataclasses.replace(model, name="the same network")) is whole
+    part = trace(model.restricted("backbone"))
     assert (whole.part, part.part) == (None, "blocks")
-    model.restrict(None)
-    assert trace_of(model) is whole
-    assert trace_of(dataclasses.replace(model, net=copy.deepcopy(model.net))) is not whole
+    assert trace(model.restricted("backbone").restricted(None)) is whole
+    assert trace(dataclasses.replace(model, net=copy.deepcopy(model.net))) is not whole
 
 
 def test_what_results_are_held_against_is_no_trace_that_methods_have():
     """A method that takes operations out of its trace would otherwise hide them from the checks."""
     model = tiny_model("vit")
-    assert audit.traced(model) is not trace_of(model)
+    assert audit.traced(model) is not trace(model)

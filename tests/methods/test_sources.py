@@ -19,7 +19,7 @@ from harness.api.spec import BitSpec
 from methods.core.graph.attention import between_patches, find_attention, patch_attention
 from methods.core.graph.intercept import tap
 from methods.core.graph.structure import find_blocks, fit_grid, to_grid
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import trace, trace_net
 from methods.core.synthesis.descent import total_variation, tv_scale, variation_loss
 from methods.core.synthesis.similarity import entropy, patch_similarity
 from methods.sources.fdd.info import INFO as FDD
@@ -67,7 +67,7 @@ def start_of(model: VisionModel) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_attention_is_found_in_the_data_flow(network):
     model = tiny_model(network)
-    layers = find_attention(trace(model.net, model.input_shape))
+    layers = find_attention(trace(model))
     points = [point for layer in layers for point in (layer.weights, layer.products)]
     _, found = tap(model.net, images(3), points)
     for layer in layers:
@@ -103,7 +103,7 @@ def test_other_prefixes_and_rectangles(options, prefix, grid):
     net = VisionTransformer(
         img_size=(16, 12), patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3, **options
     )
-    (layer,) = find_attention(trace(unfused(net.eval()), (3, 16, 12)))
+    (layer,) = find_attention(trace_net(unfused(net.eval()), (3, 16, 12)))
     assert (layer.prefix, layer.grid) == (prefix, grid)
 
 
@@ -111,7 +111,7 @@ def test_rectangular_windows():
     net = SwinTransformer(
         img_size=(16, 32), patch_size=4, window_size=(2, 4), embed_dim=8, depths=(2,), num_heads=(2,), num_classes=3
     )
-    layers = find_attention(trace(unfused(net.eval()), (3, 16, 32)))
+    layers = find_attention(trace_net(unfused(net.eval()), (3, 16, 32)))
     assert [(layer.windows, layer.prefix, layer.grid) for layer in layers] == [(4, 0, (2, 4))] * 2
 
 
@@ -204,7 +204,7 @@ def test_sardfq_loss_is_its_formula(network):
     noise, _ = start_of(model)
     settings = {"regions": 0, "prior_weight": 50.0, "tv_weight": 0.0}
     with_prior = first_loss(SARDFQ, model, **settings)
-    layers = find_attention(trace(model.net, model.input_shape))
+    layers = find_attention(trace(model))
     output, found = tap(model.net, noise, [layer.weights for layer in layers])
     generator = FakeContext().generator("attention-priors")
     depth, wanted = len(layers), 0.0
@@ -329,7 +329,7 @@ def test_curriculum():
 def test_fdd_loss_is_its_formula(network, entropy_band):
     model = tiny_model(network)
     noise, targets = start_of(model)
-    contexts = [block.context for block in find_blocks(trace(model.net, model.input_shape))]
+    contexts = [block.context for block in find_blocks(trace(model))]
     black, white = model.pixel_bounds()
     options = {"bands": ((0.3, 0.7, 0.2),), "entropy_band": entropy_band, "tv_low": 2600, "tv_high": 2600}
 
@@ -392,7 +392,7 @@ def test_head_dissimilarity():
 def test_mimiq_loss_is_its_formula(network, maps):
     model = tiny_model(network)
     noise, targets = start_of(model)
-    layers = [layer for layer in find_attention(trace(model.net, model.input_shape)) if layer.heads > 1]
+    layers = [layer for layer in find_attention(trace(model)) if layer.heads > 1]
     points = [layer.products if maps == "products" else layer.weights for layer in layers]
     candidates = []
     for batch in (noise, noise.flip(3)):  # the first step may mirror

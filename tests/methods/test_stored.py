@@ -16,14 +16,14 @@ from harness.api.spec import BitSpec
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, tap
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import find_blocks
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import trace_net
 from tasks.models.attention import unfused
 
 BITS = 3
 
 
 def labels(net: nn.Module) -> list[str]:
-    return [str(site) for site in find_sites(trace(net, SHAPE), "full", BitSpec(BITS, BITS)).activations]
+    return [str(site) for site in find_sites(trace_net(net, SHAPE), "full", BitSpec(BITS, BITS)).activations]
 
 
 def received(net: nn.Module) -> list[tuple[str, int]]:
@@ -140,7 +140,7 @@ def test_k1_products_of_transformers_receive_few_values(name):
     counts = received(net)
     assert len(counts) > 15
     assert max(n for _, n in counts) <= 2**BITS
-    assert len(find_blocks(trace(net, SHAPE))) >= 2
+    assert len(find_blocks(trace_net(net, SHAPE))) >= 2
 
 
 @pytest.mark.parametrize("name", [*ON_TOKENS, *ON_MAPS])
@@ -169,7 +169,7 @@ def test_a_normalisation_that_is_written_out_is_one(name):
 def test_k1_quickgelu_has_blocks():
     """FAULTS K1 "quickgelu ... no transformer block"."""
     net = vit(act_layer=QuickGelu)
-    assert [block.path for block in find_blocks(trace(net, SHAPE))] == ["blocks.0", "blocks.1"]
+    assert [block.path for block in find_blocks(trace_net(net, SHAPE))] == ["blocks.0", "blocks.1"]
     found = labels(net)
     assert "blocks.0.mlp.act/mul.0:out" in found
     assert not [label for label in found if "fc1/" in label or "mlp.act/activation" in label]
@@ -272,4 +272,4 @@ def test_k1_each_call_of_a_relu_has_its_range():
 def test_a_copy_is_traced_as_its_original():
     """The pass leaves nothing behind on the network."""
     net = tiny_model("vit").net
-    assert trace(copy.deepcopy(net), SHAPE).ops == trace(net, SHAPE).ops
+    assert trace_net(copy.deepcopy(net), SHAPE).ops == trace_net(net, SHAPE).ops

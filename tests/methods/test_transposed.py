@@ -181,8 +181,7 @@ def test_other_shapes(name: str, up: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_leaves_what_is_outside_the_part_alone(name: str) -> None:
-    model = masks("mask")
-    model.net.quantized_part = "body"
+    model = dataclasses.replace(masks("mask"), part="body")
     quantized, _ = run(name, model, "matmul", "W8A8")
     assert 0 < error(model, quantized) < 0.1
     assert {layer.name for layer in quantized.summary.layers} == {
@@ -198,8 +197,7 @@ def test_every_method_leaves_what_is_outside_the_part_alone(name: str) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("trained", ["weights", "all"])
 def test_psaq2_trains_the_part_alone(trained: str, scheme: str) -> None:
-    model = masks("mask")
-    model.net.quantized_part = "body"
+    model = dataclasses.replace(masks("mask"), part="body")
     options = Psaq2Options(images=4, rounds=1, steps=2, alternations=1, image_steps=1, student_steps=2, trained=trained)
     quantized = Psaq2(options).quantize(model, spec=BitSpec(4, 8), scheme=scheme, calib=None, ctx=FakeContext())
     rounded = {layer.name for layer in quantized.summary.layers}
@@ -212,9 +210,8 @@ def test_psaq2_trains_the_part_alone(trained: str, scheme: str) -> None:
 @pytest.mark.parametrize(("part", "pairs"), [(None, 3), ("body", 2), ("neck", 1), ("neck.0", 0), ("neck.1", 0)])
 def test_what_is_folded_or_searched_lies_in_the_part(part: str | None, pairs: int) -> None:
     """A LayerNorm and its layers both, since folding changes both."""
-    model = masks("mask")
-    model.net.quantized_part = part
-    graph = trace(model.net, SHAPE)
+    model = dataclasses.replace(masks("mask"), part=part)
+    graph = trace(model)
     assert len(find_pairs(model.net, graph, images(2))) == pairs
     (block,) = find_blocks(graph)
     assert len(searched_layers(graph, block, whole=True)) == (4 if part in {None, "body"} else 0)
@@ -309,7 +306,7 @@ def test_weight_ranges_and_rounding_of_a_transposed_weight(symmetric: bool) -> N
 def test_channels_of_masks() -> None:
     """The output may be maps (n, channels, h, w) or, of several boxes per image, (n, boxes, channels, h, w)."""
     model = masks("mask")
-    graph, x = trace(model.net, SHAPE), images(2)
+    graph, x = trace(model), images(2)
     blocks = find_blocks(graph)
     walks = [Walk(model.net, blocks, x, 2) for _ in range(2)]
     *_, tail = cut(graph, blocks, find_sites(graph, "full", BitSpec(8, 8)).weights)

@@ -41,8 +41,8 @@ COUNTED: tuple[tuple[Any, str, str], ...] = (
     (checks.Inspected, "check_unchanged", "result"),
     (checks.Evaluated, "_check", "outputs"),
     (runner.Requirements, "unmet", "requirements"),
-    (audit, "trace", "tracing"),
-    (trace, "trace", "tracing"),
+    (audit, "trace_net", "tracing"),
+    (trace, "trace_net", "tracing"),
 )
 
 

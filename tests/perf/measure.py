@@ -37,7 +37,7 @@ from methods.calibrators.repq.info import INFO as REPQ
 from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import find_blocks
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import trace, trace_net
 from methods.core.search.contrast import output_contrast
 from methods.core.synthesis.descent import start_images
 from methods.core.synthesis.similarity import entropy, patch_similarity
@@ -77,7 +77,7 @@ def psaq_step(
 ) -> tuple[Tensor, float, float]:
     """One generation step's image gradient of the similarity entropy plus cross-entropy; seconds and added MiB."""
     net = random_net(name).to(dtype)
-    points = [block.context for block in find_blocks(trace(random_net(name), SHAPE))]
+    points = [block.context for block in find_blocks(trace_net(random_net(name), SHAPE))]
     images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     labels = torch.arange(batch)
     found: dict[tuple[OpKey, int], Tensor] = {}
@@ -117,7 +117,7 @@ def _relative(a: Tensor, b: Tensor) -> float:
 def search(table: Table, name: str, batch: int) -> None:
     """Candidates a second of the search, against running the whole model from the image for each, over all layers."""
     model = bare_model(name)
-    graph = trace(model.net, SHAPE)
+    graph = trace(model)
     spec = BitSpec(4, 8)
     images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0))
     options = SearchStage(passes=1, output_loss="accept")
@@ -182,7 +182,7 @@ def calibrators(table: Table, name: str, batch: int, preset: str) -> None:
 def layer_pass(table: Table, name: str, batch: int, steps: int) -> None:
     """Memory and time of CLAMP-ViT's stages at the `paper` preset's sizes, and what the whole preset would take."""
     model = bare_model(name)
-    graph = trace(model.net, SHAPE)
+    graph = trace(model)
     spec = BitSpec(4, 8)
     o = METHOD.resolve("paper", {"images": batch})
     assert isinstance(o, ClampOptions)

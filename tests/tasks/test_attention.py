@@ -13,7 +13,7 @@ from methods.core.graph.attention import find_attention
 from methods.core.graph.intercept import Interceptor, OpaqueOperationError, tap
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import find_blocks
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import trace_net
 from tasks.models.attention import SelfAttention, unfused
 
 SHAPE, WIDTH = (1, 8, 8), 12
@@ -108,9 +108,9 @@ def test_a_network_is_changed_by_rounding_and_then_no_more(batch_first):
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_sites_and_blocks_are_those_of_a_plain_transformer(batch_first):
     with pytest.raises(OpaqueOperationError, match="multi_head_attention_forward"):
-        trace(vit(batch_first), SHAPE)
+        trace_net(vit(batch_first), SHAPE)
     net = unfused(vit(batch_first))
-    graph = trace(net, SHAPE)
+    graph = trace_net(net, SHAPE)
     sites = find_sites(graph, "matmul", BitSpec(4, 6))
     assert [site.parameter for site in sites.weights] == ["embed.weight"] + [
         f"blocks.{i}.{layer}.weight" for i in range(2) for layer in ("attend.qkv", "attend.proj", "mlp.0", "mlp.2")

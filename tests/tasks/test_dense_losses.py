@@ -159,7 +159,7 @@ def test_an_image_has_its_boxes_in_every_batch():
 def test_calibration_in_batches_sees_each_image_at_its_own_boxes():
     """Observers with small batches see what one large batch would show them."""
     model, x = dense_model("detection"), images(FIXED)
-    sites = find_sites(trace(model.net, model.input_shape), "full", BitSpec(4, 8))
+    sites = find_sites(trace(model), "full", BitSpec(4, 8))
     ranges = []
     for batch in (1, FIXED):
         observers = observe(model, x, sites, OBSERVERS["minmax"], batch)

@@ -311,8 +311,9 @@ def test_scenes_are_evaluated_and_parts_are_known(open_suite, name, metric):
     assert len(found.outcomes) == 25
     assert [len(pictures) for pictures in found.pictures.values()] == [4, 4]
     assert suite.parts == tuple(model.parts)
-    model.restrict("backbone")
-    assert model.net.get_submodule(model.net.quantized_part) is model.net.get_submodule(model.parts["backbone"])
+    assert model.net.get_submodule(model.restricted("backbone").part) is model.net.get_submodule(
+        model.parts["backbone"]
+    )
     calibration = suite.calibration(model).images(2, torch.Generator().manual_seed(0))
     assert calibration.shape == (2, 3, 128, 128)
     with pytest.raises(UsageError, match="1 and the 500"):

@@ -188,7 +188,7 @@ def test_every_layer_is_a_site(small):
     name, model = small
     layers = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
     wanted = {f"{n}.weight" for n, m in model.net.named_modules() if isinstance(m, layers)}
-    graph = trace(model.net, model.input_shape)
+    graph = trace(model)
     for scheme in SCHEMES:
         sites = find_sites(graph, scheme, BitSpec(8, 8))
         assert {site.parameter for site in sites.weights} == wanted
@@ -200,13 +200,13 @@ def test_k1_resized_maps_are_rounded_before_a_convolution():
     """FAULTS K1 "upernet_vit ... bilinear resize between two sites: the convolution behind it sees 634 values"."""
     library, config = MODELS["vit"]
     model = wrapped(library, config())
-    sites = find_sites(trace(model.net, model.input_shape), "full", BitSpec(8, 4))
+    sites = find_sites(trace(model), "full", BitSpec(8, 4))
     assert {f"segmentor.neck.convs.{i}.conv/conv.0:in0" for i in (0, 1, 2)} <= {str(s) for s in sites.activations}
 
 
 def test_blocks_and_attention_are_the_backbones(small):
     name, model = small
-    graph, x = trace(model.net, model.input_shape), images()
+    graph, x = trace(model), images()
     blocks, attention = find_blocks(graph), find_attention(graph)
     backbone = model.net.get_submodule(model.parts["backbone"])
     modules = [b for stage in backbone.stages for b in stage.blocks] if name != "vit" else list(backbone.layers)
@@ -265,13 +265,12 @@ def test_the_whole_detector_can_be_quantized(name):
 @pytest.mark.parametrize("name", ["cascade", "vit"])
 def test_the_backbone_alone_can_be_quantized(name, scheme):
     library, config = MODELS[name]
-    model = wrapped(library, config())
-    model.restrict("backbone")
+    model = wrapped(library, config()).restricted("backbone")
     quantized = quantize("noise+minmax", model, scheme)
     changed = {n for n, p in quantized.net.named_parameters() if not torch.equal(p, model.net.get_parameter(n))}
     assert changed == {layer.name for layer in quantized.summary.layers}
-    assert all(layer.startswith(model.net.quantized_part) for layer in changed)
-    assert all(label.startswith(model.net.quantized_part) for label in quantized.summary.activation_ranges)
+    assert all(layer.startswith(model.part) for layer in changed)
+    assert all(label.startswith(model.part) for label in quantized.summary.activation_ranges)
     whole = wrapped(library, config()).net
     assert same(whole(images()), model.net(images()))
 
@@ -387,8 +386,7 @@ def test_packaged_models(name):
     check_interception(model.net, images())
     counts = []
     for part in (None, "backbone"):
-        model.restrict(part)
-        graph = trace(model.net, model.input_shape)
+        graph = trace(model.restricted(part))
         matmul, full = (find_sites(graph, scheme, BitSpec(8, 8)) for scheme in ("matmul", "full"))
         assert len(matmul.weights) == len(full.weights)
         counts.append((len(matmul.weights), len(matmul.activations), len(full.activations)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.api.errors import UsageError
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import trace_net
 from tasks.models.attention import unfused
 from tasks.models.timm_models import Preprocessing, build_timm, untrained_timm
 
@@ -40,14 +40,14 @@ def test_k1_architecture_costs_no_memory_and_no_weights(name):
     assert {parameter.device.type for parameter in net.parameters()} == {"meta"}
     assert not any(parameter.requires_grad for parameter in net.parameters())
     assert preprocessing == Preprocessing.of(net)
-    traced = trace(net, preprocessing.input_shape)  # no fused attention is left
+    traced = trace_net(net, preprocessing.input_shape)  # no fused attention is left
     assert traced.ops[-1].shape == (2, 1000)
 
 
 def test_meta_and_real_networks_have_one_trace():
     sketch, _ = untrained_timm("timm:beit_base_patch16_224@random", classes=5, fixed=SMALL)
     net, _ = build_timm("timm:beit_base_patch16_224@random", classes=5, fixed=SMALL)
-    assert trace(sketch, SMALL.input_shape).ops == trace(unfused(net).eval(), SMALL.input_shape).ops
+    assert trace_net(sketch, SMALL.input_shape).ops == trace_net(unfused(net).eval(), SMALL.input_shape).ops
 
 
 def test_control_flow_on_data_runs_on_the_cpu(made):

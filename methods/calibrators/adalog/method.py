@@ -23,7 +23,7 @@ from methods.core.graph.flow import Op
 from methods.core.graph.intercept import Interceptor, OpKey
 from methods.core.graph.layers import LAYERS, output_axis
 from methods.core.graph.sites import ActivationSite, Point, find_sites
-from methods.core.graph.trace import Trace, trace_of
+from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import Uniform
 from methods.core.quantized import Quantized
@@ -50,7 +50,7 @@ class AdaLogSearch:
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
     ) -> QuantizedModel:
         """Search while the float model runs once over all images; then move LayerNorm's scales into its layers."""
-        graph = trace_of(model)
+        graph = trace(model)
         sites = find_sites(graph, scheme, spec)
         search = _Search(self.options, graph, find_pairs(model.net, graph, images[:1]), ctx)
         search.sites = {site.point: site for site in sites.activations}

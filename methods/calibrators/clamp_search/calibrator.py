@@ -10,7 +10,7 @@ from methods.calibrators.clamp_search.info import SearchStage
 from methods.calibrators.clamp_search.search import Search
 from methods.calibrators.clamp_search.working import Working
 from methods.core.graph.sites import find_sites
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 
 
 class ClampSearch:
@@ -28,7 +28,7 @@ class ClampSearch:
     ) -> QuantizedModel:
         """Ranges on `images` (n, c, h, w), then the passes."""
         o = self.options
-        graph = trace_of(model)
+        graph = trace(model)
         working = Working(model, find_sites(graph, scheme, spec, softmax_bits=o.softmax_bits), spec, o, images)
         with ctx.stage("search"):
             search = Search(model, graph, working, spec, o, ctx, images)

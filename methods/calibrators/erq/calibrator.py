@@ -12,7 +12,7 @@ from methods.calibrators.erq.regression import Coded, Moments, activation_regres
 from methods.core.graph.segments import cut
 from methods.core.graph.sites import WeightSite
 from methods.core.graph.structure import find_blocks
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.quantized import Quantized
 from methods.core.reconstruction.units import LayerUnit, SegmentUnit
@@ -36,7 +36,7 @@ class Erq:
         all before it as they are then.
         """
         net, quantized = RepQ(self.options).folded(model, images, spec=spec, scheme=scheme, ctx=ctx)
-        graph = trace_of(model)
+        graph = trace(model)
         blocks = find_blocks(graph)
         floats, quants = (Walk(each, blocks, images, _AT_ONCE) for each in (net, quantized.net))
         assert quantized.activations is not None

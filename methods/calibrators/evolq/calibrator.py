@@ -13,7 +13,7 @@ from harness.api.spec import BitSpec
 from methods.calibrators.evolq.info import EvolqOptions
 from methods.calibrators.evolq.search import Fitness, evolve, mutated
 from methods.core.graph.structure import Block, find_blocks
-from methods.core.graph.trace import Trace, trace_of
+from methods.core.graph.trace import Trace, trace
 from methods.core.integer.calibrator import FqVit
 from methods.core.numerics.quantizers import Uniform
 from methods.core.quantized import Quantized
@@ -56,7 +56,7 @@ class EvolQ:
         if o.moments:
             for name, q in dict(quantized.weights).items():
                 quantized.set_weight(name, MomentMatched(q.scale, q.zero_point, q.qmin, q.qmax, q.axis))
-        graph = trace_of(model)
+        graph = trace(model)
         blocks = find_blocks(graph)
         layers = [searched_layers(graph, block, whole=o.searched == "block") for block in blocks]
         fitness = Fitness(

@@ -14,7 +14,7 @@ from harness.api.spec import BitSpec
 from methods.calibrators.isvit.info import IsvitOptions
 from methods.calibrators.isvit.sulq import Sulq
 from methods.core.graph.sites import ActivationSite, Point, Sites, find_sites
-from methods.core.graph.trace import Trace, trace_of
+from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import Quantizer, Uniform
 from methods.core.quantized import Quantized
@@ -68,7 +68,7 @@ class Isvit:
         """
         o = self.options
         steps = o.wide_steps if spec.weight >= _WIDE else o.steps
-        graph = trace_of(model)
+        graph = trace(model)
         sites = find_sites(graph, scheme, spec)
         channels = {pair: pair_points(pair, sites) for pair in find_pairs(model.net, graph, images[:1])}
         activations = Ranges(o).find(model.net, images, sites, graph, channels)

@@ -15,7 +15,7 @@ from methods.calibrators.noisyquant.noisy import Denoise, Noisy, NoisySearch, de
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, Transform
 from methods.core.graph.sites import ActivationSite, Point, find_sites
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 from methods.core.numerics.observers import MinMax
 from methods.core.numerics.quantizers import Quantizer
 from methods.core.quantized import Quantized
@@ -42,7 +42,7 @@ class NoisyQuant:
     ) -> QuantizedModel:
         """Quantizers and noises from two float passes over `images` (n, c, h, w)."""
         o = self.options
-        graph = trace_of(model)
+        graph = trace(model)
         sites = find_sites(graph, scheme, spec)
         observers = observe(model, images, sites, MinMax, o.batch)
         weights = weight_quantizers(model, sites, symmetric=o.weights == "symmetric")

@@ -24,7 +24,7 @@ from methods.core.graph.intercept import UnsupportedNetworkError
 from methods.core.graph.operations import is_data
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import NotATransformerError, branch_grid, find_blocks, patch_grid
-from methods.core.graph.trace import Trace, trace_of
+from methods.core.graph.trace import Trace, trace
 
 ANY_WIDTH = BitSpec.parse("W8A8")  # which sites there are does not depend on their widths
 # Schemes in which networks are known to have sites, while these live: several requirements ask about one.
@@ -125,7 +125,7 @@ def _why_not_alone(model: VisionModel, graph: Trace) -> str | None:
 def _traced(model: VisionModel, scheme: str) -> Trace:
     """The network's trace, which has sites in `scheme`."""
     try:
-        graph = trace_of(model)
+        graph = trace(model)
         known = _schemes.setdefault(graph, set())
         if scheme not in known:
             find_sites(graph, scheme, ANY_WIDTH)

@@ -18,7 +18,7 @@ from methods.core.graph.flow import CONSTANT, INPUT, TRACED_IMAGES, UNKNOWN, Op,
 from methods.core.graph.intercept import OpaqueOperationError, OpKey, UnsupportedNetworkError
 from methods.core.graph.tracer import Tracer
 
-__all__ = ["CONSTANT", "INPUT", "TRACED_IMAGES", "UNKNOWN", "Op", "Operand", "Trace", "trace", "trace_of"]
+__all__ = ["CONSTANT", "INPUT", "TRACED_IMAGES", "UNKNOWN", "Op", "Operand", "Trace", "trace", "trace_net"]
 
 # Kinds that can be a step on the way to a composite.
 _STEPS = {"activation", "function", "pool", "reduce"}
@@ -69,8 +69,8 @@ class Trace:
 
 
 @torch.no_grad()
-def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
-    """Record one forward pass of `net` on two blank images (n, *input_shape).
+def trace_net(net: nn.Module, input_shape: tuple[int, int, int], part: str | None = None) -> Trace:
+    """Record one forward pass of `net` on two blank images (n, *input_shape); sites are sought in the module `part`.
 
     It is not the first one: networks may keep what that computes (ConViT's distances between patches, LeViT's biases),
     and later passes lack those operations.
@@ -79,7 +79,6 @@ def trace(net: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
         UnsupportedNetworkError: attention is fused (`FusedAttentionError`), or something is computed that cannot be
             quantized (`OpaqueOperationError`).
     """
-    part = getattr(net, "quantized_part", None)
     device = next(net.parameters()).device
     images = torch.zeros(TRACED_IMAGES, *input_shape, device=device)
     net(images)
@@ -107,17 +106,19 @@ def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
     return first.is_meta or torch.equal(first, second)
 
 
-def trace_of(model: VisionModel) -> Trace:
-    """The trace of a model's network, or its refusal, made once: requirements, methods and checks all ask for it.
+def trace(model: VisionModel) -> Trace:
+    """The trace of a model's network, or its refusal, made once: requirements and methods all ask for it.
+
+    It keeps to `model.part`. The network must not be changed afterwards.
 
     Raises:
-        UnsupportedNetworkError: as `trace`.
+        UnsupportedNetworkError: as `trace_net`.
     """
     known = _traces.setdefault(model.net, {})
-    key = model.input_shape, getattr(model.net, "quantized_part", None)
+    key = model.input_shape, model.part
     if key not in known:
         try:
-            known[key] = trace(model.net, model.input_shape)
+            known[key] = trace_net(model.net, model.input_shape, model.part)
         except UnsupportedNetworkError as refusal:
             known[key] = type(refusal)(*refusal.args)  # without the traceback, which would keep the network
     found = known[key]

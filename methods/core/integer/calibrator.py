@@ -15,7 +15,7 @@ from harness.api.spec import BitSpec
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, Transform
 from methods.core.graph.sites import ActivationSite, Point, Sites, find_sites
-from methods.core.graph.trace import Trace, trace_of
+from methods.core.graph.trace import Trace, trace
 from methods.core.integer.grids import Arrival, arrivals
 from methods.core.integer.operations import IntegerLayerNorm, LogIntSoftmax
 from methods.core.integer.options import FqvitOptions
@@ -38,7 +38,7 @@ class FqVit:
         power-of-two factors.
         """
         o = self.options
-        graph = trace_of(model)
+        graph = trace(model)
         sites = find_sites(graph, scheme, spec, softmax_bits=None if o.softmax == "float" else o.softmax_bits)
         sites = _without_other_softmaxes(sites, graph)
         logs = _softmax_results(sites, graph) if o.softmax in ("log-int", "log2") else []

@@ -14,7 +14,7 @@ from harness.api.spec import BitSpec
 from methods.core.graph.intercept import OpKey
 from methods.core.graph.layers import LAYERS, output_axis
 from methods.core.graph.sites import Point, Sites, find_sites
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 from methods.core.layer_search.capture import Capture, Gradients, Target, capture
 from methods.core.layer_search.grids import (
     GeluGrid,
@@ -64,7 +64,7 @@ class StepSearch:
     ) -> QuantizedModel:
         """Search every site of `scheme` on `images`."""
         o = self.options
-        graph = trace_of(model)
+        graph = trace(model)
         sites = find_sites(graph, scheme, spec)
         guided = o.metric == "hessian"
         gradients = Gradients(o.gradient, model, sites, images, o.batch) if guided else None

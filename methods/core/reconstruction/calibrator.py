@@ -11,7 +11,7 @@ from harness.api.contracts import QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.core.calibrate import activation_quantizers, observe
 from methods.core.graph.sites import find_sites
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 from methods.core.numerics.observers import OBSERVERS
 from methods.core.quantized import Quantized
 from methods.core.reconstruction.engine import Engine, LossChoice, Phase
@@ -36,7 +36,7 @@ class Reconstruction(ABC):
     ) -> QuantizedModel:
         """Learn the quantizers of all sites of `scheme` on `images` (n, c, h, w)."""
         o = self.options
-        graph = trace_of(model)
+        graph = trace(model)
         sites = find_sites(graph, scheme, spec)
         observers = observe(model, images, sites, OBSERVERS[o.activation_ranges], _OBSERVED_AT_ONCE)
         parameters = dict(model.net.named_parameters())

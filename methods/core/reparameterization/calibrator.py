@@ -14,7 +14,7 @@ from harness.api.spec import BitSpec
 from methods.core.calibrate import SiteNotReachedError
 from methods.core.graph.intercept import OUTPUT, Interceptor, Transform
 from methods.core.graph.sites import ActivationSite, Point, Sites, WeightSite, find_sites
-from methods.core.graph.trace import Trace, trace_of
+from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2, PerChannel
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import Uniform
@@ -46,7 +46,7 @@ class RepQ:
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
     ) -> tuple[nn.Module, Quantized]:
         """The float network as reparameterised, which computes what it did, and it quantized."""
-        graph = trace_of(model)
+        graph = trace(model)
         sites = find_sites(graph, scheme, spec)
         pairs = [] if self.options.layer_norms == "per-tensor" else find_pairs(model.net, graph, images[:1])
         channels = {pair: pair_points(pair, sites) for pair in pairs}

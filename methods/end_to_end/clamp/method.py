@@ -11,7 +11,7 @@ from methods.calibrators.clamp_search.calibrator import finished, unfit
 from methods.calibrators.clamp_search.search import Search
 from methods.calibrators.clamp_search.working import Working
 from methods.core.graph.sites import find_sites
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 from methods.end_to_end.clamp.info import ClampOptions
 from methods.sources.clamp.info import INFO as SOURCE
 from methods.sources.clamp.source import ClampImages, Stage1
@@ -37,7 +37,7 @@ class Clamp:
     ) -> QuantizedModel:
         """Quantize `model`; `calib` is not used."""
         o = self.options
-        graph = trace_of(model)
+        graph = trace(model)
         stage1 = Stage1(model, graph, o, ctx)
         # The source's own options and identity, so that `clamp` and `clamp+minmax` share their images.
         options = SOURCE.options(**{k: v for k, v in o.model_dump().items() if k in SOURCE.options.model_fields})

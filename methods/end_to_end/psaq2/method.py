@@ -11,7 +11,7 @@ from harness.api.spec import BitSpec
 from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import find_blocks
-from methods.core.graph.trace import Trace, trace_of
+from methods.core.graph.trace import Trace, trace
 from methods.core.quantized import Quantized
 from methods.core.synthesis.descent import optimise_images, variation_loss, variation_target
 from methods.core.synthesis.options import PsaqOptions
@@ -37,7 +37,7 @@ class Psaq2:
     ) -> QuantizedModel:
         """Quantize `model`; `calib` is not used."""
         o = self.options
-        graph = trace_of(model)
+        graph = trace(model)
         images = self._first_images(model, spec, scheme, ctx)
         student = Student(model, graph, find_sites(graph, scheme, spec), o, ctx)
         for number in range(o.alternations):

@@ -15,7 +15,7 @@ from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, tap_transfo
 from methods.core.graph.outputs import tensor_pairs
 from methods.core.graph.sites import Sites, find_sites
 from methods.core.graph.structure import find_blocks, patch_grid, to_grid
-from methods.core.graph.trace import Trace, trace_of
+from methods.core.graph.trace import Trace, trace
 from methods.core.quantized import Quantized
 from methods.core.search.contrast import patch_contrast
 from methods.core.synthesis.descent import learning_rate, optimise_images, start_images, variation_loss
@@ -142,5 +142,5 @@ class ClampImages:
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
     ) -> Tensor:
         """Synthesized normalised images (n, *input_shape)."""
-        graph = trace_of(model)
+        graph = trace(model)
         return Stage1(model, graph, self.options, ctx).first_images(graph, scheme, spec)

@@ -13,7 +13,7 @@ from harness.api.contracts import CalibrationData, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.graph.structure import find_blocks
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 from methods.core.synthesis.descent import (
     learning_rate,
     optimise_images,
@@ -55,7 +55,7 @@ class Fdd:
         targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
         generator = ctx.generator("augmentation")
         tv_target = variation_target(o, generator)
-        graph = trace_of(model)
+        graph = trace(model)
         contexts = [block.context for block in find_blocks(graph)]
         found: dict[tuple[OpKey, int], Tensor] = {}
         black, white = model.pixel_bounds()

@@ -11,7 +11,7 @@ from harness.api.contracts import CalibrationData, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.core.graph.attention import between_patches, find_attention
 from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 from methods.core.synthesis.descent import optimise_images, start_images, total_variation, tv_scale
 from methods.sources.mimiq.info import MimiqOptions
 from methods.sources.mimiq.similarity import head_dissimilarity
@@ -35,7 +35,7 @@ class Mimiq:
         """Synthesized normalised images (n, *input_shape)."""
         o = self.options
         targets = model.sample_targets(o.images, ctx.generator("pseudo-labels"))
-        layers = [a for a in find_attention(trace_of(model)) if a.heads > 1]
+        layers = [a for a in find_attention(trace(model)) if a.heads > 1]
         points = [a.products if o.maps == "products" else a.weights for a in layers]
         found: dict[tuple[OpKey, int], Tensor] = {}
 

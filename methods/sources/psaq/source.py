@@ -8,7 +8,7 @@ from harness.api.contracts import CalibrationData, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.graph.structure import find_blocks
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 from methods.core.synthesis.descent import (
     learning_rate,
     optimise_images,
@@ -41,7 +41,7 @@ class Psaq:
         targets = model.sample_targets(o.images, ctx.generator("pseudo-labels")) if o.class_weight else None
         generator = ctx.generator("augmentation")
         tv_target = variation_target(o, generator)
-        graph = trace_of(model)
+        graph = trace(model)
         contexts = [block.context for block in find_blocks(graph)]
         found: dict[tuple[OpKey, int], Tensor] = {}
 

@@ -13,7 +13,7 @@ from harness.api.contracts import CalibrationData, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.core.graph.attention import Attention, find_attention, patch_attention
 from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
-from methods.core.graph.trace import trace_of
+from methods.core.graph.trace import trace
 from methods.core.synthesis.descent import (
     learning_rate,
     optimise_images,
@@ -48,7 +48,7 @@ class Sardfq:
         o = self.options
         generator = ctx.generator("augmentation")
         tv_target = variation_target(o, generator)
-        graph = trace_of(model)
+        graph = trace(model)
         aligned = self._priors(find_attention(graph), model, ctx.generator("attention-priors"))
         regions = self._regions(model, ctx.generator("regions"))
         image_loss, region_loss = self._task_losses(model, regions, ctx)

@@ -219,7 +219,7 @@ class Guest:
         self._act = globals()[options.name]
 
     def quantize(self, model, *, spec, scheme, calib, ctx):
-        sites = find_sites(trace(model.net, model.input_shape), scheme, spec)
+        sites = find_sites(trace(model), scheme, spec)
         images = torch.randn(8, *model.input_shape, generator=torch.Generator().manual_seed(1))
         activations = activation_quantizers(sites, observe(model, images, sites, MinMax, 8))
         weights = weight_quantizers(model, sites, symmetric=True)
