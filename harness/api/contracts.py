@@ -29,8 +29,8 @@ class VisionModel:
     `mean` and `std` per channel.
 
     A network may answer for more than the image: a detector's RoI heads look at boxes that go with its number in the
-    set (`harness.api.images`). So whoever runs a part of a batch, an order of its own or copies says so with
-    `image_numbers`.
+    set. So whoever runs a part of a set, an order of its own or copies does it by way of
+    `harness.api.images.ImageSet`, which tells such a network the numbers.
 
     `parts` names modules of `net` that may be quantized alone, such as a detector's backbone. Where the user asks for
     one, the harness hands on the model `restricted` to it: `part` is that module's name, and the rest stays in float.

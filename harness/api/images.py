@@ -1,63 +1,81 @@
-"""Batches of images: their numbers in the set that they are of, and what images must be."""
+"""Calibration images: their numbers in the set that they are of, and what they must be."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from harness.api.contracts import VisionModel
 from harness.api.errors import BadResult
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 # Standard deviations beyond black and white that pixels may lie: Gaussian noise stays within 6, bytes are far outside.
 _BEYOND = 8.0
-T = TypeVar("T")
-_numbers: ContextVar[Tensor | None] = ContextVar("numbers of the images in a batch", default=None)
 
 
-@contextmanager
-def image_numbers(numbers: Tensor) -> Iterator[None]:
-    """While open, the i-th image of every batch that a network gets is number `numbers[i]` of its set."""
-    token = _numbers.set(numbers)
-    try:
-        yield
-    finally:
-        _numbers.reset(token)
+@runtime_checkable
+class Numbered(Protocol):
+    """A network whose output goes with an image's number in its set too, as a detector's at given boxes.
 
-
-def in_batches(function: Callable[..., T], size: int, *tensors: Tensor) -> list[T]:
-    """Results of `function` on parts of batch-first `tensors` of a whole set, `size` images at once, which have their
-    numbers in the set meanwhile (`image_numbers`).
+    Its `forward(images, numbers=None)` takes the numbers (n,) of images (n, c, h, w); without them they are 0 to n - 1.
     """
-    import torch
 
-    numbers = torch.arange(len(tensors[0]), device=tensors[0].device)
-    found = []
-    for own, *parts in zip(*(torch.split(x, size) for x in (numbers, *tensors)), strict=True):
-        with image_numbers(own):
-            found.append(function(*parts))
-    return found
+    takes_numbers: bool
 
 
-def numbers_of(images: Tensor) -> Tensor:
-    """The numbers of a batch of images in their set, (n,): what `image_numbers` says, else 0 to n - 1.
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of a set, all of them or some, with the numbers that they have in it.
+
+    A detector's RoI heads look at boxes that go with an image's number. So whoever runs a part of a set, an order of
+    its own or copies does it by way of this, and each image is seen at its own boxes whatever batch it is in.
+
+    Args:
+        images: (n, c, h, w), normalised.
+        numbers: (n,), int64, on the device of the images.
 
     Raises:
-        ValueError: it speaks of a batch of another size.
+        ValueError: there are not as many numbers as images.
     """
-    import torch
 
-    numbers = _numbers.get()
-    if numbers is None:
-        return torch.arange(len(images), device=images.device)
-    if len(numbers) != len(images):
-        raise ValueError(f"{len(numbers)} image numbers for a batch of {len(images)}")
-    return numbers
+    images: Tensor
+    numbers: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.numbers) != len(self.images):
+            raise ValueError(f"{len(self.numbers)} image numbers for {len(self.images)} images")
+
+    @classmethod
+    def whole(cls, images: Tensor) -> ImageSet:
+        """All images (n, c, h, w) of a set: number 0 to n - 1."""
+        import torch
+
+        return cls(images, torch.arange(len(images), device=images.device))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice | Tensor) -> ImageSet:
+        """Some of the images, in the order of `index`."""
+        return ImageSet(self.images[index], self.numbers[index])
+
+    def batches(self, size: int) -> list[ImageSet]:
+        """All images in their order, `size` at once; the last batch may be smaller."""
+        import torch
+
+        parts = zip(torch.split(self.images, size), torch.split(self.numbers, size), strict=True)
+        return [ImageSet(*part) for part in parts]
+
+    def repeated(self, count: int) -> ImageSet:
+        """`count` copies of all images, one set after the other; a copy in memory also if it is one."""
+        return ImageSet(self.images.repeat(count, 1, 1, 1), self.numbers.repeat(count))
+
+    def through(self, net: nn.Module) -> Any:
+        """What `net` gives for the images, which it is told the numbers of if it is `Numbered`."""
+        return net(self.images, numbers=self.numbers) if isinstance(net, Numbered) else net(self.images)
 
 
 def check_images(images: Tensor, model: VisionModel, source: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.api.contracts import VisionModel
-from harness.api.images import in_batches
+from harness.api.images import ImageSet
 from methods.core.graph.intercept import Interceptor, OpKey, Transform
 from methods.core.graph.sites import Sites
 from methods.core.numerics.observers import Observer
@@ -39,11 +39,9 @@ def observe(
 
         return transform
 
-    def forward(part: Tensor) -> None:  # keeps no output
-        model.net(part)
-
     with Interceptor(model.net, {point: watch(point) for point in observers}):
-        in_batches(forward, batch, images)
+        for part in ImageSet.whole(images).batches(batch):
+            part.through(model.net)
     lost = [site for site in sites.activations if site.point not in reached]
     if lost:
         raise SiteNotReachedError(f"{len(lost)} activation sites were not reached, the first is {lost[0]}")

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from harness.api.contracts import VisionModel
 from harness.api.errors import UsageError
+from harness.api.images import ImageSet
 from harness.api.spec import BitSpec
 from methods.calibrators.clamp_search.budget import Budget
 from methods.calibrators.clamp_search.calibrator import ClampSearch
@@ -112,7 +113,7 @@ def test_candidates_from_caches_equal_the_whole_forward_pass(name, scheme):
     quantized = working.quantized
     blocks = find_blocks(graph)
     changed: list[bool] = []
-    with SegmentRunner(quantized, graph, blocks, x) as runner:
+    with SegmentRunner(quantized, graph, blocks, ImageSet.whole(x)) as runner:
         for segment in cut(graph, blocks, quantized.sites.weights):
             runner.enter(segment)
             for site in segment.layers:
@@ -295,7 +296,7 @@ def test_a_candidate_runs_only_its_layer_and_the_rest_of_its_block(name, monkeyp
         "_apply",
         lambda self, key, slot, t: (computed.append(str(key)), original(self, key, slot, t))[1],
     )
-    with SegmentRunner(working.quantized, graph, blocks, x) as runner:
+    with SegmentRunner(working.quantized, graph, blocks, ImageSet.whole(x)) as runner:
         segment = segments[1]
         runner.enter(segment)
         runner.record(segment)

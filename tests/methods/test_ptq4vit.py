@@ -12,6 +12,7 @@ from tiny_networks import CLASSES, NETWORKS, FakeContext, images, tiny_model
 from torch import nn
 from torch.nn import functional
 
+from harness.api.images import ImageSet
 from harness.api.spec import BitSpec
 from methods.calibrators.baseptq.info import INFO as BASEPTQ
 from methods.calibrators.baseptq.info import BaseOptions
@@ -489,7 +490,7 @@ def test_gradients_mean_something_unless_they_are_the_references():
     sites = find_sites(trace(model), "matmul", BitSpec(4, 4))
     point = (OpKey("blocks.0.mlp.fc1", "linear", 0), OUTPUT)
     size = {
-        kind: float(Gradients(kind, model, sites, x, 4).of(x, [point])[point][0].norm())
+        kind: float(Gradients(kind, model, sites, x, 4).of(ImageSet.whole(x), [point])[point][0].norm())
         for kind in ("quantized", "argmax", "reference")
     }
     assert size["reference"] < 1e-4 * min(size["quantized"], size["argmax"])

@@ -14,7 +14,6 @@ from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 from torch.nn import functional
 
 from harness.api.contracts import VisionModel
-from harness.api.images import numbers_of
 from harness.api.spec import BitSpec
 from harness.catalog.catalog import Catalog
 from methods.calibrators.brecq.calibrator import Brecq
@@ -397,7 +396,7 @@ def test_walks_give_what_the_whole_networks_give(network, scheme):
     for segment in cut(graph, blocks, made.sites.weights):
         unit = SegmentUnit(floats, quants, segment, graph, made.activations)
         with unit.session(made.activations, {}):
-            output = unit.outputs(unit.inputs)
+            output = unit.outputs(unit.inputs, floats.numbers)
         for site in segment.layers:
             layer = LayerUnit(unit, floats, quants, site, graph=graph, transforms=made.activations)
             assert len(layer.targets[0]) == len(x)
@@ -543,12 +542,14 @@ def test_what_the_plugins_say(name):
 class Numbered(torch.nn.Module):
     """A network that answers for an image and its number, as a detector does."""
 
+    takes_numbers = True
+
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x) + numbers_of(x)[:, None]
+    def forward(self, x: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
+        return self.inner(x) + (torch.arange(len(x)) if numbers is None else numbers)[:, None]
 
 
 def test_images_keep_their_numbers_in_batches():

@@ -317,7 +317,7 @@ def test_channels_of_masks() -> None:
     for site in tail.layers:
         if site.parameter == "up.weight":
             layer = LayerUnit(unit, *walks, site, graph=graph, transforms={})
-            torch.testing.assert_close(layer.outputs(layer.inputs), layer.targets)
+            torch.testing.assert_close(layer.outputs(layer.inputs, walks[0].numbers), layer.targets)
             assert layer.targets[0].shape == (2, 1, OUT, 8, 8)
             assert layer.axis(layer.targets[0]) == 2
 

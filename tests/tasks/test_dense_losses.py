@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torchvision.ops import roi_align
 
 from harness.api.contracts import VisionModel
-from harness.api.images import image_numbers
+from harness.api.images import ImageSet
 from harness.api.sealing import sealed_data
 from harness.api.spec import SCHEMES, BitSpec
 from harness.catalog.catalog import Catalog
@@ -146,10 +146,9 @@ def test_an_image_has_its_boxes_in_every_batch():
     net, x = dense_model("detection").net, images(FIXED + 2)
     whole = net(x)
     order = torch.tensor([FIXED + 1, 0, 3])
-    with image_numbers(order):
-        part = net(x[order])
-        with pytest.raises(ValueError, match="3 image numbers for a batch of 2"):
-            net(x[:2])
+    part = ImageSet.whole(x)[order].through(net)
+    with pytest.raises(ValueError, match="3 image numbers for 2 images"):
+        ImageSet(x[:2], order)
     assert all(
         torch.allclose(a[order], b, atol=1e-5) for a, b in zip(tree_leaves(whole), tree_leaves(part), strict=True)
     )
@@ -165,6 +164,38 @@ def test_calibration_in_batches_sees_each_image_at_its_own_boxes():
         observers = observe(model, x, sites, OBSERVERS["minmax"], batch)
         ranges.append(torch.tensor([observers[site.point].range(site.bits) for site in sites.activations]))
     assert torch.allclose(*ranges, atol=1e-4)
+
+
+CALIBRATORS = {
+    "minmax": {"batch": 2},
+    "fqvit": {"batch": 2},
+    "noisyquant": {"batch": 2},
+    "evolq": {"fitness_batch": 2},
+    "ptq4vit": {"batch": 2},
+    "qdrop": {"batch": 2, "steps": 3},
+    "clamp-search": {},
+}
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_calibrators_see_each_image_at_its_own_boxes(name, tmp_path, monkeypatch):
+    model, x = dense_model("detection"), images(FIXED)
+    original, own, foreign = Detector.dense_forward, [], []
+
+    def watched(self, batch, boxes):
+        for image, given in zip(batch.detach(), boxes, strict=True):
+            number = [i for i in range(len(x)) if torch.equal(image, x[i])]
+            if number:  # neither what traces are made with nor an image that is quantized
+                (own if torch.equal(given, model.net.boxes[number[0]]) else foreign).append(number[0])
+        return original(self, batch, boxes)
+
+    monkeypatch.setattr(Detector, "dense_forward", watched)
+    info = Catalog.default().calibrators.get(name)
+    calibrator = info.load()(info.resolve("quick", CALIBRATORS[name]))
+    scheme = "matmul" if name in {"noisyquant", "ptq4vit"} else "full"
+    calibrator.calibrate(model, x, spec=BitSpec(4, 8), scheme=scheme, ctx=context(model, tmp_path, name))
+    assert set(own) == set(range(FIXED))
+    assert not foreign
 
 
 # --- targets ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.api.contracts import VisionModel
+from harness.api.images import ImageSet
 from methods.calibrators.clamp_search.genes import Gene
 from methods.calibrators.clamp_search.info import SearchStage
 from methods.calibrators.clamp_search.working import Working
@@ -56,7 +57,7 @@ class Fitness:
         """Measure on other images from now on; activation ranges are the caller's to renew before."""
         self.images = images
         self._inputs, self._outputs, self._final = float_outputs(self._model.net, self.blocks, images)
-        self.runner = SegmentRunner(self._w.quantized, self._graph, self.blocks, images)
+        self.runner = SegmentRunner(self._w.quantized, self._graph, self.blocks, ImageSet.whole(images))
 
     def reference(self, segment: Segment) -> Any:
         """The float model's output of the segment."""

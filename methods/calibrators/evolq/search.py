@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.api.contracts import VisionModel
+from harness.api.images import ImageSet
 from methods.core.graph.outputs import tensor_pairs
 from methods.core.graph.segments import Segment
 from methods.core.graph.structure import Block
@@ -57,9 +58,9 @@ class Fitness:
         batch: int,
         temperature: float,
     ) -> None:
-        parts = images.split(batch)
+        parts = ImageSet.whole(images).batches(batch)
         self._sizes = [len(part) for part in parts]
-        self._references = [model.net(part) for part in parts]
+        self._references = [part.through(model.net) for part in parts]
         self._runners = [SegmentRunner(quantized, graph, blocks, part) for part in parts]
         self._tail = Segment(len(blocks), False, ())
         self._temperature = temperature

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.api.contracts import QuantizedModel, RunContext, VisionModel
+from harness.api.images import ImageSet
 from harness.api.spec import BitSpec
 from methods.calibrators.noisyquant.info import NoisyquantOptions
 from methods.calibrators.noisyquant.noisy import Denoise, Noisy, NoisySearch, denoising_bias, unit_noise
@@ -104,7 +105,7 @@ def _rows(
     generator: torch.Generator,
 ) -> dict[Point, Tensor]:
     """Up to `count` tokens (rows, channels) of every site's float tensor, as many from each batch."""
-    parts = images.split(batch)
+    parts = ImageSet.whole(images).batches(batch)
     share = -(-count // len(parts))
     kept: dict[Point, list[Tensor]] = {site.point: [] for site in sites}
 
@@ -119,5 +120,5 @@ def _rows(
 
     with Interceptor(model.net, {point: keep(point) for point in kept}):
         for part in parts:
-            model.net(part)
+            part.through(model.net)
     return {point: torch.cat(found)[:count] for point, found in kept.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from harness.api.images import ImageSet
 from methods.core.graph.intercept import OpKey
 from methods.core.graph.sites import Sites, WeightSite
 from methods.core.graph.structure import Block
@@ -92,7 +93,7 @@ def finish(
     net: nn.Module,
     blocks: Sequence[nn.Module],
     segment: Segment,
-    images: Tensor,
+    images: ImageSet,
     known: Sequence[Tensor],
     *,
     output: Any,
@@ -111,7 +112,7 @@ def finish(
             handle = blocks[segment.index].register_forward_pre_hook(lambda _module, args: (output, *args[1:]))
             stack.callback(handle.remove)
         stack.enter_context(replaced(blocks[: len(known)], known))
-        return net(images)
+        return images.through(net)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.api.contracts import QuantizedModel, RunContext, VisionModel
+from harness.api.images import ImageSet
 from harness.api.spec import BitSpec
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, Transform
@@ -153,5 +154,5 @@ def _watch(model: VisionModel, images: Tensor, watchers: Mapping[Point, Callable
         return transform
 
     with Interceptor(model.net, {point: show(watcher) for point, watcher in watchers.items()}):
-        for part in images.split(batch):
-            model.net(part)
+        for part in ImageSet.whole(images).batches(batch):
+            part.through(model.net)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.api.contracts import VisionModel
+from harness.api.images import ImageSet
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.graph.intercept import Interceptor, OpKey, Transform
 from methods.core.graph.layers import LAYERS
@@ -84,18 +85,18 @@ class Gradients:
             self._net = Quantized(model.net, sites, weights, None).net
             self._transforms = dict(activations)
 
-    def of(self, images: Tensor, points: Sequence[Point]) -> dict[Point, list[Tensor]]:
+    def of(self, images: ImageSet, points: Sequence[Point]) -> dict[Point, list[Tensor]]:
         """Gradients at `points`, after their quantizers, in the order in which the network passes them.
 
         The loss of a classifier or segmentor is a sum over images, so that it does not matter how they are split. A
-        detector's is relative to the spread of its batch, and its boxes go with the place in it (`numbers_of`).
+        detector's is relative to the spread of its batch.
         """
         with torch.no_grad():
-            reference = self._model.net(images)
+            reference = images.through(self._model.net)
         found: dict[Point, list[Tensor]] = {point: [] for point in points}
         with torch.enable_grad():
             with Interceptor(self._net, self._transforms | {p: self._held(p, found[p]) for p in points}):
-                output = self._net(images)
+                output = images.through(self._net)
             loss = self._loss(output, reference) * len(images)
             flat = [x for tensors in found.values() for x in tensors]
             gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
@@ -135,11 +136,12 @@ def capture(
         gradients: where gradients come from; None if none are needed.
         batch: images per pass.
     """
-    for group in _groups(targets, _sizes(model, images, targets, with_gradients=gradients is not None)):
-        found = _pass(model, images, group, batch)
+    whole = ImageSet.whole(images)
+    for group in _groups(targets, _sizes(model, whole, targets, with_gradients=gradients is not None)):
+        found = _pass(model, whole, group, batch)
         if gradients is not None:
             points = list(dict.fromkeys(target.point for target in group))
-            for part in images.split(batch):
+            for part in whole.batches(batch):
                 values = gradients.of(part, points)
                 for target in group:
                     found[target].gradients += values[target.point]
@@ -160,7 +162,9 @@ def _groups(targets: Sequence[Target], sizes: Mapping[Target, int]) -> Iterator[
         yield group
 
 
-def _sizes(model: VisionModel, images: Tensor, targets: Sequence[Target], *, with_gradients: bool) -> dict[Target, int]:
+def _sizes(
+    model: VisionModel, images: ImageSet, targets: Sequence[Target], *, with_gradients: bool
+) -> dict[Target, int]:
     """Bytes that every target needs for all `images`, from a pass of one."""
     sizes: Counter[Target] = Counter()
     points = {target.point for target in targets}
@@ -182,7 +186,7 @@ def _sizes(model: VisionModel, images: Tensor, targets: Sequence[Target], *, wit
 @torch.no_grad()
 def _pass(
     model: VisionModel,
-    images: Tensor,
+    images: ImageSet,
     targets: Sequence[Target],
     batch: int,
     also: Mapping[Point, Transform] | None = None,
@@ -213,6 +217,6 @@ def _pass(
     instead = {t.point[0]: product(t.point[0], held) for t, held in found.items() if t.product}
     transforms = dict(also or {}) | {t.point: itself(t.point, held) for t, held in found.items() if not t.product}
     with Interceptor(model.net, transforms, instead=instead):
-        for part in images.split(batch):
-            model.net(part)
+        for part in images.batches(batch):
+            part.through(model.net)
     return found

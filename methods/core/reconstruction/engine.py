@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from harness.api.contracts import RunContext, VisionModel
-from harness.api.images import image_numbers
 from methods.core.graph.intercept import Transform
 from methods.core.graph.segments import Segment, cut
 from methods.core.graph.sites import Point
@@ -210,8 +209,7 @@ class Engine:
             loss.renew(step)
             scales.dropping = True
             index = torch.randperm(len(self._images), generator=self._generator)[: phase.batch].to(self._images.device)
-            with image_numbers(index):
-                outputs = unit.outputs(self._batch(unit, phase, index))
+            outputs = unit.outputs(self._batch(unit, phase, index), index)
             value = loss(outputs, [x[index] for x in unit.targets], index)
             beta = phase.annealing.beta(step) if phase.annealing else None
             if beta is not None and phase.regularization:
@@ -246,7 +244,7 @@ class Engine:
     @torch.no_grad()
     def _values(self, unit: Unit) -> list[Tensor]:
         """The unit's outputs for all images, on quantized inputs; within its session."""
-        return self._quants.batched(lambda *parts: unit.outputs(list(parts)), unit.inputs)
+        return self._quants.batched(lambda numbers, *parts: unit.outputs(list(parts), numbers), unit.inputs)
 
     def _error(self, unit: Unit) -> float:
         return float(squared_error(self._values(unit), unit.targets, unit.axis))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.api.contracts import VisionModel
+from harness.api.images import ImageSet
 from methods.core.graph.segments import Segment
 from methods.core.reconstruction.losses import logit_divergence
 from methods.core.reconstruction.walk import Walk, with_tensors
@@ -44,11 +45,11 @@ def gradients(
     """
     count = len(values)
 
-    def batch(*tensors: Tensor) -> list[Tensor]:
-        images, rest = tensors[0], tensors[1:]
+    def batch(numbers: Tensor, *tensors: Tensor) -> list[Tensor]:
+        images, rest = ImageSet(tensors[0], numbers), tensors[1:]
         leaves = [x.detach().requires_grad_() for x in rest[:count]]
         with torch.no_grad():
-            reference = floats.net(images)
+            reference = images.through(floats.net)
         with torch.enable_grad():
             output = with_tensors(reference, leaves) if floats.is_tail(segment) else leaves[0].clone()
             final = floats.finish(segment, output, images, rest[count:])

@@ -38,8 +38,8 @@ class Unit(Protocol):
         meanwhile, and a weight that it lacks is the network's own.
         """
 
-    def outputs(self, inputs: Inputs) -> list[Tensor]:
-        """Outputs for a batch of inputs, with gradients."""
+    def outputs(self, inputs: Inputs, numbers: Tensor) -> list[Tensor]:
+        """Outputs for a batch of inputs, of images with these `numbers` (n,), with gradients."""
 
 
 class SegmentUnit:
@@ -87,9 +87,9 @@ class SegmentUnit:
         with Interceptor(self._walk.net, dict(transforms), instead=functions):
             yield
 
-    def outputs(self, inputs: Inputs) -> list[Tensor]:
+    def outputs(self, inputs: Inputs, numbers: Tensor) -> list[Tensor]:
         """Tensors of the segment's output."""
-        return tensors(self._walk.run(self.segment, inputs))
+        return tensors(self._walk.run(self.segment, inputs, numbers))
 
     @torch.no_grad()
     def points(self, transforms: Mapping[Point, Transform]) -> list[Point]:
@@ -104,7 +104,7 @@ class SegmentUnit:
             return transform
 
         with Interceptor(self._walk.net, {point: watch(point) for point in transforms}):
-            self.outputs([x[:1].clone() for x in self.inputs])
+            self.outputs([x[:1].clone() for x in self.inputs], self._walk.numbers[:1])
         return list(met)
 
 
@@ -148,7 +148,7 @@ class LayerUnit:
         self._others, self._activation = before.others, before.activation
         self._weights: Weights = {}
         with self.session({}, {self.name: dict(floats.net.named_parameters())[site.parameter]}), torch.no_grad():
-            self.targets = floats.batched(lambda *parts: self.outputs(list(parts)), self.float_inputs)
+            self.targets = floats.batched(lambda numbers, *parts: self.outputs(list(parts), numbers), self.float_inputs)
 
     def axis(self, output: Tensor) -> int:
         """Convolutions are channels-first, behind the axis of images and that of a run's rows for an image."""
@@ -163,7 +163,7 @@ class LayerUnit:
         finally:
             self._weights = {}
 
-    def outputs(self, inputs: Inputs) -> list[Tensor]:
+    def outputs(self, inputs: Inputs, numbers: Tensor) -> list[Tensor]:
         """The layer's outputs (images, rows, ...)."""
         weight = self._weights.get(self.name, self._weight)
         found = []
@@ -211,9 +211,9 @@ def _watch(
         others.append((args, kwargs))
         return LAYERS[layer.kind](x, weight, *args, **kwargs)
 
-    def part(*pieces: Tensor) -> list[Tensor]:
+    def part(numbers: Tensor, *pieces: Tensor) -> list[Tensor]:
         seen.clear()
-        walk.run(segment, list(pieces))
+        walk.run(segment, list(pieces), numbers)
         images = len(pieces[0])
         # A window's rows stand beside each other (Swin). What does not depend on the images is the same for each.
         return [x.unflatten(0, (images, -1)) if batched else x.expand(images, *x.shape) for x in seen]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from harness.api.images import in_batches
+from harness.api.images import ImageSet
 from methods.core.graph.outputs import tensors
 from methods.core.graph.segments import Segment, finish, first_arguments, replaced
 from methods.core.graph.structure import Block
@@ -35,6 +35,7 @@ class Walk:
     def __init__(self, net: nn.Module, blocks: Sequence[Block], images: Tensor, batch: int) -> None:
         self.net = net
         self.images = images
+        self.numbers = ImageSet.whole(images).numbers
         self.outputs: list[Tensor] = []  # of the blocks passed so far
         self._paths = [block.path for block in blocks]
         self._modules = [net.get_submodule(path) for path in self._paths]
@@ -65,33 +66,36 @@ class Walk:
     @torch.no_grad()
     def every(self, segment: Segment, inputs: Inputs) -> list[Tensor]:
         """The tensors of the segment's output for all images."""
-        return self.batched(lambda *parts: tensors(self.run(segment, list(parts))), inputs)
+        return self.batched(lambda numbers, *parts: tensors(self.run(segment, list(parts), numbers)), inputs)
 
     def batched(self, function: Callable[..., list[Tensor]], inputs: Inputs) -> list[Tensor]:
-        """`function` of batches of `inputs`, its results joined."""
+        """`function` of batches of all images' numbers and `inputs`, its results joined."""
+        batches = zip(*(x.split(self._batch) for x in (self.numbers, *inputs)), strict=True)
         # Copies, since the network may add to its input in place.
-        parts = in_batches(lambda *batch: function(*(x.clone() for x in batch)), self._batch, *inputs)
+        parts = [function(*(x.clone() for x in batch)) for batch in batches]
         return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
-    def run(self, segment: Segment, inputs: Inputs) -> Any:
-        """The segment's output on a batch of its inputs; of a gap before a block, that block's first argument."""
+    def run(self, segment: Segment, inputs: Inputs, numbers: Tensor) -> Any:
+        """The segment's output on a batch of its inputs, of images with these `numbers` (n,); of a gap before a block,
+        that block's first argument.
+        """
         if segment.is_block:
             args, kwargs = self._rest[segment.index]
             return self._modules[segment.index](*inputs, *args, **kwargs)
-        images, *outputs = inputs
+        images, outputs = ImageSet(inputs[0], numbers), inputs[1:]
         if self.is_tail(segment):
             with replaced(self._modules, outputs):
-                return self.net(images)
+                return images.through(self.net)
 
         def from_images() -> None:
             with replaced(self._modules[: segment.index], outputs):
-                self.net(images)
+                images.through(self.net)
 
         (first, *args), kwargs = first_arguments(self._modules[segment.index], from_images)
         self._rest[segment.index] = tuple(args), kwargs
         return first
 
-    def finish(self, segment: Segment, output: Any, images: Tensor, outputs: Sequence[Tensor]) -> Any:
+    def finish(self, segment: Segment, output: Any, images: ImageSet, outputs: Sequence[Tensor]) -> Any:
         """The network's output when `segment` gives `output`, and the blocks before it `outputs`."""
         return finish(self.net, self._modules, segment, images, outputs, output=output)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.api.images import image_numbers
+from harness.api.images import ImageSet
 from methods.core.graph.intercept import OpKey
 from methods.core.graph.layers import LAYERS
 from methods.core.graph.segments import Segment, finish, first_arguments, replaced
@@ -35,10 +35,10 @@ class SegmentRunner:
         quantized: the network; its quantizers are read at every run.
         graph: its trace.
         blocks: its transformer blocks.
-        images: calibration images (n, c, h, w).
+        images: calibration images, all of a set or some.
     """
 
-    def __init__(self, quantized: Quantized, graph: Trace, blocks: list[Block], images: Tensor) -> None:
+    def __init__(self, quantized: Quantized, graph: Trace, blocks: list[Block], images: ImageSet) -> None:
         self._quantized = quantized
         self._images = images
         self._modules = [quantized.net.get_submodule(b.path) for b in blocks]
@@ -97,9 +97,8 @@ class SegmentRunner:
     def _whole(self, known: int, copies: int) -> Any:
         """Run the network with the outputs of its first `known` blocks given."""
         outputs = [_copied(output, copies) for output in self._outputs[:known]]
-        numbers = torch.arange(len(self._images), device=self._images.device).repeat(copies)
-        with replaced(self._modules[:known], outputs), image_numbers(numbers):
-            return self._quantized.net(_copied(self._images, copies))
+        with replaced(self._modules[:known], outputs):
+            return self._images.repeated(copies).through(self._quantized.net)
 
     def record(self, segment: Segment) -> Any:
         """Run `segment` as it is now, remember every operation's output, and return the segment's output."""
@@ -138,7 +137,7 @@ class SegmentRunner:
         if layer.op not in self._batched:
             return 1
         # k candidates make k times the largest tensor.
-        return at_once(self._images.device, max(x.numel() for x in self._recorded.values() if x is not None))
+        return at_once(self._images.images.device, max(x.numel() for x in self._recorded.values() if x is not None))
 
     def run(self, segment: Segment, copies: int = 1) -> Any:
         """The segment's output from its cached input, the images repeated `copies` times."""

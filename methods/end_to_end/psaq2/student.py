@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.api.contracts import RunContext, VisionModel
-from harness.api.images import image_numbers
+from harness.api.images import ImageSet
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.graph.intercept import Interceptor, OpKey
 from methods.core.graph.layers import LAYERS
@@ -82,11 +82,10 @@ class Student:
         with self._training(), Interceptor(self._net, transforms, instead=instead):
             for _ in range(o.student_steps):
                 index = torch.randperm(len(images), generator=self._generator)[: o.student_batch].to(images.device)
-                batch = images[index]
-                with image_numbers(index):
-                    with torch.no_grad():
-                        reference = self._teacher.net(batch)
-                    loss = self.distance(self._net(batch), reference)
+                batch = ImageSet.whole(images)[index]
+                with torch.no_grad():
+                    reference = batch.through(self._teacher.net)
+                loss = self.distance(batch.through(self._net), reference)
                 self._optimiser.zero_grad()
                 loss.backward()
                 self._optimiser.step()

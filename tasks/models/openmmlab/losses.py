@@ -12,13 +12,12 @@ of the images, 13 % of the width at most, are not followed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.api.images import numbers_of
 from tasks.models.timm_models import kl_divergence
 
 CELLS = (2, 5)  # fewest and most cells per side of a random label map
@@ -106,6 +105,7 @@ class FixedBoxes(nn.Module):
     images and never sample targets.
     """
 
+    takes_numbers: ClassVar = True  # see `harness.api.images.Numbered`
     boxes: Tensor
 
     def __init__(self, detector: nn.Module, boxes: Tensor) -> None:
@@ -114,10 +114,13 @@ class FixedBoxes(nn.Module):
         # Not persistent: weights and their hash are the detector's own.
         self.register_buffer("boxes", boxes, persistent=False)
 
-    def forward(self, images: Tensor) -> DetectionOutput:
-        """Image number i is seen at boxes i modulo their count, whatever batch it is in (`numbers_of`)."""
-        index = numbers_of(images) % len(self.boxes)
-        return self.detector.dense_forward(images, self.boxes[index])  # type: ignore[no-any-return]
+    def forward(self, images: Tensor, numbers: Tensor | None = None) -> DetectionOutput:
+        """Image number i is seen at boxes i modulo their count, whatever batch it is in; `numbers` (n,) are the images'
+        in their set, 0 to n - 1 without them.
+        """
+        if numbers is None:
+            numbers = torch.arange(len(images), device=images.device)
+        return self.detector.dense_forward(images, self.boxes[numbers % len(self.boxes)])  # type: ignore[no-any-return]
 
 
 class DetectionTarget(NamedTuple):
