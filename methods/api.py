@@ -12,6 +12,7 @@ from methods.core.graph.layers import LAYERS, output_axis
 from methods.core.graph.sites import ActivationSite, NoSitesError, Sites, WeightSite, find_sites
 from methods.core.graph.structure import Block, NotATransformerError, find_blocks, patch_grid, to_grid
 from methods.core.graph.trace import Trace, trace
+from methods.core.numerics.granularity import PER_TENSOR, PerBlock, PerChannel, PerGroup, PerHead
 from methods.core.numerics.observers import Ema, MinMax, Observer, Omse
 from methods.core.numerics.quantizers import Quantizer, Uniform, weight_quantizer
 from methods.core.quantized import Quantized
@@ -20,6 +21,7 @@ from methods.core.synthesis.descent import start_images
 __all__ = [
     "LAYERS",
     "OUTPUT",
+    "PER_TENSOR",
     "ActivationSite",
     "Block",
     "Ema",
@@ -30,6 +32,10 @@ __all__ = [
     "Observer",
     "Omse",
     "OpKey",
+    "PerBlock",
+    "PerChannel",
+    "PerGroup",
+    "PerHead",
     "Quantized",
     "Quantizer",
     "Sites",

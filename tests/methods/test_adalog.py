@@ -21,6 +21,7 @@ from methods.calibrators.adalog.method import AdaLogSearch
 from methods.calibrators.adalog.quantizer import SHIFTS, AdaLog, levels, shift_of, table
 from methods.calibrators.adalog.search import Axis, combine
 from methods.core.graph.trace import trace
+from methods.core.numerics.granularity import PER_TENSOR, PerChannel
 from methods.core.numerics.quantizers import Uniform
 
 GELU = SHIFTS[1]
@@ -106,8 +107,8 @@ def with_parameters(factor, a, b):
 @pytest.mark.parametrize("outputs", [4, 30])  # fewer and more than inputs
 def test_errors_of_a_layer_equal_its_output_error_but_for_a_constant(outputs):
     x, weight = functional.gelu(values(200, 12)), values(outputs, 12, seed=1)
-    inputs = [UniformFactor.of(x, 4, None, 16), LogFactor.activation(x, 4, 15, GELU, 32)]
-    own = UniformFactor.of(weight, 4, 0, 16)
+    inputs = [UniformFactor.of(x, 4, PER_TENSOR, 16), LogFactor.activation(x, 4, 15, GELU, 32)]
+    own = UniformFactor.of(weight, 4, PerChannel(0), 16)
     for factor in inputs:
         rounded, exact = factor.quantizer()(x), x @ weight.T
         a, b = candidates(own)
@@ -127,11 +128,11 @@ def test_errors_of_a_layer_equal_its_output_error_but_for_a_constant(outputs):
 
 
 @pytest.mark.parametrize("chunk", [2**23, 700])
-@pytest.mark.parametrize("axis", [None, 1])
-def test_errors_of_a_product_equal_its_output_error_by_head(axis, chunk, monkeypatch):
+@pytest.mark.parametrize("granularity", [PER_TENSOR, PerChannel(1)])
+def test_errors_of_a_product_equal_its_output_error_by_head(granularity, chunk, monkeypatch):
     monkeypatch.setattr("methods.calibrators.adalog.errors._CHUNK", chunk)
     a, b = torch.softmax(values(3, 2, 9, 7) * 2, -1), values(3, 2, 7, 5, seed=1)
-    left, right = LogFactor.softmax(a, 4, 15), UniformFactor.of(b, 4, axis, 16)
+    left, right = LogFactor.softmax(a, 4, 15), UniformFactor.of(b, 4, granularity, 16)
     first, second = candidates(left)
     got = ProductErrors(left, a, b, a @ b, left=True)(first, second)
     for i in range(len(first)):
@@ -141,7 +142,7 @@ def test_errors_of_a_product_equal_its_output_error_by_head(axis, chunk, monkeyp
     got = ProductErrors(right, b, a, a @ b, left=False)(first, second)
     for i in range(len(first)):
         error = (a @ with_parameters(right, first[i], second[i])(b) - a @ b).square()
-        expected = error.sum((0, 2, 3)) if axis else error.sum()[None]
+        expected = error.sum((0, 2, 3)) if right.granularity != PER_TENSOR else error.sum()[None]
         assert torch.allclose(got[i], expected, rtol=1e-4)
 
 

@@ -19,6 +19,7 @@ from methods.core.calibrate import activation_quantizers, observe, weight_quanti
 from methods.core.graph.intercept import OUTPUT, Interceptor
 from methods.core.graph.sites import Sites, find_sites
 from methods.core.graph.trace import trace
+from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.levels import fault
 from methods.core.numerics.observers import MinMax
 from methods.core.numerics.quantizers import Uniform
@@ -403,8 +404,8 @@ def test_rounded_rows_have_no_fault_and_float_rows_have_one(bits: int, length: i
     generator = torch.Generator().manual_seed(bits * length)
     x = torch.randn(3, length, generator=generator) * 5 + 1
     for quantizer in (
-        Uniform.asymmetric(x.amin(1), x.amax(1), bits, axis=0),
-        Uniform.symmetric(x.amin(1), x.amax(1), bits, axis=0),
+        Uniform.asymmetric(x.amin(1), x.amax(1), bits, PerChannel(0)),
+        Uniform.symmetric(x.amin(1), x.amax(1), bits, PerChannel(0)),
     ):
         assert fault(quantizer(x), bits) is None
         assert fault(quantizer(x) + 0.1234, bits) is None

@@ -159,8 +159,9 @@ def test_coded_weights_lie_on_their_grid():
     values = Coded(grid, codes)(weight[:, :IN].float())
     assert torch.allclose(grid(values), values)
     assert all(len(channel.unique()) <= 8 for channel in values)
-    assert (values >= grid.low[:, None] - 1e-6).all()
-    assert (values <= grid.high[:, None] + 1e-6).all()
+    scale, low, high = grid.aligned(values.shape)
+    assert (values >= low * scale - 1e-6).all()
+    assert (values <= high * scale + 1e-6).all()
 
 
 # --- the calibrator -------------------------------------------------------------------------------------------------

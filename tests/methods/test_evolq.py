@@ -154,7 +154,7 @@ def test_moment_matched_channels_have_the_float_moments(shape):
     weight = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     weight[3] = 0.25  # rounded to one value
     q = weight_quantizer(weight, 3, symmetric=False)
-    matched = MomentMatched(q.scale, q.zero_point, q.qmin, q.qmax, 0)(weight)
+    matched = MomentMatched(q.scale, q.zero_point, q.qmin, q.qmax, q.granularity)(weight)
     for float_channel, channel, rounded in zip(weight, matched, q(weight), strict=True):
         assert float(channel.mean()) == pytest.approx(float(float_channel.mean()), abs=1e-6)
         assert float(channel.std()) == pytest.approx(float(float_channel.std()), abs=1e-6)

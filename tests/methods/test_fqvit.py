@@ -19,7 +19,8 @@ from methods.core.integer.calibrator import FqVit
 from methods.core.integer.grids import arrivals
 from methods.core.integer.operations import SHIFT, A, IntegerLayerNorm, LogIntSoftmax, fine_grid, int_exp
 from methods.core.integer.options import FqvitOptions
-from methods.core.integer.quantizers import FactorSearch, Log2, PowerOfTwoFactor
+from methods.core.integer.quantizers import FactorSearch, Log2
+from methods.core.numerics.quantizers import Uniform
 
 
 def residual_stream(seed: int = 0, tokens: int = 50) -> torch.Tensor:
@@ -38,7 +39,7 @@ def calibrated(network: str, scheme: str = "full", bits: str = "W8A8", **options
 # --- power-of-two factors ------------------------------------------------------------------------------------------
 
 
-def fitted(x: torch.Tensor, bits: int = 8, largest: int = 3) -> PowerOfTwoFactor:
+def fitted(x: torch.Tensor, bits: int = 8, largest: int = 3) -> Uniform:
     search = FactorSearch(x.min(), x.max(), bits, largest, axis=2)
     for batch in x.split(2):  # errors add up over batches
         search.update(batch)
@@ -240,7 +241,7 @@ def test_every_layer_norm_and_softmax_is_computed_in_integers(network):
     wanted = {op.key for kind in ("layer_norm", "softmax") for op in graph.of_kind(kind)}
     assert set(quantized.instead) == wanted
     inputs = {key for op in graph.of_kind("layer_norm") for key in op.operands[0].ops}
-    factored = {key for (key, _), q in quantized.activations.items() if isinstance(q, PowerOfTwoFactor)}
+    factored = {key for (key, _), q in quantized.activations.items() if isinstance(q, Uniform) and q.axis is not None}
     assert factored == inputs
 
 

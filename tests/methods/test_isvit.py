@@ -18,10 +18,10 @@ from methods.calibrators.isvit.info import IsvitOptions
 from methods.calibrators.isvit.sulq import Sulq
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
-from methods.core.numerics.logarithmic import PerChannel
+from methods.core.numerics.granularity import PerChannel
+from methods.core.numerics.logarithmic import UnclippedZero
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import weight_quantizer
-from methods.core.numerics.straight_through import straight_through
 from methods.core.reconstruction.tuning import TunedCodes, TunedFloat
 from methods.core.reparameterization.calibrator import pair_points
 from methods.core.reparameterization.fold import find_pairs
@@ -129,14 +129,15 @@ def test_sulq_gradient_is_that_of_straight_through_roundings():
 
 def test_straight_through_takes_zero_points_outside_the_codes():
     x = (5 + torch.randn(6, 40, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    q = percentile_quantizer(x.detach(), 3, (0.9,), axis=0)
+    q = percentile_quantizer(x.detach(), 3, (0.9,), granularity=PerChannel(0))
     assert (q.zero_point < 0).any()
-    assert torch.equal(straight_through(x, q), q(x.detach()))
-    straight_through(x, q).sum().backward()
-    inside = (x >= (q.low - q.scale / 2)[:, None]) & (x <= (q.high + q.scale / 2)[:, None])
+    assert torch.equal(q.straight_through(x), q(x.detach()))
+    q.straight_through(x).sum().backward()
+    low, high = ((end - q.zero_point) * q.scale for end in (q.qmin, q.qmax))
+    inside = (x >= (low - q.scale / 2)[:, None]) & (x <= (high + q.scale / 2)[:, None])
     assert torch.equal(x.grad, inside.float())
 
-    channels = PerChannel(q.scale, q.zero_point, q.qmin, q.qmax, 1)
+    channels = UnclippedZero(q.scale, q.zero_point, q.qmin, q.qmax, PerChannel(1))
     y = x.detach().T.clone().requires_grad_()
     channels(y).sum().backward()
     assert torch.equal(y.grad, x.grad.T)
@@ -196,7 +197,7 @@ def test_merging_changes_neither_the_float_function_nor_which_sites_are_per_tens
     before = Ranges(IsvitOptions()).find(model.net, x, sites, graph, channels)
     net, after = merged(model.net, channels, before)
     torch.testing.assert_close(net(x), model.net(x), atol=1e-4, rtol=1e-3)
-    assert any(isinstance(q, PerChannel) for q in before.values())
+    assert any(isinstance(q, UnclippedZero) for q in before.values())
     assert all(q.scale.dim() == 0 for q in after.values())
     logarithmic = [q for q in after.values() if isinstance(q, Sulq)]
     assert len(logarithmic) == (len(graph.of_kind("softmax")) if scheme == "matmul" else 0)

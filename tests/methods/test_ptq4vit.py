@@ -44,8 +44,9 @@ from methods.core.layer_search.metrics import (
 from methods.core.layer_search.operations import Convolution, Itself, Linear, Product
 from methods.core.layer_search.options import SearchOptions
 from methods.core.layer_search.plan import plan
-from methods.core.layer_search.quantizers import GELU_MINIMUM, HeadWise, TwinGelu, TwinSoftmax
+from methods.core.layer_search.quantizers import GELU_MINIMUM, TwinGelu, TwinSoftmax
 from methods.core.layer_search.search import Factor, Part, Problem, cut, scores, search
+from methods.core.numerics.granularity import PerChannel, PerHead
 from methods.core.numerics.quantizers import Uniform
 
 
@@ -138,7 +139,7 @@ def test_twin_gradients_pass_straight_through_inside_the_range():
 
 def test_heads_have_steps_of_their_own_and_one_range():
     x = normal(2, 3, 4, 5).float() * torch.tensor([1.0, 5.0, 0.2]).view(1, 3, 1, 1)
-    grid = SymmetricGrid(4, extremes([x], 1, 3), linear_factors(0.5, 1.2, 10), axis=1, size=3, kind=HeadWise)
+    grid = SymmetricGrid(4, extremes([x], PerChannel(1)), linear_factors(0.5, 1.2, 10), PerChannel(1))
     q = grid.quantizer(torch.tensor([0, 5, 9]))
     for head, factor in enumerate((0.5, 0.85, 1.13)):
         step = x[:, head].abs().max() / 7.5 * factor
@@ -159,8 +160,8 @@ def test_linear_candidates_are_the_papers_without_their_end():
 
 def grids(x: torch.Tensor):
     factors = linear_factors(0.1, 1.2, 7)
-    yield SymmetricGrid(4, extremes([x], None, 1), factors)
-    yield SymmetricGrid(5, extremes([x], 0, 2), factors, axis=0, size=len(x))
+    yield SymmetricGrid(4, extremes([x]), factors)
+    yield SymmetricGrid(5, extremes([x], PerHead(0, 2)), factors, PerHead(0, 2))
     yield SoftmaxGrid(4, summed=False)
     yield SoftmaxGrid(5, summed=True)
     yield GeluGrid(4, x.max(), GELU_MINIMUM, factors)
@@ -273,8 +274,8 @@ def layer_problem(metric: str, groups: int = 3):
     parts = cut((x, weight), g, Linear(), 1)
     factors = linear_factors(0.01, 1.2, 40).double()
     grids = [
-        SymmetricGrid(4, extremes([x], None, 1), factors),
-        SymmetricGrid(3, extremes([weight], 0, groups), factors, axis=0, size=9),
+        SymmetricGrid(4, extremes([x]), factors),
+        SymmetricGrid(3, extremes([weight], PerHead(0, groups)), factors, PerHead(0, groups)),
     ]
     return Problem(Linear(), parts, METRICS[metric], by_features(groups)), grids, (x, weight, g, factors)
 
@@ -344,7 +345,7 @@ def test_a_factor_searched_alone_leaves_the_other_in_float():
     parts = cut((a, b), None, Product(), 2)
     problem = Problem(Product(), parts, hessian, by_heads)
     split = Factor(SoftmaxGrid(4, summed=True), alone=True)
-    values = Factor(SymmetricGrid(2, extremes([b], None, 1), linear_factors(0.01, 1.2, 10)))
+    values = Factor(SymmetricGrid(2, extremes([b]), linear_factors(0.01, 1.2, 10)))
     search(problem, [split, values], (0, 1), 2)
     losses = [float((sum_by_hand(a, 2.0**-i, 4) @ b - a @ b).square().sum()) for i in range(20)]
     assert split.choice.tolist() == [losses.index(min(losses))]
@@ -353,7 +354,7 @@ def test_a_factor_searched_alone_leaves_the_other_in_float():
 def test_a_tensor_by_itself_is_searched_too():
     x, g = normal(4, 5, 6), normal(4, 5, 6, seed=1)
     factors = linear_factors(0.01, 1.2, 30).double()
-    found = Factor(SymmetricGrid(3, extremes([x], None, 1), factors))
+    found = Factor(SymmetricGrid(3, extremes([x]), factors))
     search(Problem(Itself(), [Part((x,), x, g)], hessian, by_images), [found], (0,), 3)
     losses = [float(((symmetric(x, x.abs().max() / 3.5 * f, 3) - x) * g).square().sum()) for f in factors]
     assert found.choice.tolist() == [losses.index(min(losses))]
@@ -422,7 +423,7 @@ def test_twin_quantizers_stand_behind_softmax_and_gelu_only():
     assert {name for name, kind in kinds.items() if kind is TwinGelu} == {
         f"blocks.{i}.mlp.fc2/linear.0:in0" for i in range(2)
     }
-    heads = {name for name, kind in kinds.items() if kind is HeadWise}
+    heads = {str(s) for s in found.sites.activations if getattr(found.activations[s.point], "axis", None) == 1}
     assert heads == {f"blocks.{i}.attn/matmul.{m}:in{s}" for i in range(2) for m, s in ((0, 0), (0, 1), (1, 1))}
     assert all(found.activations[s.point].scale.shape == (2,) for s in found.sites.activations if str(s) in heads)
     # One step for a layer, three for a fused one; an output channel each in the convolution.

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from methods.core.numerics.granularity import PER_TENSOR, PerChannel
 from methods.core.numerics.observers import OBSERVERS, Ema, MinMax, Omse, quantiles
 from methods.core.numerics.quantizers import Uniform, weight_quantizer
 from methods.core.options import PercentileOptions
@@ -47,7 +48,7 @@ def test_gradient_passes_straight_through_inside_the_range(axis):
     ends = (
         (torch.tensor(-1.0), torch.tensor(1.0)) if axis is None else (torch.tensor([-1.0, -1]), torch.tensor([1.0, 1]))
     )
-    q = Uniform.asymmetric(*ends, 4, axis)
+    q = Uniform.asymmetric(*ends, 4, PER_TENSOR if axis is None else PerChannel(axis))
     y = q(x)
     y.sum().backward()
     assert torch.equal(x.grad, torch.tensor([[0.0, 1, 1], [1, 1, 0]]))

@@ -464,9 +464,9 @@ def test_reconstruction_beats_rounding_to_nearest(network, layerwise):
     for site in made.sites.weights:
         weight, hard = model.net.get_parameter(site.parameter), made.net.get_parameter(site.parameter)
         base = weight_quantizer(weight, site.bits, symmetric=False)
-        shape = (-1, *[1] * (weight.dim() - 1))
-        steps = (hard - weight).abs() / base.scale.view(shape)
-        inside = (weight >= base.low.view(shape)) & (weight <= base.high.view(shape))
+        scale, low, high = base.aligned(weight.shape)
+        steps = (hard - weight).abs() / scale
+        inside = (weight >= low * scale) & (weight <= high * scale)
         assert (steps[inside] < 1 + 1e-4).all()  # one of the two neighbours
         moved += int((hard != nearest[site.parameter]).sum())
     assert moved > 0

@@ -17,7 +17,8 @@ from methods.calibrators.repq.info import INFO as CALIBRATOR
 from methods.core.graph.intercept import OUTPUT, tap
 from methods.core.graph.trace import Trace, trace_net
 from methods.core.graph.tracer import Tracer
-from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2, PerChannel
+from methods.core.numerics.granularity import PER_TENSOR, PerChannel
+from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2, UnclippedZero
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import Uniform
 from methods.core.reparameterization.calibrator import RepQ, merge
@@ -70,7 +71,7 @@ def explicit_percentile(row: np.ndarray, bits: int) -> tuple[float, float]:
 @pytest.mark.parametrize("axis", [0, 2])
 def test_percentile_ranges_channel_by_channel(bits, axis):
     x = values(7, 900, 5) + torch.linspace(0, 8, 5)  # some channels do not contain 0
-    found = percentile_quantizer(x, bits, PERCENTILES, axis=axis)
+    found = percentile_quantizer(x, bits, PERCENTILES, granularity=PER_TENSOR if axis is None else PerChannel(axis))
     assert found.axis == axis
     for c in range(x.shape[axis]):
         scale, zero = explicit_percentile(x.select(axis, c).double().numpy().ravel(), bits)
@@ -94,7 +95,9 @@ def test_a_wider_range_contains_zero_and_constant_channels_survive():
     widened = percentile_quantizer(x, 4, PERCENTILES, widen=True)
     assert float(widened.low) == 0.0
     constant = torch.tensor([[5.0] * 9, [0.0] * 9, [-7e4] * 9])
-    assert torch.allclose(percentile_quantizer(constant, 4, PERCENTILES, axis=0)(constant), constant, rtol=1e-4)
+    assert torch.allclose(
+        percentile_quantizer(constant, 4, PERCENTILES, granularity=PerChannel(0))(constant), constant, rtol=1e-4
+    )
 
 
 # --- softmax --------------------------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ def test_the_reparameterized_network_is_the_same_function(name):
         for pair in pairs_of(net):
             _, found = tap(net, x, [(pair.norm, OUTPUT)])
             y = found[pair.norm, OUTPUT]
-            q = percentile_quantizer(y, 4, PERCENTILES, axis=y.dim() - 1)
+            q = percentile_quantizer(y, 4, PERCENTILES, granularity=PerChannel(y.dim() - 1))
             merged = merge(q)
             fold(folded, pair, q, merged)
         assert not torch.equal(folded(x), before)  # something was moved
@@ -193,7 +196,7 @@ def layer(seed: int = 0):
     net[0].weight.copy_(torch.rand(12) * 3 + 0.1)
     net[0].bias.copy_(torch.randn(12))
     x = torch.randn(50, 12)
-    return net, x, percentile_quantizer(net[0](x), 4, PERCENTILES, axis=1)
+    return net, x, percentile_quantizer(net[0](x), 4, PERCENTILES, granularity=PerChannel(1))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "median"])
@@ -262,14 +265,17 @@ def test_every_option_gives_a_model(name, scheme, label):
     assert all(low <= 0 <= high for low, high in quantized.summary.activation_ranges.values())
     kinds = {type(q) for q in quantized.activations.values()}
     assert (LogSqrt2 in kinds) == (scheme == "matmul")
-    assert (PerChannel in kinds) == (options.layer_norms == "per-channel")
+    assert (UnclippedZero in kinds) == (options.layer_norms == "per-channel")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_reparameterized_models_equal_per_channel_ones_but_for_weight_rounding(name, monkeypatch):
     def nearly_float(self, net, sites):
         parameters = dict(net.named_parameters())
-        return {s.parameter: percentile_quantizer(parameters[s.parameter], 20, (1.0,), axis=0) for s in sites}
+        return {
+            s.parameter: percentile_quantizer(parameters[s.parameter], 20, (1.0,), granularity=PerChannel(0))
+            for s in sites
+        }
 
     monkeypatch.setattr(RepQ, "_weights", nearly_float)
     model = tiny_model(name)

@@ -30,6 +30,7 @@ from methods.core.graph.trace import trace
 from methods.core.layer_search.metrics import by_maps, hessian
 from methods.core.layer_search.operations import Convolution
 from methods.core.layer_search.quantizers import GELU_MINIMUM
+from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.quantizers import Uniform, weight_quantizer
 from methods.core.reconstruction.ranges import least_error_quantizer
 from methods.core.reconstruction.rounding import SoftRounding
@@ -246,7 +247,7 @@ def test_adalog_goes_by_the_error_of_the_output(up: str) -> None:
     torch.testing.assert_close(found.values @ flat.T, exact.movedim(1, -1).flatten(0, 2))
 
     inputs: Factor = LogFactor.activation(x, 3, 7, GELU_MINIMUM, 1)  # 0 has no code of its own
-    weights = UniformFactor.of(flat, 3, 0, 1)
+    weights = UniformFactor.of(flat, 3, PerChannel(0), 1)
     base, scale = torch.tensor([[20.0], [37.0], [60.0]]), torch.tensor([[3.0], [4.0], [5.0]])
     candidates = inputs.rounded(x, base, scale)
     assert (inputs.rounded(torch.zeros(1), base, scale) != 0).all()  # so that it matters what is not a value
@@ -260,7 +261,7 @@ def test_adalog_goes_by_the_error_of_the_output(up: str) -> None:
     steps, zero = weights.parameters[0] * torch.tensor([[0.6], [1.0], [1.5]]), weights.parameters[1].expand(3, -1)
     values = WeightErrors(weights, flat, found.values, quantizer(found.values), found.present)(steps, zero)
     outputs = [
-        compute(quantizer(x), Uniform(step, zero[0].int(), 0, 7, 1)(weight)) - exact for step in steps
+        compute(quantizer(x), Uniform(step, zero[0].int(), 0, 7, PerChannel(1))(weight)) - exact for step in steps
     ]  # fmt: skip
     expected = torch.stack([each.square().sum((0, 2, 3)) for each in outputs])
     torch.testing.assert_close(spread(values), spread(expected), rtol=1e-3, atol=1e-3)
@@ -323,4 +324,4 @@ def test_channels_of_masks() -> None:
 
 
 def matched(q: Uniform) -> MomentMatched:
-    return MomentMatched(q.scale, q.zero_point, q.qmin, q.qmax, q.axis)
+    return MomentMatched(q.scale, q.zero_point, q.qmin, q.qmax, q.granularity)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from methods.calibrators.adalog.quantizer import BASES, RESOLUTION, AdaLog, levels
 from methods.calibrators.adalog.search import Axis, Pair
-from methods.core.numerics.logarithmic import PerChannel
+from methods.core.numerics.affine import SMALLEST, fake_quantize, to_codes_
+from methods.core.numerics.granularity import PER_TENSOR, Granularity, PerTensor
+from methods.core.numerics.logarithmic import UnclippedZero
 from methods.core.numerics.percentile import ends, percentile_quantizer, squared_errors
 from methods.core.numerics.quantizers import Uniform
 
@@ -26,43 +28,40 @@ def _scales(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class UniformFactor:
-    """A factor with an asymmetric uniform quantizer for each index of `axis`, or one in all; parameters are (g,)."""
+    """A factor with an asymmetric uniform quantizer for each block of its granularity; parameters are (g,)."""
 
     bits: int
-    axis: int | None
+    granularity: Granularity
     parameters: Pair  # scale, zero point
     axes: tuple[Axis, Axis]
     keep: int  # pairs that are refined; 0: there is nothing to refine
     ring = True
 
     @classmethod
-    def of(cls, x: Tensor, bits: int, axis: int | None, keep: int) -> UniformFactor:
+    def of(cls, x: Tensor, bits: int, granularity: Granularity, keep: int) -> UniformFactor:
         """Start from the percentile of least squared error on `x`; ranges contain 0."""
-        start = percentile_quantizer(x, bits, _INITIAL, axis=axis, widen=True)
-        rows = x.reshape(1, -1) if axis is None else x.movedim(axis, 0).flatten(1)
-        low, high = _scales(rows)
+        start = percentile_quantizer(x, bits, _INITIAL, granularity=granularity, widen=True)
+        low, high = _scales(granularity.rows(x))
         top = 2**bits - 1
-        scales = ((high - low) / top).clamp(min=1e-8)
+        scales = ((high - low) / top).clamp(min=SMALLEST)
         zeros = torch.arange(min(ZEROS, top + 1), device=x.device, dtype=x.dtype)[:, None] * max(1, 2**bits / ZEROS)
         spacing = (scales[-1] - scales[0]).abs() / (SCALES - 1)
         axes = (
             Axis(scales, spacing / 2, 1e-8, float("inf")),
             Axis(zeros, zeros.new_tensor([max(1.0, 2**bits / ZEROS / 2)]), 0, top, integer=True),
         )
-        return cls(bits, axis, (start.scale.reshape(-1), start.zero_point.reshape(-1).to(x.dtype)), axes, keep)
+        return cls(bits, granularity, (start.scale.reshape(-1), start.zero_point.reshape(-1).to(x.dtype)), axes, keep)
 
     def rounded(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """`x` by k candidates (k, g): (k, *x.shape)."""
-        shape = [len(scale), *(-1 if i == self.axis else 1 for i in range(x.dim()))]
-        scale, zero = scale.view(shape), zero.view(shape)
-        return torch.maximum((x / scale).round_(), -zero).minimum(2**self.bits - 1 - zero).mul_(scale)
+        scale, zero = (self.granularity.aligned(each, x.shape) for each in (scale, zero))
+        return fake_quantize(x, scale, -zero, 2**self.bits - 1 - zero)
 
     def quantizer(self) -> Uniform:
         """With the present parameters."""
-        scale, zero = self.parameters[0], self.parameters[1].round().to(torch.int32)
-        if self.axis is None:
-            return Uniform(scale[0], zero[0], 0, 2**self.bits - 1)
-        return PerChannel(scale, zero, 0, 2**self.bits - 1, self.axis)
+        scale, zero = (self.granularity.stored(each) for each in self.parameters)
+        kind = Uniform if isinstance(self.granularity, PerTensor) else UnclippedZero
+        return kind(scale, zero.round().to(torch.int32), 0, 2**self.bits - 1, self.granularity)
 
 
 @dataclass
@@ -75,7 +74,6 @@ class LogFactor:
     parameters: Pair  # base, scale
     axes: tuple[Axis, Axis]
     keep: int
-    axis: int | None = None
     ring = False
 
     @classmethod
@@ -112,10 +110,9 @@ class LogFactor:
 
     def rounded(self, x: Tensor, base: Tensor, scale: Tensor) -> Tensor:
         """`x` by k candidates (k, 1): (k, *x.shape)."""
-        shape = [len(base)] + [1] * x.dim()
         # One logarithm for all candidates.
-        exponent = (x + self.shift).clamp_(min=0).log2_() - scale.log2().view(shape)
-        code = exponent.mul_(-RESOLUTION / base.view(shape)).round_().clamp_(0, self.codes).long()
+        exponent = (x + self.shift).clamp_(min=0).log2_() - PER_TENSOR.aligned(scale.log2(), x.shape)
+        code = to_codes_(exponent.mul_(-RESOLUTION / PER_TENSOR.aligned(base, x.shape)), 0, self.codes).long()
         values = levels(base[:, 0], self.bits, self.codes) * scale - self.shift  # (k, codes + 1)
         return values.gather(1, code.flatten(1)).view_as(code)
 

@@ -24,6 +24,7 @@ from methods.core.graph.intercept import Interceptor, OpKey
 from methods.core.graph.layers import LAYERS, output_axis
 from methods.core.graph.sites import ActivationSite, Point, find_sites
 from methods.core.graph.trace import Trace, trace
+from methods.core.numerics.granularity import PER_TENSOR, PerChannel
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import Uniform
 from methods.core.quantized import Quantized
@@ -132,7 +133,7 @@ class _Search:
             return x, weight
         if pair not in self.merged:
             bits = self.sites[key, 0].bits
-            before = percentile_quantizer(x, bits, _LAYER_NORM, axis=x.dim() - 1)
+            before = percentile_quantizer(x, bits, _LAYER_NORM, granularity=PerChannel(x.dim() - 1))
             after = merge(before)
             assert isinstance(after, Uniform)
             self.merged[pair] = before, after
@@ -150,8 +151,8 @@ class _Search:
             shift = shift_of(x)
             if shift is not None:
                 return LogFactor.activation(x, site.bits, codes, shift, self.options.keep_log)
-        heads = 1 if self.options.per_head and op.key.kind == "matmul" and x.dim() == 4 else None
-        factor = UniformFactor.of(x, site.bits, heads, self.options.keep)
+        by_head = self.options.per_head and op.key.kind == "matmul" and x.dim() == 4
+        factor = UniformFactor.of(x, site.bits, PerChannel(1) if by_head else PER_TENSOR, self.options.keep)
         if op.key in self._pairs:
             after = self.merged[self._pairs[op.key]][1]
             factor.parameters = after.scale.reshape(1), after.zero_point.reshape(1).to(x.dtype)
@@ -164,7 +165,7 @@ class _Search:
         known = self.weights.get(name) if name is not None else None  # shared with a layer before
         own = None
         if name is not None and known is None:
-            own = UniformFactor.of(flat, self.weight_bits[name], 0, self.options.keep)
+            own = UniformFactor.of(flat, self.weight_bits[name], PerChannel(0), self.options.keep)
 
         def rounded() -> Tensor:
             if own is not None:
@@ -180,8 +181,8 @@ class _Search:
         self.activations[op.key, 0] = factor.quantizer()
         if own is not None and name is not None:
             found = own.quantizer()
-            axis = output_axis(op.key.kind)
-            self.weights[name] = Uniform(found.scale, found.zero_point, found.qmin, found.qmax, axis)
+            channels = PerChannel(output_axis(op.key.kind))
+            self.weights[name] = Uniform(found.scale, found.zero_point, found.qmin, found.qmax, channels)
 
     def _product(self, op: Op, a: Tensor, b: Tensor, exact: Tensor) -> None:
         """Search both operands of a product, unless their shapes are broadcast."""

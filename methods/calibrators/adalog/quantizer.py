@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from methods.core.numerics.affine import to_codes_
+
 RESOLUTION = 37  # r: bases are 2^(q / r)
 BASES = (10, 138)  # smallest and largest q: bases from 1.2 to 13.3
 # Minus the least value of GELU and of SiLU.
@@ -37,7 +39,7 @@ def levels(base: Tensor, bits: int, codes: int) -> Tensor:
 def codes_of(x: Tensor, scale: Tensor, base: Tensor, codes: int) -> Tensor:
     """Codes n = round(-log2(x / s) 37 / q) as integers, at most `codes`; x >= 0, all broadcasting."""
     exponent = (x / scale).log2_() * (-RESOLUTION / base)
-    return exponent.round_().clamp_(0, codes).long()
+    return to_codes_(exponent, 0, codes).long()
 
 
 @dataclass(frozen=True)

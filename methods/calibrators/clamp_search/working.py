@@ -13,6 +13,8 @@ from methods.calibrators.clamp_search.genes import Gene
 from methods.calibrators.clamp_search.info import SearchStage
 from methods.core.calibrate import observe
 from methods.core.graph.sites import Point, Sites
+from methods.core.numerics.affine import fake_quantize
+from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.observers import OBSERVERS, Observer
 from methods.core.numerics.quantizers import Uniform, weight_quantizer
 from methods.core.quantized import Quantized
@@ -82,12 +84,12 @@ class Working:
         """The layer's weight as each of `genes` would round it: (len(genes), *weight.shape)."""
         weight = self._float[name]
         bases = [self._bases[name][gene.bits] for gene in genes]
-        shape = [len(genes), *(-1 if i == self._axes[name] else 1 for i in range(weight.dim()))]
         factor = torch.tensor([[g.multiplier] for g in genes], dtype=weight.dtype, device=weight.device)
-        scale = (torch.stack([b.scale for b in bases]) * factor).view(shape)
-        zero = torch.stack([b.zero_point for b in bases]).view(shape)
-        top = torch.tensor([b.qmax for b in bases], device=weight.device).view(-1, *[1] * weight.dim())
-        return torch.minimum(torch.maximum((weight / scale).round_(), -zero), top - zero).mul_(scale)
+        scale = torch.stack([b.scale for b in bases]) * factor
+        zero = torch.stack([b.zero_point for b in bases])
+        top = torch.tensor([[b.qmax] for b in bases], device=weight.device)
+        channels = PerChannel(self._axes[name])
+        return fake_quantize(weight, *(channels.aligned(each, weight.shape) for each in (scale, -zero, top - zero)))
 
     def _quantizer(self, name: str, gene: Gene) -> Uniform:
         return self._bases[name][gene.bits].scaled(gene.multiplier)

@@ -13,6 +13,7 @@ from methods.core.graph.segments import cut
 from methods.core.graph.sites import WeightSite
 from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import trace
+from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.quantized import Quantized
 from methods.core.reconstruction.units import LayerUnit, SegmentUnit
@@ -73,7 +74,7 @@ class Erq:
         if o.activation_regression:
             weight = activation_regression(weight, moments, ridge)
         own = weight[:, : inputs.shape[1]]
-        grid = percentile_quantizer(own.float(), site.bits, o.percentiles, axis=0)
+        grid = percentile_quantizer(own.float(), site.bits, o.percentiles, granularity=PerChannel(0))
         if o.weight_regression:
             codes, weight = weight_regression(
                 weight, grid, moments.second, ridge=ridge, refinements=o.refinements, bias=bias is not None

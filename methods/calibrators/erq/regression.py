@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from methods.core.numerics.affine import quantize
 from methods.core.numerics.quantizers import Uniform
 
 _CHUNK = 2**24  # values of an input that are turned to double at once
@@ -68,7 +69,7 @@ def weight_regression(
     Returns:
         The codes less their zero points, of all columns but the bias, and W as it is in the end (out, c).
     """
-    weight, scale = weight.clone(), grid.scale.double()[:, None]
+    weight, scale = weight.clone(), _grid(grid, weight)[0]
     start, end = 0, weight.shape[1] - bias
     codes = torch.zeros_like(weight[:, :end])
     while start < end:
@@ -93,8 +94,8 @@ def refine(target: Tensor, grid: Uniform, second: Tensor, steps: int) -> Tensor:
     choice does not lower the proxy. M = E[x̄] E[x̄]ᵀ + Cov[x̄] is E[x̄ x̄ᵀ], here the sum `second` (m, m): its scale does
     not matter.
     """
-    scale, low, high = _grid(grid)
-    codes = nearest(target, grid)
+    scale, low, high = _grid(grid, target)
+    codes = quantize(target, scale, low, high)
     error = codes * scale - target
     slope = error @ second  # half the derivative
     for _ in range(steps):
@@ -128,29 +129,28 @@ class Coded:
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The quantized weight."""
-        return self.codes.to(weight) * self.base.scale[:, None]
+        return self.codes.to(weight) * self.base.aligned(weight.shape)[0]
 
     @property
     def low(self) -> Tensor:
-        """Smallest representable values, by channel."""
+        """Smallest representable value."""
         return self.base.low
 
     @property
     def high(self) -> Tensor:
-        """Largest representable values, by channel."""
+        """Largest representable value."""
         return self.base.high
 
 
 def nearest(weight: Tensor, grid: Uniform) -> Tensor:
     """Codes less the zero point of a weight (out, c), each rounded by itself."""
-    scale, low, high = _grid(grid)
-    return (weight / scale).round_().clamp_(low, high)
+    return quantize(weight, *_grid(grid, weight))
 
 
-def _grid(base: Uniform) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, smallest and largest code less the zero point, (out, 1)."""
-    zero = base.zero_point.double()[:, None]
-    return base.scale.double()[:, None], base.qmin - zero, base.qmax - zero
+def _grid(base: Uniform, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale in double precision, smallest and largest code less the zero point, all (out, 1)."""
+    scale, low, high = base.aligned(weight.shape)
+    return scale.double(), low, high
 
 
 def _damped(second: Tensor, ridge: float) -> Tensor:

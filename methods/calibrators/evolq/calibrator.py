@@ -55,7 +55,7 @@ class EvolQ:
         assert isinstance(quantized, Quantized)
         if o.moments:
             for name, q in dict(quantized.weights).items():
-                quantized.set_weight(name, MomentMatched(q.scale, q.zero_point, q.qmin, q.qmax, q.axis))
+                quantized.set_weight(name, MomentMatched(q.scale, q.zero_point, q.qmin, q.qmax, q.granularity))
         graph = trace(model)
         blocks = find_blocks(graph)
         layers = [searched_layers(graph, block, whole=o.searched == "block") for block in blocks]

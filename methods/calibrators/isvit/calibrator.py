@@ -15,6 +15,7 @@ from methods.calibrators.isvit.info import IsvitOptions
 from methods.calibrators.isvit.sulq import Sulq
 from methods.core.graph.sites import ActivationSite, Point, Sites, find_sites
 from methods.core.graph.trace import Trace, trace
+from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import Quantizer, Uniform
 from methods.core.quantized import Quantized
@@ -85,7 +86,9 @@ class Isvit:
 
         parameters = dict(net.named_parameters())
         grids = {
-            s.parameter: percentile_quantizer(parameters[s.parameter], s.bits, o.weight_percentiles, axis=s.axis)
+            s.parameter: percentile_quantizer(
+                parameters[s.parameter], s.bits, o.weight_percentiles, granularity=PerChannel(s.axis)
+            )
             for s in sites.weights
         }
         quantized = Quantized(net, sites, grids, activations)

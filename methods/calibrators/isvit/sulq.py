@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from methods.core.numerics.affine import fake_quantize_, parameters
 from methods.core.numerics.percentile import squared_errors
 
 _FINEST = 2.0**-16  # of the step, relative and absolute
@@ -40,8 +41,7 @@ class Sulq:
         least, greatest = torch.aminmax(x)
         eta = torch.tensor(shifts, dtype=x.dtype, device=x.device)
         low, high = (least + eta).log2(), (greatest + eta).log2()
-        scale = torch.maximum((high - low) / top, low.abs() * _FINEST).clamp(min=_FINEST)  # all x may be the same
-        zero = (-low / scale).round()
+        scale, zero = parameters(low, high, top, (low.abs() * _FINEST).clamp(min=_FINEST))  # all x may be the same
         shape = (-1, 1, 1)  # candidates x channels (one) x values
 
         def rounded(part: Tensor) -> Tensor:
@@ -75,8 +75,7 @@ class Sulq:
 
 def shift_log2(x: Tensor, shift: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
     """`Sulq` as a function, its parameters broadcasting against `x`."""
-    code = (x + shift).log2_().div_(scale).round_().add_(zero).clamp_(0, top)
-    return code.sub_(zero).mul_(scale).round_().exp2_().sub_(shift)
+    return fake_quantize_((x + shift).log2_(), scale, -zero, top - zero).round_().exp2_().sub_(shift)
 
 
 class _Rounded(torch.autograd.Function):

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from methods.core.numerics.affine import fake_quantize_
 from methods.core.numerics.chunks import at_once
+from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.quantizers import Uniform
 
 
@@ -83,7 +85,7 @@ class NoisySearch:
     def clip(self, low: Tensor, high: Tensor, count: int) -> Uniform:
         """The best quantizer of [c low, c high], c = 1/count .. 1; of the whole range if `count` is 0."""
         shares = torch.arange(1, max(count, 1) + 1, device=low.device, dtype=low.dtype).flip(0) / max(count, 1)
-        candidates = Uniform.asymmetric(low * shares, high * shares, self.bits, axis=0)
+        candidates = Uniform.asymmetric(low * shares, high * shares, self.bits, PerChannel(0))
         best = self.errors(candidates, torch.zeros_like(self.x[:1])).argmin()
         return Uniform.asymmetric(low * shares[best], high * shares[best], self.bits)
 
@@ -104,7 +106,7 @@ class NoisySearch:
         part = at_once(self.x.device, values)
         found = []
         for s, z, noise in zip(*(v.split(part) for v in (scale, zero_point, noises)), strict=True):
-            codes = (self.x + noise).div_(s).round_().clamp_(quantizers.qmin - z, quantizers.qmax - z)
-            output = codes.mul_(s).sub_(noise) @ self.rounded.T
+            values = fake_quantize_(self.x + noise, s, quantizers.qmin - z, quantizers.qmax - z)
+            output = values.sub_(noise) @ self.rounded.T
             found.append(output.sub_(target).square_().mean((1, 2)))
         return torch.cat(found)

@@ -7,31 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.quantizers import Uniform
 
 
-@dataclass(frozen=True)
-class PowerOfTwoFactor(Uniform):
-    """Uniform quantizer whose steps are s * 2^a, with an exponent a per channel and one zero point for all.
-
-    `scale` and `zero_point` are vectors over `axis`; an integer pipeline needs one step and shifts by a.
-    """
-
-    @property
-    def low(self) -> Tensor:
-        """Smallest value that some channel can represent, a scalar."""
-        return super().low.amin()
-
-    @property
-    def high(self) -> Tensor:
-        """Largest value that some channel can represent, a scalar."""
-        return super().high.amax()
-
-
 class FactorSearch:
-    """Chooses a channel's exponent a in 0 .. K by its squared error: the steps are (max - min) / (2^b - 1) * 2^(a - K).
+    """Finds a quantizer of steps s * 2^a, an exponent a for each channel: integers need one step and shifts by a.
 
-    The range is that of the whole tensor and gives the zero point; a = K covers it (METHODS, section 7).
+    It chooses a in 0 .. K by the channel's squared error, the steps being (max - min) / (2^b - 1) * 2^(a - K). The
+    range is that of the whole tensor and gives the zero point; a = K covers it (METHODS, section 7).
 
     Args:
         low: smallest value of the tensor, a scalar.
@@ -54,13 +38,13 @@ class FactorSearch:
         errors = torch.stack([(q(x) - x).double().square_().sum(others) for q in self._candidates])
         self._errors = errors if self._errors is None else self._errors + errors
 
-    def best(self) -> PowerOfTwoFactor:
+    def best(self) -> Uniform:
         """The quantizer with the least error in each channel; of equal ones that with the smallest step."""
         assert self._errors is not None
         whole = self._candidates[0]
         scale = torch.stack([q.scale for q in self._candidates])[self._errors.argmin(0)]
         zero_point = whole.zero_point.expand_as(scale).contiguous()
-        return PowerOfTwoFactor(scale, zero_point, whole.qmin, whole.qmax, self._axis)
+        return Uniform(scale, zero_point, whole.qmin, whole.qmax, PerChannel(self._axis))
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ from methods.core.layer_search.metrics import (
 from methods.core.layer_search.operations import Convolution, Itself, Linear, Operation, Product
 from methods.core.layer_search.options import SearchOptions
 from methods.core.layer_search.plan import Activation, Unit, plan
-from methods.core.layer_search.quantizers import HeadWise
 from methods.core.layer_search.search import Factor, Part, Problem, cut, search
+from methods.core.numerics.granularity import PerChannel, PerHead
 from methods.core.numerics.quantizers import Quantizer, Uniform
 from methods.core.quantized import Quantized
 
@@ -151,9 +151,8 @@ class _Run:
             summed = self._o.twin == "reference" and isinstance(twin, SoftmaxGrid)
             return Factor(twin, alone=summed)
         if heads > 1:
-            largest = extremes(tensors, HEADS, heads)
-            return Factor(SymmetricGrid(bits, largest, self._factors, axis=HEADS, size=heads, kind=HeadWise))
-        return Factor(SymmetricGrid(bits, extremes(tensors, None, 1), self._factors))
+            return Factor(SymmetricGrid(bits, extremes(tensors, PerChannel(HEADS)), self._factors, PerChannel(HEADS)))
+        return Factor(SymmetricGrid(bits, extremes(tensors), self._factors))
 
     def _twin(self, source: OpKey | None, tensors: list[Tensor], bits: int) -> Grid | None:
         """Candidates of a twin quantizer where softmax or GELU made the tensor."""
@@ -178,8 +177,8 @@ class _Run:
         if unit.weight is None:
             return Factor()
         bits, axis = self._weight_widths[unit.weight], output_axis(unit.point[0].kind)
-        largest, size = extremes([weight], axis, groups), weight.shape[axis]
-        return Factor(SymmetricGrid(bits, largest, self._factors, axis=axis, size=size))
+        pieces = PerHead(axis, groups)
+        return Factor(SymmetricGrid(bits, extremes([weight], pieces), self._factors, pieces))
 
     def _heads(self, unit: Unit, parts: list[Part]) -> int:
         """Heads of a matrix product whose operands and result have them as their second axis, else 1."""

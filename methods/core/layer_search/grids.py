@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from methods.core.layer_search.quantizers import GELU_MINIMUM, TwinGelu, TwinSoftmax, twin_gelu, twin_softmax
+from methods.core.numerics.affine import fake_quantize, symmetric_step
+from methods.core.numerics.granularity import PER_TENSOR, Granularity
 from methods.core.numerics.quantizers import Quantizer, Uniform
 
-_SMALLEST = 1e-8  # step of a tensor that is zero everywhere
 SPLITS = 20  # of softmax: 2^0 .. 2^-19
 ALIGNMENTS = range(-5, 25)  # exponents of GELU's positive step
 
@@ -41,42 +42,26 @@ class SymmetricGrid:
         bits: b.
         extremes: (groups,) largest magnitude of every group.
         factors: (n,) candidates.
-        axis: axis of the tensor that the groups lie along; None for one group.
-        size: length of that axis; groups are equal pieces of it.
-        kind: class of the quantizers.
+        granularity: which values are a group.
     """
 
-    def __init__(
-        self,
-        bits: int,
-        extremes: Tensor,
-        factors: Tensor,
-        *,
-        axis: int | None = None,
-        size: int = 1,
-        kind: type[Uniform] = Uniform,
-    ) -> None:
+    def __init__(self, bits: int, extremes: Tensor, factors: Tensor, granularity: Granularity = PER_TENSOR) -> None:
         self._half = 2 ** (bits - 1)
-        self._base = (extremes / (self._half - 0.5)).clamp(min=_SMALLEST)
+        self._base = symmetric_step(extremes, bits)
         self._factors = factors.to(self._base)
-        self._axis = axis
-        self._kind = kind
+        self._granularity = granularity
         self.count, self.groups = len(factors), len(extremes)
-        self._repeats = size // self.groups
 
     def rounded(self, x: Tensor, part: slice) -> Tensor:
         """See `Grid`."""
-        shape = [-1 if i == self._axis else 1 for i in range(x.dim())]
-        base = self._base.repeat_interleave(self._repeats).view(shape)
-        step = self._factors[part].view(-1, *[1] * x.dim()) * base
-        return (x / step).round_().clamp_(-self._half, self._half - 1).mul_(step)
+        steps = self._factors[part, None] * self._base
+        return fake_quantize(x, self._granularity.aligned(steps, x.shape), -self._half, self._half - 1)
 
     def quantizer(self, choice: Tensor | None) -> Quantizer:
         """See `Grid`."""
-        step = self._base if choice is None else self._base * self._factors[choice]
-        step = step.repeat_interleave(self._repeats) if self._axis is not None else step.squeeze(0)
+        step = self._granularity.stored(self._base if choice is None else self._base * self._factors[choice])
         zero = torch.zeros_like(step, dtype=torch.int32)
-        return self._kind(step, zero, -self._half, self._half - 1, self._axis)
+        return Uniform(step, zero, -self._half, self._half - 1, self._granularity)
 
 
 class SoftmaxGrid:
@@ -113,7 +98,7 @@ class GeluGrid:
         self._bits = bits
         half = 2 ** (bits - 1)
         self._negative = torch.full_like(highest, minimum / half)
-        self._start = (highest / (half - 0.5)).clamp(min=_SMALLEST)
+        self._start = symmetric_step(highest, bits)
         if factors is None:
             self._steps = self._negative * torch.tensor([2.0**i for i in ALIGNMENTS]).to(highest)
             # The finest that clips nothing.
@@ -146,8 +131,6 @@ def activation_minimum(lowest: float) -> float | None:
     return next((m for m in (GELU_MINIMUM, _SILU_MINIMUM) if -lowest <= m + _ABOVE), None)
 
 
-def extremes(tensors: Sequence[Tensor], axis: int | None, groups: int) -> Tensor:
-    """(groups,) largest magnitudes of all `tensors`, over equal pieces of `axis` or over everything."""
-    if axis is None:
-        return torch.stack([x.abs().amax() for x in tensors]).amax().view(1)
-    return torch.stack([x.abs().movedim(axis, 0).reshape(groups, -1).amax(1) for x in tensors]).amax(0)
+def extremes(tensors: Sequence[Tensor], granularity: Granularity = PER_TENSOR) -> Tensor:
+    """(groups,) largest magnitudes of all `tensors`, in each of the granularity's groups of values."""
+    return torch.stack([granularity.rows(x.abs()).amax(1) for x in tensors]).amax(0)

@@ -1,4 +1,4 @@
-"""Twin uniform quantizers (METHODS: Q9), and the symmetric one with a step for every attention head."""
+"""Twin uniform quantizers (METHODS: Q9)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.affine import fake_quantize, to_codes_
 
 # The least value of GELU. What precedes GELU reaches it in every network, so that the negative range is fixed.
 GELU_MINIMUM = 0.16997124254703522
-
-
-class HeadWise(Uniform):
-    """Uniform quantizer with a scale per head; a site has one range, so its ends are the extremes over heads."""
-
-    @property
-    def low(self) -> Tensor:
-        """Smallest representable value of any head."""
-        return super().low.amin()
-
-    @property
-    def high(self) -> Tensor:
-        """Largest representable value of any head."""
-        return super().high.amax()
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,7 @@ def twin_softmax(x: Tensor, split: Tensor, bits: int, *, summed: bool) -> Tensor
         return coarse.add_(fine)
     # One rounding for both ranges: the steps differ by the factor of the split alone.
     unit = torch.where(x > split, torch.ones_like(split), split)
-    return (x / unit).mul_(last).round_().clamp_(0, last).mul_(unit).div_(last)
+    return to_codes_((x / unit).mul_(last), 0, last).mul_(unit).div_(last)
 
 
 @dataclass(frozen=True)
@@ -107,8 +93,7 @@ class TwinGelu:
 def twin_gelu(x: Tensor, negative: Tensor, positive: Tensor, bits: int) -> Tensor:
     """`TwinGelu` of `x` for one pair of steps, or for several that broadcast against it."""
     half = 2 ** (bits - 1)
-    step = torch.where(x < 0, negative, positive)
-    return (x / step).round_().clamp_(-half, half - 1).mul_(step)
+    return fake_quantize(x, torch.where(x < 0, negative, positive), -half, half - 1)
 
 
 def straight_through(x: Tensor, rounded: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from methods.core.numerics.affine import fake_quantize, to_codes_
 from methods.core.numerics.percentile import ends, squared_errors
 from methods.core.numerics.quantizers import Uniform
-from methods.core.numerics.straight_through import straight_through
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,15 @@ class LogSqrt2:
 
 def log_sqrt2(x: Tensor, scale: Tensor, codes: int) -> Tensor:
     """`LogSqrt2` as a function, `scale` broadcasting against `x`."""
-    code = (x / scale).log2_().mul_(-2).round_().clamp_(min=0)
+    code = to_codes_((x / scale).log2_().mul_(-2), 0, None)
     return torch.where(code < codes, (code * -0.5).exp2_() * scale, 0.0)
 
 
-class PerChannel(Uniform):
-    """A per-channel quantizer of activations: its ends are those of all channels together."""
+class UnclippedZero(Uniform):
+    """Uniform quantizer whose zero points need be no codes, as those of channels that do not reach 0."""
 
-    def _straight_through(self, x: Tensor) -> Tensor:
-        return straight_through(x, self)
-
-    @property
-    def low(self) -> Tensor:
-        """Smallest representable value; at most 0, since padding may put zeros beside the channels' own values."""
-        return super().low.min().clamp(max=0.0)
-
-    @property
-    def high(self) -> Tensor:
-        """Largest representable value."""
-        return super().high.max().clamp(min=0.0)
+    def _with_gradient(self, x: Tensor) -> Tensor:
+        return self.straight_through(x)  # torch's fake quantization refuses such zero points
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ class FractionalZero:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`."""
-        return x.div(self.scale).round_().clamp_(-self.zero_point, self.qmax - self.zero_point).mul_(self.scale)
+        return fake_quantize(x, self.scale, -self.zero_point, self.qmax - self.zero_point)
 
     @property
     def low(self) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from methods.core.numerics.affine import asymmetric_parameters, to_codes_
+
 Range = tuple[Tensor, Tensor]
 
 
@@ -118,11 +120,8 @@ class Omse:
         low, high = self._edges
         x = _centres(low, high, self._BINS)
         shrink = 1.0 - 0.01 * torch.arange(self._STEPS, device=x.device, dtype=x.dtype)
-        lows, highs = (low * shrink).clamp(max=0.0), (high * shrink).clamp(min=0.0)
-        qmax = 2**bits - 1
-        scale = ((highs - lows) / qmax).clamp(min=1e-8)[:, None]
-        zero = (-lows[:, None] / scale).round().clamp(0, qmax)
-        rounded = ((x / scale + zero).round().clamp(0, qmax) - zero) * scale
+        scale, zero = (each[:, None] for each in asymmetric_parameters(low * shrink, high * shrink, bits))
+        rounded = (to_codes_(x / scale + zero, 0, 2**bits - 1) - zero) * scale
         best = ((rounded - x).square() * self._counts).sum(1).argmin()
         return low * shrink[best], high * shrink[best]
 

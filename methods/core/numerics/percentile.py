@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from methods.core.numerics.affine import SMALLEST, fake_quantize, parameters
+from methods.core.numerics.granularity import PER_TENSOR, Granularity
 from methods.core.numerics.quantizers import Uniform
 
 # Values of the largest intermediate tensor (candidates x channels x values).
@@ -14,7 +16,6 @@ _CHUNK = 2**22
 # A channel that is constant, or nearly, has a step of at least its magnitude by this: so that x / scale is still exact
 # to the integer in float32 and the zero point fits its integer type.
 _FINEST = 2.0**-16
-_SMALLEST = 1e-8
 
 
 def ends(rows: Tensor, percentiles: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -50,12 +51,16 @@ def uniform(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     range far from 0 is covered too.
     """
     magnitude = torch.maximum(low.abs(), high.abs())
-    scale = torch.maximum((high - low) / (2**bits - 1), magnitude * _FINEST).clamp(min=_SMALLEST)
-    return scale, (-low / scale).round()
+    return parameters(low, high, 2**bits - 1, (magnitude * _FINEST).clamp(min=SMALLEST))
 
 
 def percentile_quantizer(
-    x: Tensor, bits: int, percentiles: Sequence[float], *, axis: int | None = None, widen: bool = False
+    x: Tensor,
+    bits: int,
+    percentiles: Sequence[float],
+    *,
+    granularity: Granularity = PER_TENSOR,
+    widen: bool = False,
 ) -> Uniform:
     """The asymmetric quantizer of least squared error among those of the percentiles' ranges.
 
@@ -63,20 +68,17 @@ def percentile_quantizer(
         x: the values, any shape.
         bits: width of the codes.
         percentiles: candidates p; the range is from the (1 - p)- to the p-quantile.
-        axis: one quantizer for each index of this axis; None for one in all.
+        granularity: which values share a quantizer; each chooses its own percentile.
         widen: widen ranges to contain 0, so that 0 <= zero point <= 2^bits - 1.
     """
     x = x.detach()
-    rows = x.reshape(1, -1) if axis is None else x.movedim(axis, 0).flatten(1)
+    rows = granularity.rows(x)
     low, high = ends(rows, percentiles)
     if widen:
         low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     scale, zero = uniform(low, high, bits)
     step, bottom, top = scale[:, :, None], -zero[:, :, None], 2**bits - 1 - zero[:, :, None]
-
-    def rounded(part: Tensor) -> Tensor:
-        return torch.maximum((part / step).round_(), bottom).minimum(top).mul_(step)
-
-    best = squared_errors(rows, len(percentiles), rounded).argmin(0, keepdim=True)
-    scale, zero = scale.gather(0, best)[0], zero.gather(0, best)[0].to(torch.int32)
-    return Uniform(scale[0], zero[0], 0, 2**bits - 1) if axis is None else Uniform(scale, zero, 0, 2**bits - 1, axis)
+    errors = squared_errors(rows, len(percentiles), lambda part: fake_quantize(part, step, bottom, top))
+    best = errors.argmin(0, keepdim=True)
+    scale, zero = (granularity.stored(each.gather(0, best)[0]) for each in (scale, zero))
+    return Uniform(scale, zero.to(torch.int32), 0, 2**bits - 1, granularity)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.affine import fake_quantize
 
 
 class StraightThrough(torch.autograd.Function):
@@ -23,7 +23,7 @@ class StraightThrough(torch.autograd.Function):
         """Quantize and dequantize `x`."""
         ctx.save_for_backward(x, scale)
         ctx.ends = low, high
-        return x.div(scale).round_().clamp_(low, high).mul_(scale)
+        return fake_quantize(x, scale, low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -38,13 +38,3 @@ class StraightThrough(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             slope = (grad * codes).sum() - (inside * ratio).sum()
         return inside if ctx.needs_input_grad[0] else None, slope, None, None
-
-
-def straight_through(x: Tensor, quantizer: Uniform) -> Tensor:
-    """`quantizer` of `x` with a gradient in `x` alone; unlike torch's fake quantization it takes zero points that are
-    no code themselves.
-    """
-    shape = [-1 if i == quantizer.axis else 1 for i in range(x.dim())] if quantizer.axis is not None else []
-    scale, zero = quantizer.scale.view(shape), quantizer.zero_point.view(shape)
-    rounded: Tensor = StraightThrough.apply(x, scale, quantizer.qmin - zero, quantizer.qmax - zero)
-    return rounded

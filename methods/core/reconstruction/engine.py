@@ -20,6 +20,7 @@ from methods.core.graph.segments import Segment, cut
 from methods.core.graph.sites import Point
 from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import Trace
+from methods.core.numerics.granularity import PER_TENSOR
 from methods.core.numerics.quantizers import Quantizer, Uniform
 from methods.core.quantized import Quantized
 from methods.core.reconstruction.losses import (
@@ -176,7 +177,7 @@ class Engine:
         quantizers = {point: self._activations()[point] for point in own}
         scales = Scales(
             # Others (per channel, logarithmic) have no scale to learn; they are as they are.
-            {point: q for point, q in quantizers.items() if type(q) is Uniform and q.axis is None},
+            {point: q for point, q in quantizers.items() if type(q) is Uniform and q.granularity == PER_TENSOR},
             relative=phase.relative,
             drop=phase.drop,
             generator=self._masks,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from methods.core.numerics.affine import dequantize
 from methods.core.numerics.quantizers import Uniform
 
 # The sigmoid is stretched to (-0.1, 1.1), so that 0 and 1 are reached at finite values, and clipped.
@@ -61,17 +62,17 @@ class Rounded:
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Quantize and dequantize the weight."""
-        scale, low, high = _grid(self.base, weight.dim())
-        return ((weight / scale).floor_() + self.up).clamp_(low, high).mul_(scale)
+        scale, low, high = self.base.aligned(weight.shape)
+        return dequantize((weight / scale).floor_() + self.up, scale, low, high)
 
     @property
     def low(self) -> Tensor:
-        """Smallest representable values, by channel."""
+        """Smallest representable value."""
         return self.base.low
 
     @property
     def high(self) -> Tensor:
-        """Largest representable values, by channel."""
+        """Largest representable value."""
         return self.base.high
 
 
@@ -85,22 +86,15 @@ class SoftRounding:
 
     def __init__(self, weight: Tensor, base: Uniform) -> None:
         self.base = base
-        self._scale, self._low, self._high = _grid(base, weight.dim())
-        ratio = weight.detach() / self._scale
+        self._grid = base.aligned(weight.shape)
+        ratio = weight.detach() / self._grid[0]
         self._floor = ratio.floor()
         self.v = inverse_rectified_sigmoid(ratio - self._floor).requires_grad_()
 
     def soft(self) -> Tensor:
         """The weight as it is now, differentiable in `v`."""
-        return (self._floor + rectified_sigmoid(self.v)).clamp(self._low, self._high) * self._scale
+        return dequantize(self._floor + rectified_sigmoid(self.v), *self._grid)
 
     def hard(self) -> Rounded:
         """The decision: up where h(V) is at least one half."""
         return Rounded(self.base, self.v.detach() >= 0.0)
-
-
-def _grid(base: Uniform, dims: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, smallest and largest code less the zero point, in a shape that goes with a weight of `dims` axes."""
-    shape = [-1 if i == base.axis else 1 for i in range(dims)]
-    zero = base.zero_point.view(shape)
-    return base.scale.view(shape), base.qmin - zero, base.qmax - zero

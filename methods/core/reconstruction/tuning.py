@@ -9,7 +9,6 @@ from typing import Protocol
 from torch import Tensor
 
 from methods.core.numerics.quantizers import Uniform
-from methods.core.numerics.straight_through import straight_through
 from methods.core.reconstruction.rounding import SoftRounding
 
 
@@ -73,7 +72,7 @@ class TunedCodes:
 
     def soft(self) -> Tensor:
         """The rounded weight."""
-        return straight_through(self.v, self._base)
+        return self._base.straight_through(self.v)
 
     def hard(self) -> Tuned:
         """The rounded weight."""

@@ -15,7 +15,8 @@ from methods.core.calibrate import SiteNotReachedError
 from methods.core.graph.intercept import OUTPUT, Interceptor, Transform
 from methods.core.graph.sites import ActivationSite, Point, Sites, WeightSite, find_sites
 from methods.core.graph.trace import Trace, trace
-from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2, PerChannel
+from methods.core.numerics.granularity import PerChannel
+from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2, UnclippedZero
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import Uniform
 from methods.core.quantized import Quantized
@@ -71,7 +72,9 @@ class RepQ:
     def _weights(self, net: nn.Module, sites: tuple[WeightSite, ...]) -> dict[str, Uniform]:
         parameters = dict(net.named_parameters())
         return {
-            s.parameter: percentile_quantizer(parameters[s.parameter], s.bits, self.options.percentiles, axis=s.axis)
+            s.parameter: percentile_quantizer(
+                parameters[s.parameter], s.bits, self.options.percentiles, granularity=PerChannel(s.axis)
+            )
             for s in sites
         }
 
@@ -105,8 +108,8 @@ class RepQ:
     def _activation(self, site: ActivationSite, graph: Trace, x: Tensor, *, per_channel: bool) -> Quantizer:
         percentiles = self.options.percentiles
         if per_channel:
-            found = percentile_quantizer(x, site.bits, percentiles, axis=x.dim() - 1)
-            return PerChannel(found.scale, found.zero_point, found.qmin, found.qmax, found.axis)
+            found = percentile_quantizer(x, site.bits, percentiles, granularity=PerChannel(x.dim() - 1))
+            return UnclippedZero(found.scale, found.zero_point, found.qmin, found.qmax, found.granularity)
         if comes_from(site, graph, "softmax"):
             return LogSqrt2.of(x, site.bits, percentiles, extra=self.options.zero_code == "extra")
         return percentile_quantizer(x, site.bits, percentiles, widen=True)
