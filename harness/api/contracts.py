@@ -51,6 +51,7 @@ class VisionModel:
     output_distance: Callable[[Any, Any], Tensor]
     parts: Mapping[str, str] = field(default_factory=dict)  # what users call it -> module of `net`
     part: str | None = None  # module of `net` that is to be quantized; None for all of it
+    facts: Any = None  # what the suite itself has to know of the model when it evaluates it, whatever that is
     # How images are made ready for it, and what is known of that: plain values, for the record.
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
@@ -131,7 +132,10 @@ class Suite(Protocol):
         """Training images for `model`. Raises DataFreeViolation while data is sealed."""
 
     def evaluate(self, model: VisionModel, forward: Callable[[Tensor], Any], limit: int | None) -> Evaluation:
-        """Run `forward` (float or quantized) over the first `limit` evaluation images (all of them if None)."""
+        """Run `forward` (float or quantized) over the first `limit` evaluation images (all of them if None).
+
+        What `forward` is called with beside images, by keyword, is handed on to the network as it is.
+        """
 
 
 # --- methods to harness -----------------------------------------------------------------------------------------
@@ -202,8 +206,10 @@ class QuantizedModel(Protocol):
 
     summary: QuantSummary
 
-    def __call__(self, images: Tensor) -> Any:
-        """Output of the quantized network."""
+    def __call__(self, images: Tensor, **more: Any) -> Any:
+        """Output of the quantized network, whose `forward` gets what a suite gives beside images (detection: the
+        `samples` that detections are for). A result that takes images alone serves the tasks that give no more.
+        """
 
 
 class RunContext(Protocol):

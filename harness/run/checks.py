@@ -105,9 +105,7 @@ class Evaluated:
 
     unverified: str | None = None  # why it could not be held against what was asked for
 
-    def __init__(
-        self, model: VisionModel, call: Callable[[Tensor], Any], name: str, known: Known | None = None
-    ) -> None:
+    def __init__(self, model: VisionModel, call: Callable[..., Any], name: str, known: Known | None = None) -> None:
         self._call = call
         self._name = name
         self._images = probes(model)
@@ -116,15 +114,15 @@ class Evaluated:
             self._known.output = self._alone(model.net, self._images)
         self._reference = self._known.output
 
-    def __call__(self, images: Tensor) -> Any:
-        """Output for normalised `images`.
+    def __call__(self, images: Tensor, **more: Any) -> Any:
+        """Output for normalised `images`, and `more` that the suite gives its networks.
 
         Raises:
             BadResult: it has not the form of the float model's, or is not finite.
             DataFreeViolation: something reached for the task's data meanwhile.
         """
         with sealed_data(self._name, "while it was evaluated"):
-            output = self._call(images)
+            output = self._call(images, **more)
         # Dense models answer an evaluation in forms of their own.
         self._check(output, images, whole=type(output) is type(self._reference))
         return output
@@ -204,10 +202,10 @@ class Inspected(Evaluated):
         # answer those in forms of their own.
         self._due = isinstance(self._first, torch.Tensor)
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, images: Tensor, **more: Any) -> Any:
         """Output for normalised `images`; as for any model, and the first are looked at as the probes were."""
-        if not self._due or images.shape[1:] != self._images.shape[1:]:
-            return super().__call__(images)
+        if not self._due or more or images.shape[1:] != self._images.shape[1:]:
+            return super().__call__(images, **more)
         self._due = False
         self._call = self._audited
         try:

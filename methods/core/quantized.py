@@ -68,10 +68,10 @@ class Quantized:
         """The mode under which `self.net`, or one of its blocks, computes with quantized activations."""
         return Interceptor(self.net, dict(self.activations or {}), traced=self.sites.traced, **extra)
 
-    def __call__(self, images: Tensor) -> Any:
-        """Output of the quantized network on normalised images (n, c, h, w)."""
+    def __call__(self, images: Tensor, **more: Any) -> Any:
+        """Output of the quantized network on normalised images (n, c, h, w), with what else its `forward` is given."""
         with self.interceptor():
-            return self.net(images)
+            return self.net(images, **more)
 
     @property
     def grids(self) -> dict[str, Grid]:

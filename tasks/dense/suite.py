@@ -63,7 +63,7 @@ class DenseData(Protocol):
 
 @dataclass(frozen=True)
 class Facts:
-    """What of a model's config its evaluation depends on. Lies on the network, as `net.facts`."""
+    """What of a model's config its evaluation depends on: `VisionModel.facts` of both tasks."""
 
     classes: tuple[str, ...]
     pipeline: tuple[Mapping[str, Any], ...]
@@ -120,7 +120,7 @@ class DenseSuite:
 
     def batches(self, model: VisionModel, split: Split, indices: Iterable[int]) -> Iterator[Batch]:
         """Images as the model's own preprocessing makes them; those of one batch have one size."""
-        read = self.data.reader(split, model.net.facts.pipeline)
+        read = self.data.reader(split, model.facts.pipeline)
         waiting = list(indices)
         while waiting:
             items = [read(index) for index in waiting[: self.data.batch]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,16 +15,13 @@ from harness.api.contracts import Evaluation, VisionModel
 from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
 from tasks.dense.drawing import draw_objects, side_by_side
-from tasks.dense.suite import PICTURES, DenseSuite, normalisation
+from tasks.dense.suite import PICTURES, DenseSuite, Facts, normalisation
 from tasks.files import coco_format as coco
 from tasks.metrics.average_precision import average_precision, detection_outcomes
 from tasks.models.openmmlab.losses import DetectionLosses, random_boxes
-from tasks.models.openmmlab.nets import DetectionNet, detections
+from tasks.models.openmmlab.nets import DetectionNet
 from tasks.models.openmmlab.references import CONFIGS, Known, Models
 from tasks.models.openmmlab.samples import to_detections
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BOXES = (32, 8)  # images that have boxes of their own before they repeat, and pairs of mirrored boxes in each
 KINDS: Mapping[str, Literal["bbox", "segm"]] = {"box": "bbox", "mask": "segm"}
@@ -83,7 +80,6 @@ class DetectionSuite(DenseSuite):
         size = self.data.input_size(config)
         boxes = random_boxes(*BOXES, size, torch.Generator().manual_seed(0))
         net: Any = DetectionNet(detector, boxes).to(device)
-        net.facts = facts
         losses = DetectionLosses(len(facts.classes), size, net.boxes)
         return VisionModel(
             name=model,
@@ -95,6 +91,7 @@ class DetectionSuite(DenseSuite):
             target_loss=losses.target_loss,
             output_distance=losses.output_distance,
             parts=net.parts,
+            facts=facts,
             **normalisation(net),
         )
 
@@ -121,7 +118,7 @@ class DetectionSuite(DenseSuite):
                 "average precision; raise --limit"
             )
 
-    def evaluate(self, model: VisionModel, forward: Callable[[Tensor], Any], limit: int | None) -> Evaluation:
+    def evaluate(self, model: VisionModel, forward: Callable[..., Any], limit: int | None) -> Evaluation:
         """`box_ap` and, if the model makes masks, `mask_ap`: mean over IoU 0.50 to 0.95, with those at 0.50 and 0.75.
 
         Outcomes are those of boxes; those of masks have columns of the same names that begin with `mask_`.
@@ -129,16 +126,16 @@ class DetectionSuite(DenseSuite):
         check_not_sealed("evaluation images")
         self.check_limit(limit)
         net: Any = model.net
+        facts: Facts = model.facts
         count = limit or self.data.count("evaluation")
         found: list[coco.Detections] = []
         drawn: list[coco.Detections] = []  # the first, with their masks as they are
         with torch.inference_mode():
             for images, samples in self.batches(model, "evaluation", range(count)):
-                with detections(samples):
-                    new = [to_detections(sample) for sample in forward(images)]
+                new = [to_detections(sample) for sample in forward(images, samples=samples)]
                 drawn += new[: max(0, PICTURES - len(drawn))]
                 found += [each.encoded() for each in new]
-        truth = self.data.truth(count, net.facts)
+        truth = self.data.truth(count, facts)
         kinds = {name: kind for name, kind in KINDS.items() if name == "box" or net.detector.net.with_mask}
         metrics = {
             f"{name}_{key}": value
@@ -149,7 +146,7 @@ class DetectionSuite(DenseSuite):
         if "mask" in kinds:
             masks = detection_outcomes(truth, found, "segm").drop(columns="index")
             outcomes = outcomes.join(masks.add_prefix("mask_"))
-        return Evaluation(metrics, outcomes, self._pictures(drawn, truth, net.facts.classes))
+        return Evaluation(metrics, outcomes, self._pictures(drawn, truth, facts.classes))
 
     def _pictures(
         self, found: list[coco.Detections], truth: dict[str, Any], names: tuple[str, ...]

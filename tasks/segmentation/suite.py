@@ -14,7 +14,7 @@ from harness.api.contracts import Evaluation, VisionModel
 from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
 from tasks.dense.drawing import draw_labels, side_by_side
-from tasks.dense.suite import PICTURES, DenseSuite, normalisation
+from tasks.dense.suite import PICTURES, DenseSuite, Facts, normalisation
 from tasks.metrics.mean_iou import IGNORED, class_iou, confusion, mean_iou, segmentation_outcomes
 from tasks.models.openmmlab.data_config import check_ignored, label_names, reduces_zero_label
 from tasks.models.openmmlab.losses import SegmentationLosses
@@ -80,7 +80,6 @@ class SegmentationSuite(DenseSuite):
         config, segmentor, facts = self._load(model)
         size = self.data.input_size(config)
         net: Any = SegmentationNet(segmentor).to(device)
-        net.facts = facts
         losses = SegmentationLosses(len(facts.classes), size, device)
         return VisionModel(
             name=model,
@@ -92,6 +91,7 @@ class SegmentationSuite(DenseSuite):
             target_loss=losses.target_loss,
             output_distance=losses.output_distance,
             parts=net.parts,
+            facts=facts,
             **normalisation(net),
         )
 
@@ -119,7 +119,8 @@ class SegmentationSuite(DenseSuite):
         check_not_sealed("evaluation images")
         self.check_limit(limit)
         net: Any = model.net
-        names: tuple[str, ...] = net.facts.classes
+        facts: Facts = model.facts
+        names = facts.classes
         count = limit or self.data.count("evaluation")
         confusions: list[np.ndarray] = []
         drawn: dict[str, list[np.ndarray]] = {"truth": [], "prediction": []}
@@ -128,7 +129,7 @@ class SegmentationSuite(DenseSuite):
             for images, samples in self.batches(model, "evaluation", range(count)):
                 for sample in segment(net, forward, images, samples):
                     index = len(confusions)
-                    truth = self.data.label_map(index, net.facts)
+                    truth = self.data.label_map(index, facts)
                     predicted = to_label_map(sample)
                     # A broken model must not score by where its NaN happen to lie: there any other class is predicted.
                     broken = sample.seg_logits.data.isnan().any(0).cpu().numpy()

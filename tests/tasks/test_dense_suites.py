@@ -130,7 +130,7 @@ def test_detection_metrics_are_mmdets(coco_root, detector):
 
 def test_truth_is_renumbered_in_the_models_terms(coco_root, detector):
     suite = open_detection("coco", coco_root)
-    facts = suite.load(detector, CPU).net.facts
+    facts = suite.load(detector, CPU).facts
     truth = CocoFolder(coco_root).truth(2, facts)
     assert [image["id"] for image in truth["images"]] == [1, 2]
     assert [c["name"] for c in truth["categories"]] == list(facts.classes)
@@ -260,7 +260,7 @@ def test_label_maps_are_checked(ade_root, segmentor):
     from PIL import Image
 
     suite = open_segmentation("ade20k", ade_root)
-    facts = suite.load(segmentor, CPU).net.facts
+    facts = suite.load(segmentor, CPU).facts
     assert facts.zero_is_none
     labels = AdeFolder(ade_root).label_map(0, facts)
     assert (labels[:5] == 255).all()

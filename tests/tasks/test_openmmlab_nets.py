@@ -26,7 +26,7 @@ from methods.core.graph.trace import trace
 from methods.core.numerics.quantizers import Uniform
 from tasks.models.openmmlab import ops
 from tasks.models.openmmlab.losses import DetectionLosses, SegmentationLosses, random_boxes
-from tasks.models.openmmlab.nets import DetectionNet, SegmentationNet, detections
+from tasks.models.openmmlab.nets import DetectionNet, SegmentationNet
 from tasks.segmentation.suite import SegmentationSuite
 
 sys.path.append(str(Path(__file__).parents[1] / "methods"))
@@ -318,10 +318,9 @@ def test_detections_are_mmdets_also_when_intercepted(name):
         x = images(2, size)
         with torch.no_grad():
             expected = instances(reference.predict(x, asked(size)))
-            with detections(asked(size)):
-                plain = instances(net(x))
-                with Interceptor(net, {}):
-                    intercepted = instances(net(x))
+            plain = instances(net(x, samples=asked(size)))
+            with Interceptor(net, {}):
+                intercepted = instances(net(x, samples=asked(size)))
         assert sum(len(found["scores"]) for found in expected) > 0
         assert same(plain, expected)
         assert same(intercepted, expected)
@@ -337,8 +336,9 @@ def test_a_quantized_model_detects_any_number_of_objects(name, scheme):
         found = []
         for score, box in ((0.0, 0.0), (2.0, 0.0), (0.0, 1e6)):  # many; none; not even a proposal
             threshold(quantized.net, score, box)
-            with detections(asked(size)), torch.no_grad():
-                found.append([len(each["scores"]) for each in instances(quantized(images(2, size)))])
+            with torch.no_grad():
+                detected = instances(quantized(images(2, size), samples=asked(size)))
+            found.append([len(each["scores"]) for each in detected])
         assert min(found[0]) > 0
         assert found[1:] == [[0, 0], [0, 0]]
 

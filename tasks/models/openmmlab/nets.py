@@ -7,9 +7,7 @@ detections are made. Importing this module imports nothing of OpenMMLab.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,9 +19,6 @@ from tasks.models.openmmlab.losses import DetectionOutput, FixedBoxes
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
     from mmseg.structures import SegDataSample
-
-# Whom the network in use detects for. Not on the network, since methods work on copies of it.
-_asked: ContextVar[Sequence[DetDataSample] | None] = ContextVar("detection samples", default=None)
 
 
 class SegmentationNet(nn.Module):
@@ -71,7 +66,7 @@ def segment(
 
 
 class DetectionNet(FixedBoxes):
-    """The `DetectionOutput` of an mmdet `TwoStageDetector` at `boxes`; within `detections`, what it detects.
+    """The `DetectionOutput` of an mmdet `TwoStageDetector` at `boxes`; with `samples`, what it detects.
 
     Args:
         detector: the model with its weights loaded: Faster or Mask R-CNN, or a cascade of these. It is changed.
@@ -84,22 +79,13 @@ class DetectionNet(FixedBoxes):
         super().__init__(_TwoStage(detector), boxes)
         _make_ready(self)
 
-    def forward(self, images: Tensor) -> Any:
-        """See the class."""
-        samples = _asked.get()
-        return super().forward(images) if samples is None else self.detector(images, samples)
-
-
-@contextmanager
-def detections(samples: Sequence[DetDataSample]) -> Iterator[None]:
-    """While open, a `DetectionNet` or a quantized copy, given the images of `samples`, returns `samples` with what it
-    detects, as mmdet's `predict` does; boxes are in the coordinates of the images before scaling.
-    """
-    token = _asked.set(samples)
-    try:
-        yield
-    finally:
-        _asked.reset(token)
+    def forward(
+        self, images: Tensor, numbers: Tensor | None = None, samples: Sequence[DetDataSample] | None = None
+    ) -> Any:
+        """See `FixedBoxes`. Given the images' `samples`, it returns these with what it detects, as mmdet's `predict`
+        does; boxes are then in the coordinates of the images before scaling.
+        """
+        return super().forward(images, numbers) if samples is None else self.detector(images, samples)
 
 
 class _TwoStage(nn.Module):
