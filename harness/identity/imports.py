@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _LOADERS = frozenset(("import_module", "__import__", "import_target"))  # given a constant, they are read like imports
+_LEAVES = (ast.Name, ast.Constant, ast.expr_context, ast.operator, ast.alias)  # nothing below them imports
 _INFOS = frozenset(("PluginInfo", "TaskInfo"))
 
 
@@ -191,14 +192,14 @@ def _tree(path: Path) -> ast.Module | None:
 
 def _executed(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes but those that only a type checker reads."""
-    for node in ast.iter_child_nodes(tree):
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
         if isinstance(node, ast.If) and _is_type_checking(node.test):
-            for other in node.orelse:
-                yield other
-                yield from _executed(other)
-        else:
-            yield node
-            yield from _executed(node)
+            waiting += node.orelse
+        elif not isinstance(node, _LEAVES):
+            waiting += ast.iter_child_nodes(node)
 
 
 def _is_type_checking(test: ast.expr) -> bool:

@@ -178,6 +178,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
             state = "skip"
         seconds = estimator.seconds(cell) if reason is None else 0.0
         planned.append(Planned(cell, state, state in RERUN[request.rerun], seconds, requested, reason))
+    store.remember()
     return Plan(tuple(planned), tuple(dict.fromkeys(notices)))
 
 

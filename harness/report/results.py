@@ -64,6 +64,7 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
     """
     there = store.records()
     records = [record for record in there if (keys is None or record.cell.key in keys) and store.complete(record)]
+    store.remember()
     outcomes: dict[str, Outcome] = {}
     for record in records:
         for name in odd(record):

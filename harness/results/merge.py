@@ -58,6 +58,7 @@ def merge(sources: Sequence[Path], target: Path) -> Merged:
                 if kept is None or not _agree(conflict.other, conflict.store, kept, into):
                     _set_aside(conflict.other, conflict.store, into)
             done.left_out += store.sentences()
+            store.remember()
     except OSError as error:
         raise UsageError(f"cannot copy to {target} ({reason(error)}); what was copied before is kept") from None
     return done

@@ -19,13 +19,15 @@ import pydantic_core
 from pydantic import ValidationError
 
 from harness.api.errors import UsageError
+from harness.identity.code import code_of
 from harness.io.files import flush, is_there, names_in, read_regular, reason, written
+from harness.io.remembered import Findings
 from harness.io.text import visible
 from harness.results import sidecars
 from harness.results.record import SCHEMA_VERSION, Record
 from harness.results.sidecars import IMAGES, OUTCOMES, PICTURES, SNAPSHOTS, SUFFIXES, Damaged
 from harness.results.upgrade import UnknownVersion, upgrade
-from harness.results.verify import contradiction, flaw, resampling_of
+from harness.results.verify import checker, contradiction, flaw, resampling_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _RECORD_NAME = re.compile(r"([0-9a-f]{64})\.json")
 LISTED = 20  # problems that are said one by one
+_WORTH_KEEPING = 100  # outcomes, of which reading and checking take a tenth of a second
 
 
 class _Contradiction(Damaged):
@@ -50,11 +53,12 @@ class Store:
         self.folder = folder
         self.problems: dict[Path, str] = {}
         self._resampling_of = resampling
-        self._resampling: dict[str, str | None] = {}  # by task
+        self._resampling: dict[str, tuple[str | None, str]] = {}  # by task
         self._records: dict[
             str, tuple[bytes, Record | str]
         ] = {}  # by key: hash of the bytes; a text says what is wrong
         self._outcomes: dict[str, tuple[bytes, tuple[Path, str] | None]] = {}  # likewise, of both files together
+        self._checks: dict[str, str] | None = None  # hashes of what earlier runs found to be complete, by key
 
     def records(self) -> list[Record]:
         """All records that agree with themselves, in order of their keys. Whether their outcomes agree as well is
@@ -226,19 +230,37 @@ class Store:
         content = self._content(self._path(record.key, OUTCOMES))
         if content is None:
             return False
-        said = (record.metrics, record.primary_metric, record.sidecars and record.sidecars.get(OUTCOMES))
-        digest = hashlib.sha256(repr(said).encode() + content).digest()
+        said = (record.metrics, record.primary_metric, record.cell.limit, self._metric(record.cell.task))
+        whole = repr((said, record.sidecars and record.sidecars.get(OUTCOMES)))
+        digest = hashlib.sha256(whole.encode() + content).digest()
         known, found = self._outcomes.get(record.key, (b"", None))
         if known != digest:
             try:
-                self._table(record, content)
                 found = None
+                if self._checked().get(record.key) != digest.hex():
+                    self._table(record, content)
             except Damaged as error:
                 found = self._blamed(record.key, error), str(error)
             self._outcomes[record.key] = digest, found
         if found is not None:
             self._problem(*found)
         return found is None
+
+    def remember(self) -> None:
+        """Keep what `complete` has found, so that a later run need not read so many outcomes again."""
+        good = {key: digest.hex() for key, (digest, found) in self._outcomes.items() if found is None}
+        known = self._checked()
+        if sum(known.get(key) != digest for key, digest in good.items()) >= _WORTH_KEEPING:
+            there = {key: digest for key, digest in known.items() if is_there(self._path(key))}
+            self._findings().keep(there | good)
+
+    def _checked(self) -> dict[str, str]:
+        if self._checks is None:
+            self._checks = self._findings().load()
+        return self._checks
+
+    def _findings(self) -> Findings:
+        return Findings("outcomes", self.folder, checker())
 
     def _blamed(self, key: str, error: Exception) -> Path:
         return self._path(key, None if isinstance(error, _Contradiction) else OUTCOMES)
@@ -267,12 +289,16 @@ class Store:
         if said is not None and OUTCOMES not in said:
             raise Damaged("is not its record's, which was saved without outcomes")
         found = sidecars.table(content, said[OUTCOMES] if said is not None else None)
-        task = record.cell.task
-        if task not in self._resampling:
-            self._resampling[task] = self._resampling_of(task)
-        if (wrong := contradiction(record, found, self._resampling[task])) is not None:
+        if (wrong := contradiction(record, found, self._metric(record.cell.task)[0])) is not None:
             raise _Contradiction(wrong)
         return found
+
+    def _metric(self, task: str) -> tuple[str | None, str]:
+        """What computes the task's metric, and the fingerprint of its code."""
+        if task not in self._resampling:
+            function = self._resampling_of(task)
+            self._resampling[task] = function, code_of(frozenset((function,))).fingerprint if function else ""
+        return self._resampling[task]
 
     def images(self, key: str) -> np.ndarray | None:
         """Kept calibration images, (n, height, width, channels) uint8; None also if the file is not the record's or is

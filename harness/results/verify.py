@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.api.errors import UsageError, first_line
@@ -24,6 +27,13 @@ def resampling_of(task: str) -> str | None:
     with suppress(UsageError):
         return Catalog.default().tasks.get(task).resampling
     return None
+
+
+@cache
+def checker() -> str:
+    """Hash of what reads and checks outcomes, so that only what it found itself is believed."""
+    own = (Path(__file__), Path(__file__).with_name("sidecars.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in own)).hexdigest()
 
 
 def flaw(record: Record) -> str | None:

@@ -7,17 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import pandas as pd
-import torch
-
 from harness.api.contracts import CalibrationData, Evaluation, VisionModel
 from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
-from tasks.models.checkpoint_use import Facts
-from tasks.models.checkpoints import identity
-from tasks.models.timm_models import PREFIX, RANDOM, Preprocessing, build_timm, untrained_timm, vision_model
+from tasks.models.facts import PREFIX, RANDOM, Facts
+from tasks.models.identity import identity, identity_of_file
+from tasks.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 IMAGENET_MODELS = tuple(
@@ -32,6 +30,9 @@ IMAGENET_MODELS = tuple(
         "vit_base_patch16_224",
     )
 )
+
+
+OWN = Facts("the suite")  # what is known of a suite's own models
 
 
 class ImageData(Protocol):
@@ -69,12 +70,13 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
         from tasks.suites.embedded.subset import EmbeddedData
         from tasks.suites.embedded.zoo import ZOO
 
-        return ClassificationSuite(suite, EmbeddedData(), ZOO.names, ZOO.build_trained, ZOO.input)
+        return ClassificationSuite(suite, EmbeddedData(), ZOO.names, ZOO.build_trained, ZOO.input, ZOO.weights)
     if suite == "cifar10":
         from tasks.suites.cifar10 import zoo
         from tasks.suites.cifar10.data import CifarData
 
-        return ClassificationSuite(suite, CifarData(data_root), zoo.ZOO.names, zoo.ZOO.build_trained, zoo.ZOO.input)
+        own = zoo.ZOO
+        return ClassificationSuite(suite, CifarData(data_root), own.names, own.build_trained, own.input, own.weights)
     if suite == "imagenet":
         if data_root is None:
             raise UsageError(
@@ -92,13 +94,16 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
 
 @dataclass(frozen=True)
 class ClassificationSuite:
-    """One data set with the models that it is run with. `own` builds the models that are not timm's by name."""
+    """One data set with the models that it is run with. `own` builds the models that are not timm's by name, with the
+    weights in the file that `own_weights` names, if they have one.
+    """
 
     name: str
     data: ImageData
     own_models: tuple[str, ...]
     own: Callable[[str], nn.Module] | None = None
     fixed: Preprocessing | None = None  # None: every model brings its own preprocessing
+    own_weights: Callable[[str], Path] | None = None
     task: str = "classification"
     primary_metric: str = "top1"
     _identities: dict[str, str] = field(default_factory=dict)
@@ -110,7 +115,7 @@ class ClassificationSuite:
 
     def model_identity(self, model: str) -> str:
         """Hash of architecture, weights and preprocessing."""
-        if model not in self._identities:
+        if model not in self._identities and not self._identified(model):
             self._build(model)
         return self._identities[model]
 
@@ -125,6 +130,8 @@ class ClassificationSuite:
         """A timm model without its weights, or None for one of the suite's own."""
         if not model.startswith(PREFIX):
             return None
+        from tasks.models.timm_models import untrained_timm, vision_model
+
         net, preprocessing = untrained_timm(model, classes=self.data.classes, fixed=self.fixed)
         return vision_model(model, net, preprocessing, next(net.parameters()).device)
 
@@ -149,6 +156,8 @@ class ClassificationSuite:
 
     def load(self, model: str, device: torch.device) -> VisionModel:
         """The float model on `device`."""
+        from tasks.models.timm_models import vision_model
+
         net = self._build(model)
         preprocessing = self.fixed or Preprocessing.of(net)
         return vision_model(model, net, preprocessing, device, self._said(model, preprocessing))
@@ -161,12 +170,25 @@ class ClassificationSuite:
     def _build(self, model: str) -> nn.Module:
         """The model, and note its identity: its file may be another one than the last time."""
         net, self._facts[model] = self._net(model)
-        architecture = model.partition("@")[0]  # where the weights lie does not matter, only what they are
-        self._identities[model] = identity([architecture, asdict(self.fixed or Preprocessing.of(net))], net)
+        self._identities[model] = identity(_told(model, self.fixed or Preprocessing.of(net)), net)
         return net
+
+    def _identified(self, model: str) -> bool:
+        """Note the identity of one of the suite's own models from its file, without torch; whether that was possible.
+
+        The weights may not fit the network. Whoever loads the model finds out.
+        """
+        if self.own_weights is None or self.fixed is None or model not in self.own_models:
+            return False
+        found = identity_of_file(_told(model, self.fixed), self.own_weights(model))
+        if found is not None:
+            self._facts[model], self._identities[model] = OWN, found
+        return found is not None
 
     def _net(self, model: str) -> tuple[nn.Module, Facts]:
         if model.startswith(PREFIX):
+            from tasks.models.timm_models import build_timm
+
             names = self.data.class_names
             return build_timm(model, classes=self.data.classes, fixed=self.fixed, class_names=names)
         if self.own is None or model not in self.own_models:
@@ -176,7 +198,7 @@ class ClassificationSuite:
                 else "timm:NAME and timm:NAME@FILE work too"
             )
             raise UsageError(f"suite '{self.name}' has no model '{model}'; it has {', '.join(self.own_models)}; {hint}")
-        return self.own(model), Facts("the suite")
+        return self.own(model), OWN
 
     def calibration(self, model: VisionModel) -> CalibrationData:
         """Training images for `model`, on its device."""
@@ -185,6 +207,9 @@ class ClassificationSuite:
 
     def evaluate(self, model: VisionModel, forward: Callable[[Tensor], Any], limit: int | None) -> Evaluation:
         """Top-1 of `forward` in points, with top-5 where there are more than ten classes."""
+        import pandas as pd
+        import torch
+
         check_not_sealed("evaluation images")
         self.check_limit(limit)
         parts: list[Tensor] = []  # per batch (b, 3): label, prediction, is it among the first five
@@ -206,6 +231,11 @@ class ClassificationSuite:
         return Evaluation(metrics, outcomes)
 
 
+def _told(model: str, preprocessing: Preprocessing) -> list[Any]:
+    """What makes a model's outputs beside its weights. Where these lie does not matter, only what they are."""
+    return [model.partition("@")[0], asdict(preprocessing)]
+
+
 @dataclass(frozen=True)
 class _Calibration:
     """Draws training images without replacement."""
@@ -215,6 +245,8 @@ class _Calibration:
 
     def images(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` distinct normalised images (count, channels, height, width) on the model's device."""
+        import torch
+
         check_not_sealed("calibration images")
         available = self.data.calibration_size
         if not 1 <= count <= available:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from harness.api.contracts import CalibrationData, VisionModel
 from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
-from tasks.models.checkpoints import identity
+from tasks.models.identity import identity
 from tasks.models.openmmlab.data_config import class_names, image_pipeline
 from tasks.models.openmmlab.references import Models
 

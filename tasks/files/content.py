@@ -1,19 +1,15 @@
 """What files hold, by SHA-256. Files are read once; what was found is remembered for as long as they are untouched.
 
-A file counts as untouched while size, times of change and inode are the same. The memory is one JSON file per folder in
-the user's cache directory: `$DFQBENCH_CACHE`, else `$XDG_CACHE_HOME/dfqbench`, else `~/.cache/dfqbench`. It can be
-deleted at any time.
+A file counts as untouched while size, times of change and inode are the same. The memory is one file per folder
+(`harness.io.remembered`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import stat
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from harness.api.errors import UsageError
+from harness.io.remembered import Findings
 
 Check = Callable[[BinaryIO], str]  # what is wrong with an opened file; empty: nothing
 Signature = tuple[int, int, int, int]  # size, mtime and ctime in nanoseconds, inode
@@ -46,19 +43,6 @@ class _Known:
     signature: Signature
     sha256: str
     passed: str  # name of the check that found nothing wrong with it; empty: none was asked for
-
-
-def cache_folder() -> Path | None:
-    """Where findings of any kind may be kept between runs; None if the user has no home."""
-    chosen, general = os.environ.get("DFQBENCH_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if chosen:
-        return Path(chosen)
-    if general and Path(general).is_absolute():
-        return Path(general) / "dfqbench"
-    try:
-        return Path.home() / ".cache" / "dfqbench"
-    except RuntimeError:
-        return None
 
 
 def hash_files(folder: Path, files: Sequence[Path], check: Check | None = None) -> list[str]:
@@ -190,13 +174,11 @@ def _announce(folder: Path, sizes: Sequence[int]) -> None:
 
 
 class _Memory:
-    """What is known of the files of one folder. The file says its own hash, so that a damaged one counts as none."""
+    """What is known of the files of one folder."""
 
     def __init__(self, folder: Path) -> None:
-        cache = cache_folder()
-        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
         self._folder = folder
-        self._file = None if cache is None else cache / "contents" / f"{name}.json"
+        self._findings = Findings("contents", folder, _VERSION)
         self._known = self._load()
 
     def get(self, name: str, found: Signature | OSError, check: Check | None) -> _Known | None:
@@ -210,40 +192,11 @@ class _Memory:
         """Remember files, but for those that were changed just before; forget those that are gone."""
         settled = (started - _SETTLED) * 1e9
         new = {name: known for name, known in new.items() if max(known.signature[1:3]) < settled}
-        if not new or self._file is None:
+        if not new:
             return
         kept = {n: known for n, known in self._load().items() if n in new or os.path.lexists(self._folder / n)} | new
-        content = {"version": _VERSION, "folder": str(self._folder.resolve())}
-        content["files"] = {n: [*known.signature, known.sha256, known.passed] for n, known in kept.items()}
-        with contextlib.suppress(OSError):  # it is a help, not a result
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(content, separators=(",", ":")).encode()
-            _replace(self._file, f"{hashlib.sha256(text).hexdigest()}\n".encode() + text)
+        self._findings.keep({n: [*known.signature, known.sha256, known.passed] for n, known in kept.items()})
 
     def _load(self) -> dict[str, _Known]:
-        if self._file is None:
-            return {}
-        try:
-            with open_regular(self._file) as file:
-                check, text = file.readline().strip(), file.read()
-        except OSError:
-            return {}
-        if hashlib.sha256(text).hexdigest().encode() != check:
-            return {}
-        content = json.loads(text)
-        if content["version"] != _VERSION:
-            return {}
-        return {name: _Known(tuple(entry[:4]), *entry[4:]) for name, entry in content["files"].items()}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that others see the old or the new one whole."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+        entries = self._findings.load().items()
+        return {name: _Known((size, *times), sha256, passed) for name, (size, *times, sha256, passed) in entries}

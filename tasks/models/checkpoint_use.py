@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from torch import nn
 from harness.api.errors import UsageError
 from tasks.models.checkpoints import Taken, load_weights
 from tasks.models.class_order import check_one_order, outputs_of
+from tasks.models.facts import Facts
 
 if TYPE_CHECKING:
     from tasks.models.checkpoint_settings import Settings
@@ -20,18 +20,6 @@ if TYPE_CHECKING:
 DATA = "the data root"
 USUALLY_SAID = ("mean", "std", "crop_pct", "interpolation")  # the network itself tells the size of its images
 SORTED = "the class folders' names, sorted"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """How a model is used, for its record: where its preprocessing is known from, what tells which class an output
-    means, and which of a file's weights were taken. `notices` are sentences for the user.
-    """
-
-    origin: str
-    classes: str = ""
-    weights: str = ""
-    notices: tuple[str, ...] = ()
 
 
 def load_checkpoint(net: nn.Module, path: Path, settings: Settings, class_names: Sequence[str]) -> Facts:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import pickle
 import re
 import warnings
@@ -66,15 +64,6 @@ def load_weights(net: nn.Module, path: Path, which: Which = "") -> Taken:
     _check_fit(state, expected, path, _classifiers(net))
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return taken
-
-
-def identity(facts: Any, net: nn.Module) -> str:
-    """Hash (64 hexadecimal digits) of all that makes a model's outputs: its weights and, as JSON, the other `facts`."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _read(path: Path) -> Any:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import UsageError
-from tasks.models.checkpoints import load_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tasks.models.timm_models import Preprocessing
+    from tasks.models.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,19 @@ class ClassifierZoo:
     watched: Mapping[str, tuple[str, Callable[[nn.Module], float]]] = field(default_factory=dict)
     """What a card says beside the full test set's top-1: key -> (words for it, measured how, in percent)."""
 
+    def weights(self, name: str, folder: Path | None = None) -> Path:
+        """The file of `name`'s trained weights."""
+        return (folder or self.folder) / f"{name}.safetensors"
+
     def build_trained(self, name: str, folder: Path | None = None) -> nn.Module:
         """Model `name` with its trained weights, float32 on the CPU.
 
         Raises:
             UsageError: the weights are missing or damaged.
         """
-        weights = (folder or self.folder) / f"{name}.safetensors"
+        from tasks.models.checkpoints import load_weights
+
+        weights = self.weights(name, folder)
         if not weights.is_file():
             raise UsageError(f"weights of zoo model '{name}' are missing at {weights}; `{self.command}` trains them")
         net = self.build(name)
@@ -61,7 +66,7 @@ class ClassifierZoo:
 
         folder = folder or self.folder
         folder.mkdir(parents=True, exist_ok=True)
-        weights = folder / f"{name}.safetensors"
+        weights = self.weights(name, folder)
         weights.write_bytes(save({k: v.cpu().contiguous() for k, v in result["state"].items()}))
         net = self.build_trained(name, folder)
         shape = "x".join(map(str, self.input.input_shape))

@@ -6,7 +6,6 @@ No architecture is refused by its class: whether one can be quantized is seen fr
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,37 +16,16 @@ from harness.api.contracts import VisionModel
 from harness.api.errors import UsageError, first_line
 from tasks.models.attention import unfused
 from tasks.models.checkpoint_settings import Settings, read_settings, split_brackets
-from tasks.models.checkpoint_use import Facts, load_checkpoint, ready_made, tag_of
+from tasks.models.checkpoint_use import load_checkpoint, ready_made, tag_of
+from tasks.models.facts import PREFIX, RANDOM, Facts
+from tasks.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
-PREFIX = "timm:"
-RANDOM = "random"  # after @: weights drawn anew instead of a file
 RANDOM_SEED = 0
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images reach a model: channels x height x width, normalisation, and timm's resizing and cropping."""
-
-    input_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "none"
-    crop_pct: float = 1.0
-    crop_mode: str = "center"
-
-    @classmethod
-    def of(cls, net: nn.Module) -> Preprocessing:
-        """Data config that timm knows for `net`."""
-        from timm.data import resolve_data_config
-
-        config = resolve_data_config(model=net)  # a later timm's may say more than is known here
-        known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
-        return cls(input_shape=config["input_size"], **known)
 
 
 def build_timm(

@@ -286,18 +286,35 @@ def harness(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "harness", *arguments]
 
 
-def test_listing_imports_no_torch():
+def imported(cwd: Path, *commands: list[str]) -> set[str]:
+    """Packages that take long to import and are there after the commands, which are run in a process of their own."""
     script = (
         "import sys; from harness.cli.main import app\n"
-        "for words in (['list', 'methods'], ['list', 'models'], ['list', 'tasks'], ['describe', 'psaq']):\n"
+        f"for words in {commands!r}:\n"
         "    app(words, standalone_mode=False)\n"
-        "heavy = {'torch', 'pandas', 'matplotlib', 'timm', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
+        "print(*{'torch', 'pandas', 'pyarrow', 'matplotlib', 'timm', 'scipy', 'numpy'} & set(sys.modules))"
     )
+    command = [sys.executable, "-c", script]
     done = subprocess.run(
-        [sys.executable, "-c", script], env=process_environment(), capture_output=True, text=True, check=False
+        command, cwd=cwd, env=process_environment(), capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_listing_imports_nothing_heavy(tmp_path):
+    commands = ["list", "methods"], ["list", "models"], ["list", "tasks"], ["describe", "psaq"]
+    assert imported(tmp_path, *commands) == set()
+
+
+def test_planning_a_suite_with_its_own_models_imports_no_torch(tmp_path):
+    assert imported(tmp_path, ["plan", "--methods", "psaq,clamp,noise+repq"]) == {"numpy"}
+
+
+def test_merging_imports_neither_torch_nor_matplotlib(cli, tmp_path):
+    cli("bench", *TOY, "--in-process", "--methods", "toynoise", "--bits", "W4A8")
+    assert imported(tmp_path, ["merge", str(RUNS), "--into", "all"]) <= {"numpy", "pandas", "pyarrow"}
+    assert len(list((tmp_path / "all").glob("*.json"))) == 2
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:

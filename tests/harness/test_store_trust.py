@@ -530,3 +530,26 @@ def test_merging_imports_neither_torch_nor_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_was_found_to_agree_is_remembered_and_nothing_else_is(store, toy_cell, monkeypatch):
+    """Between runs, under hashes of the record's numbers, of the outcomes and of what checks them."""
+    monkeypatch.setattr(harness.results.store, "_WORTH_KEEPING", 1)
+    kept = keep(store, toy_cell())
+    assert store.complete(kept)
+    store.remember()
+    read: list[str] = []
+    table = Store._table
+    monkeypatch.setattr(
+        Store, "_table", lambda self, record, content: read.append(record.key) or table(self, record, content)
+    )
+    assert used(Store(store.folder)) == [kept]
+    assert not read
+    edit(store, kept.key, metrics={"top1": 12.5})
+    assert used(Store(store.folder)) == []
+    assert read == [kept.key]
+    monkeypatch.setattr(harness.results.store, "checker", lambda: "another")
+    keep(store, toy_cell())
+    read.clear()
+    assert len(used(Store(store.folder))) == 1
+    assert read == [kept.key]

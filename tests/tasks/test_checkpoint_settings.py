@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from harness.api.errors import UsageError
 from tasks.models.checkpoint_settings import split_brackets
 from tasks.models.checkpoint_use import SORTED, ready_made
-from tasks.models.timm_models import Preprocessing, build_timm
+from tasks.models.preprocessing import Preprocessing
+from tasks.models.timm_models import build_timm
 
 NAME = "test_vit"  # 160 pixels, mean and std 0.5, crop_pct 0.95
 CLASSES = ("ant", "bee", "cat")

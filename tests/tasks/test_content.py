@@ -14,6 +14,7 @@ from permissions import as_nobody, superuser
 from PIL import Image
 
 from harness.api.errors import UsageError
+from harness.io.remembered import cache_folder
 from tasks.files import content
 from tasks.files.images import incomplete, undecodable
 
@@ -134,9 +135,9 @@ def test_memory_that_cannot_be_kept_is_no_failure(folder, tmp_path, monkeypatch,
 def test_memory_lies_where_the_environment_says(monkeypatch):
     monkeypatch.delenv("DFQBENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/some/where")
-    assert content.cache_folder() == Path("/some/where/dfqbench")
+    assert cache_folder() == Path("/some/where/dfqbench")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which its specification says to ignore
-    assert content.cache_folder() == Path.home() / ".cache" / "dfqbench"
+    assert cache_folder() == Path.home() / ".cache" / "dfqbench"
 
 
 def test_two_sets_of_one_folder_are_both_remembered_and_files_that_went_forgotten(folder, cache, reads):

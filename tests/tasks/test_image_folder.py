@@ -16,7 +16,7 @@ from PIL import Image
 from harness.api.errors import DataFreeViolation, UsageError
 from harness.api.sealing import sealed_data
 from tasks.classification.suite import IMAGENET_MODELS, open_suite
-from tasks.models.timm_models import Preprocessing
+from tasks.models.preprocessing import Preprocessing
 from tasks.suites.imagenet.folder import ImageFolder, transform_for
 
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from harness.api.errors import UsageError
 from methods.core.graph.trace import trace_net
 from tasks.models.attention import unfused
-from tasks.models.timm_models import Preprocessing, build_timm, untrained_timm
+from tasks.models.preprocessing import Preprocessing
+from tasks.models.timm_models import build_timm, untrained_timm
 
 SMALL = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3)
 

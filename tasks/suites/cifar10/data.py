@@ -26,7 +26,7 @@ from tasks.files.content import hash_files, open_regular, reason
 from tasks.files.downloads import downloading, downloads
 from tasks.files.images import read_rgb
 from tasks.models.class_order import in_turn
-from tasks.models.timm_models import Preprocessing
+from tasks.models.preprocessing import Preprocessing
 from tasks.suites.cifar10.architectures import CLASSES, IMAGE_SIZE
 
 if TYPE_CHECKING:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from harness.api.errors import DAMAGED_ARRAYS, UsageError
 from harness.api.sealing import check_not_sealed
@@ -18,6 +17,7 @@ from tasks.suites.embedded.fashion import normalise
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from harness.api.contracts import VisionModel
@@ -47,11 +47,11 @@ class EmbeddedData:
         self._file = file
 
     @cached_property
-    def _arrays(self) -> dict[str, Tensor]:
+    def _arrays(self) -> dict[str, NDArray[Any]]:
         try:
             with np.load(self._file, allow_pickle=False) as stored:
                 return {
-                    f"{part}_{kind}": torch.from_numpy(values)
+                    f"{part}_{kind}": values
                     for part in ("test", "calibration")
                     for kind, values in (
                         ("images", normalise(stored[f"{part}_images"])),
@@ -82,10 +82,14 @@ class EmbeddedData:
     def evaluation(self, model: VisionModel, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of normalised images (b, 1, 32, 32) and labels (b,), the first `count`; the same for any `model`."""
         check_not_sealed("evaluation images")
-        images, labels = (self._arrays[f"test_{kind}"][:count] for kind in ("images", "labels"))
+        import torch
+
+        images, labels = (torch.from_numpy(self._arrays[f"test_{kind}"][:count]) for kind in ("images", "labels"))
         yield from zip(images.split(BATCH), labels.split(BATCH), strict=True)
 
     def calibration(self, model: VisionModel, indices: Sequence[int]) -> Tensor:
         """The training images at `indices` (n, 1, 32, 32); the same for any `model`."""
         check_not_sealed("calibration images")
-        return self._arrays["calibration_images"][list(indices)]
+        import torch
+
+        return torch.from_numpy(self._arrays["calibration_images"])[list(indices)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.models.classifier_zoo import ClassifierZoo
-from tasks.models.timm_models import Preprocessing
+from tasks.models.preprocessing import Preprocessing
 from tasks.suites.embedded.architectures import CLASSES, IMAGE_SIZE, MEAN, STD, build
 
 if TYPE_CHECKING:

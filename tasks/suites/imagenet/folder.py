@@ -20,7 +20,7 @@ from harness.api.sealing import check_not_sealed
 from tasks.files import content
 from tasks.files.images import SUFFIXES, incomplete, read_rgb, undecodable
 from tasks.models.class_order import in_turn
-from tasks.models.timm_models import Preprocessing
+from tasks.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
-from tasks.models.timm_models import Preprocessing
+from tasks.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
