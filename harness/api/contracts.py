@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from harness.api.formats import Format
     from harness.api.plugins import PluginInfo
     from harness.api.spec import BitSpec
 
@@ -143,11 +144,15 @@ class Suite(Protocol):
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One quantized weight: parameter name, number of values, bits."""
+    """One quantized weight: parameter name, number of values, bits of each; its format and the bits of all of its
+    scales, if the method tells.
+    """
 
     name: str
     size: int
     bits: int
+    format: Format | None = None
+    scale_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,8 @@ class QuantSummary:
     activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     activation_bits: Mapping[str, int] = field(default_factory=dict)
     bit_operations: int = 0
+    activation_formats: Mapping[str, Format] = field(default_factory=dict)  # of the sites of which the method tells
+    activation_scale_bits: Mapping[str, int] = field(default_factory=dict)  # likewise, of all scales of a site
 
     @property
     def weight_mib(self) -> float:

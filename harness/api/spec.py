@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from harness.api.errors import UsageError
+from harness.api.formats import Format
 
 _FIXED = re.compile(r"W(\d+)A(\d+)", re.IGNORECASE)
 _MIXED = re.compile(r"MP(\d+(?:\.\d+)?)(?:A(\d+))?", re.IGNORECASE)
@@ -59,6 +60,15 @@ class BitSpec:
         if not all(MIN_BITS <= b <= MAX_BITS for b in widths):
             raise UsageError(f"bits '{text}' are outside {MIN_BITS} to {MAX_BITS}; try W4A8 or MP4.5")
         return spec
+
+    @property
+    def formats(self) -> tuple[Format, Format] | None:
+        """What `W4A8` is a name for: the format of weights, with a scale for each output channel, and that of
+        activations, with one scale. None in mixed precision, where the method chooses.
+        """
+        if self.mixed or self.activation is None:
+            return None
+        return Format(int(self.weight), granularity="channel"), Format(self.activation)
 
     def __str__(self) -> str:
         """`W4A8`, `MP4.5`; `parse` reads an equal precision from it, with all digits of a mixed one."""

@@ -46,11 +46,15 @@ class Failure(_Part):
 
 
 class Layer(_Part):
-    """One quantized weight: parameter name, number of values, bits."""
+    """One quantized weight: parameter name, number of values, bits of each; its format (`harness.api.formats`) and the
+    bits of all of its scales, None where the method did not tell.
+    """
 
     name: str
     size: Whole
     bits: Whole
+    format: Told | None = None
+    scale_bits: Whole | None = None
 
 
 class Quantization(_Part):
@@ -69,6 +73,8 @@ class Quantization(_Part):
     activation_ranges: dict[str, tuple[float, float]]
     activation_bits: dict[str, Whole] = Field(default_factory=dict)
     bit_operations: Whole | None = None
+    activation_formats: dict[str, Told] = Field(default_factory=dict)  # of the sites of which the method told
+    activation_scale_bits: dict[str, Whole] = Field(default_factory=dict)
 
     @property
     def mean_weight_bits(self) -> float:

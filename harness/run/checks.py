@@ -69,10 +69,21 @@ def summarise(name: str, summary: QuantSummary) -> Quantization:
         activation_sites=summary.activation_sites,
         weight_mib=summary.weight_mib,
         float_values=summary.float_values,
-        layers=[Layer(name=layer.name, size=layer.size, bits=layer.bits) for layer in summary.layers],
+        layers=[
+            Layer(
+                name=layer.name,
+                size=layer.size,
+                bits=layer.bits,
+                format=None if layer.format is None else str(layer.format),
+                scale_bits=layer.scale_bits,
+            )
+            for layer in summary.layers
+        ],
         activation_ranges={site: (float(low), float(high)) for site, (low, high) in summary.activation_ranges.items()},
         activation_bits=dict(summary.activation_bits),
         bit_operations=summary.bit_operations or None,
+        activation_formats={site: str(shown) for site, shown in summary.activation_formats.items()},
+        activation_scale_bits=dict(summary.activation_scale_bits),
     )
 
 
