@@ -13,12 +13,14 @@ shapes. No function has a gradient of its own; `straight_through` has.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Tensor
 
 # Below this a range is a point: the tensor is constant and any positive step represents it.
 SMALLEST = 1e-8
 
-End = Tensor | int | float  # smallest or largest k
+End = TypeVar("End", Tensor, float)  # smallest or largest k
 
 
 def to_codes_(ratio: Tensor, low: End | None, high: End | None) -> Tensor:
@@ -74,4 +76,5 @@ def symmetric_step(magnitude: Tensor, bits: int) -> Tensor:
     """Step of codes -2^(bits-1) .. 2^(bits-1) - 1 for values up to `magnitude`, which is divided by half an odd number:
     127.5 for 8 bits.
     """
-    return (magnitude / ((2**bits - 1) / 2)).clamp(min=SMALLEST)
+    top: int = 2**bits - 1
+    return (magnitude / (top / 2)).clamp(min=SMALLEST)
