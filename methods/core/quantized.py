@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harness.api.contracts import Grid, LayerSummary, QuantSummary
 from methods.core.graph.intercept import Interceptor, OpKey
 from methods.core.graph.sites import Sites
+from methods.core.numerics.granularity import PerBlock, PerGroup
 from methods.core.numerics.quantizers import Quantizer, Uniform
 
 
@@ -75,9 +76,14 @@ class Quantized:
 
     @property
     def grids(self) -> dict[str, Grid]:
-        """Activation sites whose quantizer has a scale for each index of an axis."""
+        """Activation sites whose quantizer has a scale for each index of an axis, and weights in groups or blocks."""
         axes = {str(s): getattr((self.activations or {}).get(s.point), "axis", None) for s in self.sites.activations}
-        return {label: Grid(axis) for label, axis in axes.items() if axis is not None}
+        found = {label: Grid(axis) for label, axis in axes.items() if axis is not None}
+        for site in self.sites.weights:
+            granularity = getattr(self.weights[site.parameter], "granularity", None)
+            if isinstance(granularity, PerGroup | PerBlock):  # of a block, a row has the values along the last axis
+                found[site.parameter] = Grid(group=granularity.block(self._float[site.parameter].shape)[-1])
+        return found
 
     @property
     def summary(self) -> QuantSummary:

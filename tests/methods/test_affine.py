@@ -11,12 +11,16 @@ import pytest
 import torch
 from tiny_networks import images, tiny_model
 
+from harness.api.contracts import Grid
 from harness.api.spec import BitSpec
+from methods.core.audit import audit
+from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
 from methods.core.numerics import affine
 from methods.core.numerics.granularity import PER_TENSOR, Granularity, PerBlock, PerChannel, PerGroup, PerHead
-from methods.core.numerics.quantizers import Uniform, weight_quantizer
+from methods.core.numerics.observers import MinMax
+from methods.core.numerics.quantizers import Uniform
 from methods.core.quantized import Quantized
 
 METHODS = Path(__file__).parents[2] / "methods"
@@ -151,28 +155,23 @@ def test_what_does_not_fit_is_refused(granularity: Granularity, shape, message):
         granularity.aligned(torch.ones(5), shape)
 
 
-def test_weights_by_group_and_by_block_round_a_network():
-    """Any granularity goes into a quantized model; finer ones leave a smaller error."""
-    model = tiny_model("vit")
-    sites = find_sites(trace(model), "matmul", BitSpec(3, 8))
-    plain = {s.parameter: weight_quantizer(model.net.get_parameter(s.parameter), s.bits, symmetric=False, axis=s.axis)
-             for s in sites.weights}  # fmt: skip
-    x, error = images(4), {}
-    for name, granularity in {"channel": None, "block": PerBlock((2, 2)), "group": PerGroup(1, 4)}.items():
-        weights = dict(plain)
-        for s in sites.weights:
-            weight = model.net.get_parameter(s.parameter).detach()
-            if granularity is not None and weight.dim() == 2 and len(weight) % 2 == 0:
-                rows = granularity.rows(weight)
-                weights[s.parameter] = Uniform.asymmetric(rows.amin(1), rows.amax(1), s.bits, granularity)
-        quantized = Quantized(model.net, sites, weights, None)
-        error[name] = sum(
-            float((quantized.net.get_parameter(s.parameter) - model.net.get_parameter(s.parameter)).square().sum())
-            for s in sites.weights
-        )
-        assert torch.isfinite(quantized(x)).all()
-    assert error["block"] < error["channel"]
-    assert error["group"] < error["channel"]
+@pytest.mark.parametrize("granularity", [PerGroup(1, 16), PerBlock((2, 16))], ids=str)
+def test_weights_by_group_and_by_block_pass_as_what_they_are(granularity, monkeypatch):
+    """A quantized model says which of its weights have grids finer than a channel's, and the audit reads them so."""
+    model, spec = tiny_model("vit"), BitSpec(2, 8)
+    sites = find_sites(trace(model), "matmul", spec)
+    weights = weight_quantizers(model, sites, symmetric=False)
+    finer = [s for s in sites.weights if s.parameter.endswith("mlp.fc2.weight")]
+    assert finer
+    for s in finer:
+        rows = granularity.rows(model.net.get_parameter(s.parameter).detach())
+        weights[s.parameter] = Uniform.asymmetric(rows.amin(1), rows.amax(1), s.bits, granularity)
+    observers = observe(model, images(4), sites, MinMax, 4)
+    quantized = Quantized(model.net, sites, weights, activation_quantizers(sites, observers))
+    assert quantized.grids == {s.parameter: Grid(group=16) for s in finer}
+    assert audit(model, quantized, images(2), scheme="matmul", spec=spec, thorough=True)[1] == []
+    monkeypatch.setattr(Quantized, "grids", {})
+    assert audit(model, quantized, images(2), scheme="matmul", spec=spec, thorough=True)[1] != []
 
 
 # --- written once -------------------------------------------------------------------------------------------------
