@@ -65,6 +65,7 @@ def test_readme_opens_with_the_two_commands():
     ]
 
 
+@pytest.mark.slow
 def test_bench_on_the_embedded_suite(tmp_path):
     args = ("--methods", "clamp,psaq", "--bits", "W4A8", "--limit", "40", *TINY)
     first = bench(tmp_path, *args)
@@ -88,6 +89,7 @@ def test_bench_on_the_embedded_suite(tmp_path):
     assert {p.name: p.read_bytes() for p in report.iterdir()} == tables
 
 
+@pytest.mark.slow
 def test_the_same_cell_gives_the_same_number_in_a_fresh_folder(tmp_path):
     metrics = []
     for name in ("a", "b"):
@@ -110,6 +112,7 @@ def test_the_same_cell_gives_the_same_number_in_a_fresh_folder(tmp_path):
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
 def test_the_readmes_plugin_runs(tmp_path):
     code = block("python")
     assert len(code.splitlines()) <= 50
@@ -129,6 +132,7 @@ def test_the_readmes_plugin_runs(tmp_path):
     assert all(r.status == "ok" for r in records)
 
 
+@pytest.mark.fast(name="swin")
 @pytest.mark.parametrize("name", ["vit", "swin"])
 def test_instrumented_zoo_model_without_quantizers_is_bit_identical(name):
     suite = open_suite("embedded", data_root=None)
@@ -153,6 +157,7 @@ class _Bomb:
         return (Path.touch, (Path(self.path),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bomb", "truncated", "shape"])
 def test_a_bad_checkpoint_ends_with_one_sentence_and_exit_2(tmp_path, kind):
     from safetensors.torch import save_file

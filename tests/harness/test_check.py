@@ -56,6 +56,7 @@ def guide(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_guides_calibrator_keeps_its_contract(look, guide):
     fine, text = look("sigma", "calibrators", "sigma:SIGMA")
     assert fine, text

@@ -53,6 +53,7 @@ def test_the_same_command_twice_runs_nothing_and_changes_nothing(bench):
     assert {path: path.read_bytes() for path in RUNS.glob("*.json")} == first
 
 
+@pytest.mark.slow
 def test_measuring_again_gives_identical_metrics(bench):
     bench("toynoise,toyreal")
     first = metrics(RUNS)
@@ -159,6 +160,7 @@ def cells_of(folder: Path) -> list:
     return [record.cell for record in Store(folder).records() if not record.cell.is_float]
 
 
+@pytest.mark.slow
 def test_an_ablation_has_defaults_of_its_own(cli):
     run = ("bench", *TOY[:-3], "--threads", "1", "--in-process", "--ablation", "toyswitch")
     shown = cli(*run).output
@@ -323,6 +325,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_run_is_finished_by_the_same_command(cli, tmp_path, by, code):
     marker = tmp_path / "hangs"
@@ -358,6 +361,7 @@ def test_a_killed_run_is_finished_by_the_same_command(cli, tmp_path, by, code):
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_fails_its_cell_only(cli):
     result = cli("bench", *TOY, "--methods", "toydie,toynoise", "--bits", "W4A8", code=3)
     assert "worker died with signal 9" in result.output

@@ -137,6 +137,7 @@ def test_a_fault_fails_and_names_the_cells(broken, tmp_path, monkeypatch):
     assert suite.find("testcase/failure").get("message").startswith("FAIL toy tiny toyreal")
 
 
+@pytest.mark.slow
 def test_nothing_stored_is_believed(pinned, monkeypatch):
     """Records and images of a healthy run do not hide a fault."""
     import dfq_toy_impl
@@ -307,6 +308,7 @@ def test_the_history_gets_a_row_a_case(pinned):
     assert frame["value"].iloc[:5].tolist() == frame["value"].iloc[5:].tolist()
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(regress, tmp_path):
     """With a worker, as it is run by nox."""
     regress("--update-baseline", "first")
@@ -340,6 +342,7 @@ def test_options_that_cannot_be_meant(pinned, arguments, message):
     assert message in pinned(*arguments, code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_kept_folder_stands_for_nothing_that_fails_now(pinned, monkeypatch):
     import dfq_toy_impl
 

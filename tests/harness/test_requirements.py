@@ -100,6 +100,7 @@ def test_nothing_is_downloaded_before_a_model_is_known_to_fit(tmp_path, monkeypa
     assert {name for name, _ in asked} == {"vit_tiny_patch16_224", "convnext_atto", "vit_tiny_r_s16_p8_224"}
 
 
+@pytest.mark.slow
 def test_skipped_cells_are_recorded_without_loading_or_synthesis(cli, tmp_path):
     """A network without blocks: the float reference and a calibrator are measured, psaq is skipped with its reason."""
     options = ("--models", "timm:resnet18@random", "--methods", "psaq,noise", "--no-references", *QUICK)

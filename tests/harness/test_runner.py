@@ -131,6 +131,7 @@ def test_a_model_that_cannot_be_loaded(runner, toy_cell, monkeypatch):
     assert runner.measure(toy_cell(), quiet).record.failure.message == "cannot load"
 
 
+@pytest.mark.slow
 def test_timeout_fails_the_cell(settings, toy_cell, tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_HANG", str(tmp_path / "hangs"))
     worker = WorkerProcess(settings, timeout=1)

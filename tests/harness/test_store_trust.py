@@ -150,6 +150,7 @@ def test_k5_files_of_two_processes_that_save_one_cell_never_mix(store, toy_cell,
         assert found == (sides[document].records() if outcomes == document else [])
 
 
+@pytest.mark.slow
 def test_k5_processes_that_save_one_cell_at_once_leave_one_result_or_none(tmp_path, toy_cell):
     """The same, run."""
     script = (

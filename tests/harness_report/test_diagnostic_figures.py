@@ -99,6 +99,7 @@ def loaded(store: Store) -> tuple[list[Record], pd.DataFrame]:
     return records, cells_frame(records, {})
 
 
+@pytest.mark.slow
 def test_files_appear_and_are_the_same_twice(filled: Store, tmp_path: Path) -> None:
     contents = []
     for out in ("one", "two"):
@@ -189,6 +190,7 @@ def test_bits_are_those_of_mixed_precision_only(filled: Store) -> None:
     assert any(f"seed 1\nmean {mean:.2f}" in label.get_text() for label in figure.axes[0].get_xticklabels())
 
 
+@pytest.mark.slow
 def test_what_was_measured_on_other_images_has_figures_of_its_own(store: Store) -> None:
     for limit in (100, 400):
         for record in (mixed(0, "MP4.5"), searched(0)):

@@ -22,7 +22,7 @@ from . import synthetic as fake
 
 NAMES = (
     *("$x^2$ $\\frac$", "\x1b[31mred\x1b[0m", "=cmd|' /C calc'!A0", "<script>alert(1)</script>", "a|b", "[red]x[/red]"),
-    *("a\nb\u2028c", "\u202etxt", "**bold**", "[a](javascript:alert(1))", "-2+3", "x" * 3000, "a[b", "p+", "\\|"),
+    *("a\nb\u2028c", "\u202etxt", "**bold**", "[a](javascript:alert(1))", "-2+3", "x" * 300, "a[b", "p+", "\\|"),
 )
 SUITE, TASK = "\x1b]0;title\x07", "classification"
 
@@ -75,6 +75,7 @@ class Tags(HTMLParser):
         self.found += [(tag, "")] * (tag == "script")
 
 
+@pytest.mark.slow
 def test_k5_hostile_names_are_text_in_every_file(told):
     """FAULTS K5 "a method option or model name with `$…$`, ANSI escapes, `=cmd`, `<script>`"."""
     store, output, html = told
@@ -102,6 +103,7 @@ def test_k5_hostile_names_are_text_in_every_file(told):
             assert "](" not in text
 
 
+@pytest.mark.fast(diagnostics={"sensitivity": {"layers": [1], "sizes": 3}})
 @pytest.mark.parametrize(
     "diagnostics",
     [

@@ -170,6 +170,7 @@ def test_sections_without_content_are_left_out(store: Store) -> None:
     assert found.open == []
 
 
+@pytest.mark.slow
 def test_many_figures_are_folded_but_the_first(store: Store) -> None:
     for place in range(OPEN + 1):
         fake.save(store, fake.record("clamp", model=f"vit_{place}"), fake.outcome(80, place))
@@ -268,6 +269,7 @@ def test_images_are_kept_as_they_are_unless_large() -> None:
     assert len(re.findall("<img ", html.strip(fake.picture("a")))) == html.STRIP
 
 
+@pytest.mark.slow
 def test_the_command_writes_it_beside_the_tables(filled: Store, text: str, tmp_path: Path) -> None:
     from rich.console import Console
 

@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
+from harness.catalog.catalog import Catalog
 from harness.report import stats, tables, write_report
 from harness.report.figures import accuracy_figure
 from harness.report.frame import cells_frame, label_variants
 from harness.report.gallery import distinct, gallery_figure
+from harness.report.results import load
 from harness.report.summary import summarise
 from harness.results.record import Stage
 from harness.results.store import Store
@@ -66,14 +68,15 @@ def test_order_of_records_does_not_matter(store: Store) -> None:
     pd.testing.assert_frame_equal(cells_frame(records, {}), cells_frame(records[::-1], {}))
 
 
-def test_keys_restrict_the_report(store: Store, tmp_path: Path) -> None:
+def test_keys_restrict_the_report(store: Store) -> None:
     fake.fill(store)
     keys = {r.key for r in store.records() if r.cell.model == "vit_a" and r.cell.bits in ("FP32", "W8A8")}
-    shown = report(store, tmp_path, keys)
+    results = load(store, Catalog.default(), keys)
+    shown = tables.comparison(results.summary, results.cells)
     assert "vit_a" in shown
     assert "swin_b" not in shown
     assert "W4A4" not in shown
-    assert len(pd.read_csv(tmp_path / "report" / "cells.csv")) == len(keys)
+    assert set(results.cells["key"]) == keys
 
 
 def test_summary_agrees_with_the_plain_formulas(store: Store) -> None:
@@ -139,13 +142,14 @@ def test_costs_show_refresh_only_where_there_is_one(store: Store) -> None:
     assert (row["refresh_s"], row["total_s"]) == (1.25, (2.5 + 3.75) / 2)
 
 
-def test_failures_are_listed_and_leave_the_mean_incomplete(store: Store, tmp_path: Path) -> None:
+def test_failures_are_listed_and_leave_the_mean_incomplete(store: Store) -> None:
     fake.fill(store, models=["vit_a"], bits=["W8A8"], seeds=2)
     store.save(fake.failed("psaq+minmax", 2))
     store.save(fake.failed("broken", 0))
     skipped = fake.record("clamp+odd", status="skipped", reason="makes no sense here", metrics={}, quantization=None)
     store.save(skipped)
-    shown = report(store, tmp_path)
+    cells, summary = frames(store)
+    shown = tables.comparison(summary, cells)
     assert re.search(r"psaq\+minmax .*\[2/3\]", shown)
     assert re.search(r"broken +\| failed", shown)
     assert r"- vit_a psaq+minmax W8A8 full, seed 2: ValueError: patches do not \| fit" in shown

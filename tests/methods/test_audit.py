@@ -219,6 +219,7 @@ def test_one_layer_left_in_float_is_caught(left: str) -> None:
     assert found.startswith(f"weight '{name}' has values that in one output channel hold ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["full", "matmul"])
 def test_each_site_left_in_float_is_caught(scheme: str) -> None:
     model = tiny_model("swin")

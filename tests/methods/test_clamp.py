@@ -224,6 +224,7 @@ def test_the_layer_loss_averages_over_tokens_and_not_over_channels(make):
         assert not torch.allclose(fitness.local(segment, channels), loss, atol=1e-3)
 
 
+@pytest.mark.fast(bits="MP4.5")
 @pytest.mark.parametrize("options", [{}, {"order": "last-to-first"}, {"output_loss": "candidate"}], ids=str)
 @pytest.mark.parametrize("bits", ["W4A6", "MP4.5"])
 def test_the_search_keeps_its_books_on_a_pyramid(bits, options):
@@ -374,6 +375,7 @@ def test_contrast_needs_a_patch_with_neighbours(monkeypatch):
         stage.first_images(graph, "full", BitSpec(4, 8))
 
 
+@pytest.mark.fast(options={"output_loss": "accept"})
 @pytest.mark.parametrize(
     "options",
     [*({"output_loss": choice} for choice in ("accept", "candidate", "none")), {"order": "last-to-first"}],
@@ -471,6 +473,7 @@ def test_k2_a_budget_is_exactly_what_was_asked(mean):
     assert not Budget({"wide": fitting + 1, "narrow": 10**8 - fitting - 1}, mean).fits({"wide": 8, "narrow": 0})
 
 
+@pytest.mark.fast(cycles=2)
 @pytest.mark.parametrize(("cycles", "per_pass"), [(1, 1), (2, 2), (3, 1), (4, 2), (5, 1)])
 def test_a_refresh_comes_after_half_of_a_layers_cycles(cycles, per_pass):
     """Of three cycles after the second; after every one it was, which is twice as often as half."""
@@ -480,6 +483,7 @@ def test_a_refresh_comes_after_half_of_a_layers_cycles(cycles, per_pass):
     assert ctx.stages.count("refresh") == per_pass * len(quantized.summary.layers)
 
 
+@pytest.mark.slow
 def test_refresh_cadences():
     counts, found = {}, {}
     for refresh in ("pass", "cycles", "never"):

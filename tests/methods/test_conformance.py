@@ -66,6 +66,7 @@ def names() -> list[str]:
 
 
 NAMES = names()
+FAST = [*METHODS, *(f"{source}+minmax" for source in SOURCES), *(f"noise+{calibrator}" for calibrator in CALIBRATORS)]
 
 
 def resolve(name: str) -> Any:
@@ -105,6 +106,7 @@ def test_the_sampled_crosses_hold_everything() -> None:
     assert spread([], ["c0"], 12) == []
 
 
+@pytest.mark.fast(name=FAST, scheme="full")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", NAMES)
@@ -146,6 +148,7 @@ def test_contract(name: str, network: str, scheme: str) -> None:
         assert ctx.kept is not None
 
 
+@pytest.mark.fast(name="clamp")
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", [n for n in NAMES if any(info.mixed for info in Catalog.default().resolve(n).infos)])
 def test_mixed_precision(name: str, network: str) -> None:

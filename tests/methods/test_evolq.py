@@ -176,6 +176,7 @@ def test_attention_layers_are_found_from_the_data_flow():
     assert all([name.rsplit(".", 2)[-2] for name in found] == ["qkv", "proj"] for found in names)
 
 
+@pytest.mark.fast(scheme="full")
 @pytest.mark.parametrize("changes", [{}, {"moments": True}, {"epsilon_units": "absolute", "epsilon": None}])
 @pytest.mark.parametrize("scheme", ["full", "matmul"])
 @pytest.mark.parametrize("name", NETWORKS)

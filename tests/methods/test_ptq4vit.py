@@ -465,6 +465,7 @@ def test_a_layers_choice_in_a_network_is_that_of_a_loop():
     assert torch.allclose(got, (layer.weight.abs().max() / 7.5 * best).expand(len(got)))
 
 
+@pytest.mark.slow
 def test_float_inputs_are_captured_whatever_the_batches(monkeypatch):
     model, x = tiny_model("swin"), images(6)
     graph = trace(model)

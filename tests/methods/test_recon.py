@@ -476,6 +476,7 @@ def test_reconstruction_beats_rounding_to_nearest(network, layerwise):
         assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in net.modules())
 
 
+@pytest.mark.fast(loss="mse")
 @pytest.mark.parametrize("loss", ["mse", "fisher", "hessian", "low-rank"])
 def test_scales_alone_are_learned_with_every_loss(loss):
     model = tiny_model("vit")

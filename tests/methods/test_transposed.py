@@ -129,6 +129,7 @@ def check_channels(name: str, model: VisionModel, quantized: Any, bits: int) -> 
         assert 0.2 * float(exact.abs().max()) <= max(-low, high) <= 2.5 * float(exact.abs().max())
 
 
+@pytest.mark.fast(scheme="full")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method(name: str, scheme: str) -> None:
@@ -148,6 +149,7 @@ def mirrored(up: nn.ConvTranspose2d) -> nn.Conv2d:
     return conv
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_treats_it_as_the_convolution_that_it_is(name: str) -> None:
     """At stride 1 there is one, and what is found for it is the reference."""
@@ -168,6 +170,7 @@ def test_every_method_treats_it_as_the_convolution_that_it_is(name: str) -> None
             assert ctx.found[unit][when] == pytest.approx(reference_ctx.found[unit][when], rel=1e-2, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("up", ["wide", "grouped"])
 @pytest.mark.parametrize("name", NAMES)
 def test_other_shapes(name: str, up: str) -> None:

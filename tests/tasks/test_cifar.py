@@ -281,6 +281,7 @@ def test_augment_mirrors_and_shifts_as_padding_and_cropping_do():
         assert any(torch.equal(after, c) or torch.equal(after, c.flip(-1)) for c in crops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO.names)
 def test_the_command_trains_resumes_and_exports(name, packed, tmp_path, monkeypatch):
     changes = {"epochs": 2, "full_epochs": 1, "batch": 20, "warmup_steps": 1}

@@ -447,6 +447,7 @@ def test_psaq_runs_on_dense_models(task, scheme, tmp_path):
     assert ctx.counters["synthesis_steps"] == 4
 
 
+@pytest.mark.fast(task="detection")
 @pytest.mark.parametrize("source", ["sardfq", "fdd", "mimiq"])
 @pytest.mark.parametrize("task", TASKS)
 def test_other_sources_run_on_dense_models(task, source, tmp_path):
@@ -456,6 +457,7 @@ def test_other_sources_run_on_dense_models(task, source, tmp_path):
     check(model, quantized, before)
 
 
+@pytest.mark.fast(task="segmentation")
 @pytest.mark.parametrize("task", TASKS)
 def test_psaq_images_come_closer_to_the_targets(task, tmp_path):
     model = dense_model(task)
@@ -469,6 +471,7 @@ def test_psaq_images_come_closer_to_the_targets(task, tmp_path):
     assert after < before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("task", TASKS)
 def test_clamp_runs_on_dense_models(task, scheme, tmp_path):

@@ -163,6 +163,7 @@ def test_models_without_published_weights_run_only_when_named(coco_root):
     assert "cascade_mask_rcnn_swin_t" in suite.known.known
 
 
+@pytest.mark.slow
 def test_names_and_identities_follow_content_not_place(coco_root, detector, tmp_path):
     suite = open_detection("coco", coco_root)
     config, weights = detector.removeprefix("mmdet:").split("@")
@@ -231,6 +232,7 @@ def slide(path):
     return segmentation_config(path, extra=mode.replace("model = dict(", "model.update("))
 
 
+@pytest.mark.fast(mode="whole")
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_segmentation_metrics_are_mmsegs(mode, ade_root, segmentor, tmp_path):
     if mode == "slide":
@@ -294,6 +296,7 @@ def test_what_is_missing_of_ade_is_said(name, expected, tmp_path):
 # --- embedded scenes ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast(name="upernet_vit")
 @pytest.mark.parametrize(
     ("open_suite", "name", "metric"),
     [(open_detection, "mask_rcnn_swin", "box_ap"), (open_segmentation, "upernet_vit", "miou")],
@@ -335,6 +338,7 @@ def trained(name):
     return suite, suite.load(name, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", dense_zoo.names())
 def test_trained_models_are_as_good_for_openmmlab(name, tmp_path):
     suite, model = trained(name)
@@ -360,6 +364,7 @@ def test_trained_models_are_as_good_for_openmmlab(name, tmp_path):
         assert own.metrics["miou"] > 40
 
 
+@pytest.mark.fast(name="upernet_vit")
 @pytest.mark.parametrize("name", dense_zoo.names())
 def test_trained_models_are_the_same_when_intercepted(name):
     suite, model = trained(name)

@@ -50,6 +50,7 @@ def run(work, recipe):
     )
 
 
+@pytest.mark.fast(muon=False)
 @pytest.mark.parametrize("muon", [False, True])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(muon, tmp_path, monkeypatch):
     recipe = Recipe(iterations=20, batch=4, warmup=2, average=0.8, muon=muon)

@@ -135,6 +135,7 @@ def test_sealed_data_raise(suite, swin):
 # --- models
 
 
+@pytest.mark.fast(name="vit")
 @pytest.mark.parametrize("name", zoo.ZOO.names)
 def test_zoo_model_is_ready_to_quantize(suite, name):
     model = suite.load(name, CPU)
@@ -196,6 +197,7 @@ def test_plan_gives_one_key_to_one_checkpoint(suite, tmp_path, monkeypatch):
     assert keys("a.pth") == keys("./a.pth")
 
 
+@pytest.mark.fast(name="vit_tiny_patch16_224")
 @pytest.mark.parametrize(
     "name",
     [
@@ -272,6 +274,7 @@ def exported(tmp_path_factory):
     return state, folder
 
 
+@pytest.mark.slow
 def test_export_writes_weights_card_and_model_card(exported):
     state, folder = exported
     stored = load_file(folder / "swin.safetensors")
@@ -282,6 +285,7 @@ def test_export_writes_weights_card_and_model_card(exported):
     assert "## swin" in (folder / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_exported_weights_load(exported):
     state, folder = exported
     net = zoo.ZOO.build_trained("swin", folder)

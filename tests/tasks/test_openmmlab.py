@@ -95,6 +95,7 @@ def test_without_mmcv_a_sentence_says_what_to_install(monkeypatch):
         ops.install()
 
 
+@pytest.mark.slow
 def test_nothing_but_a_dense_run_imports_openmmlab():
     code = (
         "import sys, tasks.models.openmmlab.samples, tasks.detection.suite, tasks.segmentation.suite; "

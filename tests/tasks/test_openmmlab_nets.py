@@ -231,6 +231,7 @@ def test_blocks_and_attention_are_the_backbones(small):
         assert (n, rows) == (2, columns)
 
 
+@pytest.mark.fast(small=["mask", "vit"])
 @pytest.mark.parametrize("name", ["psaq+minmax", pytest.param("clamp", marks=pytest.mark.slow)])
 def test_methods_run(small, name):
     model = small[1]
@@ -243,6 +244,7 @@ def test_methods_run(small, name):
 
 
 # One for each way in which a layer is computed again; `tests/methods/test_transposed.py` has all methods.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["psaq2", "noise+repq", "noise+qdrop"])
 def test_the_whole_detector_can_be_quantized(name):
     """The transposed convolution of its mask head too."""
@@ -261,6 +263,7 @@ def test_the_whole_detector_can_be_quantized(name):
     assert not torch.equal(quantized.net.get_parameter(up.parameter), model.net.get_parameter(up.parameter))
 
 
+@pytest.mark.fast(scheme="full")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", ["cascade", "vit"])
 def test_the_backbone_alone_can_be_quantized(name, scheme):
@@ -310,6 +313,7 @@ def threshold(net: DetectionNet, score: float, box: float = 0.0) -> None:
     net.detector.net.rpn_head.test_cfg.min_bbox_size = box
 
 
+@pytest.mark.fast(name="mask")
 @pytest.mark.parametrize("name", ["mask", "cascade"])
 def test_detections_are_mmdets_also_when_intercepted(name):
     config = MODELS[name][1]
@@ -327,6 +331,7 @@ def test_detections_are_mmdets_also_when_intercepted(name):
     assert same(net(images()), net(images()))  # and no more
 
 
+@pytest.mark.fast(name="mask", scheme="full")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", ["mask", "cascade"])
 def test_a_quantized_model_detects_any_number_of_objects(name, scheme):

@@ -45,6 +45,7 @@ def test_families_are_sorted_and_consistent():
         assert family.verdict == "refused" or any(family.works.values())
 
 
+@pytest.mark.fast(name="beit")
 @pytest.mark.parametrize("name", ["beit", "mlp_mixer", "cait", "resnet"])
 def test_the_data_say_what_planning_says(name):
     """Of one example of several kinds: what works in the data is what planning finds now."""

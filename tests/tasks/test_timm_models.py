@@ -32,6 +32,7 @@ def made(monkeypatch):
     return use
 
 
+@pytest.mark.fast(name="resnet18")
 @pytest.mark.parametrize(
     "name", ["swinv2_tiny_window8_256", "eva_giant_patch14_224", "xcit_nano_12_p16_224", "hiera_tiny_224", "resnet18"]
 )
@@ -45,6 +46,7 @@ def test_k1_architecture_costs_no_memory_and_no_weights(name):
     assert traced.ops[-1].shape == (2, 1000)
 
 
+@pytest.mark.slow
 def test_meta_and_real_networks_have_one_trace():
     sketch, _ = untrained_timm("timm:beit_base_patch16_224@random", classes=5, fixed=SMALL)
     net, _ = build_timm("timm:beit_base_patch16_224@random", classes=5, fixed=SMALL)

@@ -47,6 +47,7 @@ def short(monkeypatch):
     return recipes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "swin"])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(name, data_root, short, tmp_path, monkeypatch):
     (tmp_path / "whole").mkdir()
@@ -73,6 +74,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(name, data_root, s
     assert all(torch.equal(again["state"][k], v) for k, v in whole["state"].items())
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_exports(data_root, short, tmp_path):
     arguments = [
         "swin",

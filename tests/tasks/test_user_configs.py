@@ -215,6 +215,7 @@ def test_k5_programs_that_go_wrong_are_one_sentence(text, expected, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_k5_an_endless_program_is_stopped_with_all_that_it_started(tmp_path, monkeypatch):
     """FAULTS K5 "an endless one hangs"."""
     monkeypatch.setattr(trusted_config, "SECONDS", 4.0)
