@@ -99,6 +99,7 @@ SILENT = PluginInfo("silent", "source", "", f"{__name__}:Unruly")
 REBUILT = PluginInfo("rebuilt", "source", "rebuilt", f"{__name__}:Unruly", origin="reconstruction")
 
 
+@pytest.mark.slow
 def test_random_numbers_of_its_own_are_found(look):
     fine, text = look("unruly", "sources", f"{__name__}:UNRULY")
     assert not fine
@@ -120,6 +121,7 @@ def test_a_class_that_cannot_be_made_is_found_before_anything_runs(look):
     assert "W4A4" not in text
 
 
+@pytest.mark.fast(name="silent")
 @pytest.mark.parametrize(
     ("name", "message"), [("silent", "summary is empty"), ("rebuilt", "must list in `deviations`")]
 )

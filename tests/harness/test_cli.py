@@ -215,6 +215,7 @@ def test_plan_runs_and_writes_nothing(cli, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_tables(cli):
     assert "no results folder" in cli("tables", "--out", "nowhere", code=2).stderr
     RUNS.mkdir(parents=True)

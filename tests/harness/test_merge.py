@@ -136,6 +136,7 @@ def test_bad_folders(fill, tmp_path):
     assert "cannot be read" in done.left_out[0]
 
 
+@pytest.mark.slow
 def test_the_report_shows_conflicts(fill, catalog, tmp_path, capsys):
     a, b = fill("a", {0: [1, 2]}), fill("b", {0: [1, 2, 3]}, processor="b")
     into = Store(tmp_path / "into")

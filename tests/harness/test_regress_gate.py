@@ -196,6 +196,7 @@ def test_failed_and_skipped_cells_end_with_3(pinned, suite):
     assert BASELINE.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_later_ends_with_3(pinned, monkeypatch):
     import dfq_toy_impl
 
@@ -282,6 +283,7 @@ def _reasons(document):
     document["updates"] = []
 
 
+@pytest.mark.fast(change=_value)
 @pytest.mark.parametrize("change", [_value, _bits, _letters, _name, _version, _reasons])
 def test_a_baseline_edited_by_hand_is_refused(pinned, change):
     document = json.loads(BASELINE.read_text())

@@ -69,6 +69,7 @@ def rows_of(text: str) -> list[list[str]]:
     return [table[0], *table[2:]]
 
 
+@pytest.mark.slow
 def test_the_files_of_a_cross(store: Store, tmp_path: Path) -> None:
     fill(store, models=fake.MODELS, seeds=3)
     folder = report(store, tmp_path)

@@ -247,6 +247,7 @@ def galleries(store: Store) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_diagnose_finds_a_model_by_its_checkpoint(galleries: Store, tmp_path: Path) -> None:
     suite = open_suite("embedded")
     reference = f"timm:vit_tiny_patch16_224@{tmp_path / 'own.pth'}"

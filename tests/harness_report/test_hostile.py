@@ -127,6 +127,7 @@ def test_k5_odd_diagnostics_cost_their_own_figures_only(store, catalog, diagnost
     assert page(results, Images(store.images, store.snapshots, store.pictures), None, 1)
 
 
+@pytest.mark.slow
 def test_k5_what_contradicts_itself_is_on_the_page_and_the_rest_of_the_report_is_made(store):
     """FAULTS K5 "a record that contradicts itself is named and left out", with damaged images and a damaged record."""
     fake.fill(store, models=["vit_a"], seeds=1, bits=["W8A8"])

@@ -109,6 +109,7 @@ def elements(text: str) -> Elements:
     return Elements(text)
 
 
+@pytest.mark.slow
 def test_every_order_of_records_gives_the_same_bytes(filled: Store, text: str) -> None:
     assert page_of(filled, shuffle=1) == text
 

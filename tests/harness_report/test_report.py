@@ -53,6 +53,7 @@ def test_report_writes_every_file_and_prints_the_main_table(store: Store, tmp_pa
         Image.open(path).verify()
 
 
+@pytest.mark.slow
 def test_same_records_give_the_same_bytes(store: Store, tmp_path: Path) -> None:
     fake.fill(store, models=["vit_a"], bits=["W8A8"])
     contents = []

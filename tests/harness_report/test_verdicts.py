@@ -27,6 +27,7 @@ def at_most(rate: float, runs: int, level: float = ALPHA) -> bool:
     return rate <= level + 3.09 * (level * (1 - level) / runs) ** 0.5
 
 
+@pytest.mark.fast(seeds=3)
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_k2_methods_of_equal_accuracy_are_told_apart_at_most_as_often_as_the_level_says(seeds: int) -> None:
     """FAULTS K2 "two methods of equal expected accuracy with 5 points of spread over seeds": spreads of 0 to 10."""

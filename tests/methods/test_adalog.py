@@ -243,6 +243,7 @@ def test_every_option_gives_a_model(name, label):
     assert all(low <= 0 <= high for low, high in quantized.summary.activation_ranges.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_output_is_close_at_eight_bits_and_less_so_at_four(name):
     model = tiny_model(name)

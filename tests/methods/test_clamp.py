@@ -224,7 +224,7 @@ def test_the_layer_loss_averages_over_tokens_and_not_over_channels(make):
         assert not torch.allclose(fitness.local(segment, channels), loss, atol=1e-3)
 
 
-@pytest.mark.fast(bits="MP4.5")
+@pytest.mark.fast(bits="MP4.5", options={})
 @pytest.mark.parametrize("options", [{}, {"order": "last-to-first"}, {"output_loss": "candidate"}], ids=str)
 @pytest.mark.parametrize("bits", ["W4A6", "MP4.5"])
 def test_the_search_keeps_its_books_on_a_pyramid(bits, options):
@@ -401,6 +401,7 @@ def test_mixed_precision_stays_within_its_budget_and_uses_it(name, options):
         assert all(len(channel.unique()) <= 2**layer.bits for channel in parameters[layer.name].flatten(1))
 
 
+@pytest.mark.fast(order="last-to-first")
 @pytest.mark.parametrize("order", ["first-to-last", "last-to-first"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_change_of_widths_is_judged_by_losses_of_the_model_as_it_is(name, order, monkeypatch):

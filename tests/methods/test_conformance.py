@@ -148,7 +148,7 @@ def test_contract(name: str, network: str, scheme: str) -> None:
         assert ctx.kept is not None
 
 
-@pytest.mark.fast(name="clamp")
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", [n for n in NAMES if any(info.mixed for info in Catalog.default().resolve(n).infos)])
 def test_mixed_precision(name: str, network: str) -> None:

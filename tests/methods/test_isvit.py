@@ -169,6 +169,7 @@ def calibrated(network: str, scheme: str = "matmul", bits: str = "W3A4", seed: i
     return quantized, ctx
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_both_tuning_stages_lower_the_blocks_errors(network):
     _, ctx = calibrated(network, bits="W4A4", lr=2e-4)

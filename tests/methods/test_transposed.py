@@ -129,7 +129,7 @@ def check_channels(name: str, model: VisionModel, quantized: Any, bits: int) -> 
         assert 0.2 * float(exact.abs().max()) <= max(-low, high) <= 2.5 * float(exact.abs().max())
 
 
-@pytest.mark.fast(scheme="full")
+@pytest.mark.fast(name=["clamp", "psaq2", "noise+minmax", "noise+repq"], scheme="full")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method(name: str, scheme: str) -> None:

@@ -177,6 +177,7 @@ CALIBRATORS = {
 }
 
 
+@pytest.mark.fast(name="minmax")
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_calibrators_see_each_image_at_its_own_boxes(name, tmp_path, monkeypatch):
     model, x = dense_model("detection"), images(FIXED)
