@@ -119,7 +119,7 @@ def zoo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; arguments go to pytest: nox -s tests -- -k stats"""
+    """Run the tests; arguments go to pytest: nox -s tests -- -m "not slow" leaves out what takes long."""
     session.run(install(session), "-m", "pytest", *session.posargs)
 
 
