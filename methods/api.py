@@ -1,7 +1,7 @@
 """What plugins of other packages may import of `methods`: the shared substrate, by names that stay.
 
-Everything else in `methods` is an implementation detail and may move in any release. `docs/plugins.md` shows how these
-are used.
+Everything else in `methods` is an implementation detail and may move in any release. `docs/add-a-method.md` shows how
+these are used.
 """
 
 from __future__ import annotations

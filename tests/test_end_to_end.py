@@ -1,4 +1,4 @@
-"""The command line on the embedded suite, and the README's examples as they stand there."""
+"""The command line on the embedded suite, and the examples of README and guides as they stand there."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tasks.classification.suite import open_suite
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "add-a-method.md").read_text()
 TINY = [
     f"--option={name}.{field}={value}"
     for name, fields in {
@@ -54,12 +55,12 @@ def bench(folder: Path, *args: str, path: Path | None = None) -> subprocess.Comp
     )
 
 
-def block(language: str, number: int = 0) -> str:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)[number]
+def block(language: str, text: str) -> str:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[0]
 
 
 def test_readme_opens_with_the_two_commands():
-    assert block("").splitlines() == [
+    assert block("", README).splitlines() == [
         "python -m pip install nox && nox -s bench -- --methods clamp,psaq",
         "python -m pip install nox && nox -s tests",
     ]
@@ -113,15 +114,15 @@ def test_the_same_cell_gives_the_same_number_in_a_fresh_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readmes_plugin_runs(tmp_path):
-    code = block("python")
+def test_the_guides_plugin_runs(tmp_path):
+    code = block("python", GUIDE)
     assert len(code.splitlines()) <= 50
     package = tmp_path / "site"
     info = package / "smooth-1.0.dist-info"
     info.mkdir(parents=True)
     (package / "smooth.py").write_text(code)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smooth\nVersion: 1.0\n")
-    group, entry = block("toml").strip().splitlines()
+    group, entry = block("toml", GUIDE).strip().splitlines()
     assert group == '[project.entry-points."dfqbench.sources"]'
     (info / "entry_points.txt").write_text(f"[dfqbench.sources]\n{entry.replace(chr(34), '')}\n")
     args = ("--methods", "smooth,smooth+omse", "--models", "vit", "--bits", "W8A8", "--limit", "40", "--no-references")

@@ -1,4 +1,4 @@
-"""What the commands end with; README lists them all. 2 is a usage error, 74 an output that could not be written."""
+"""What the commands end with; docs/quickstart.md lists them all. 2: a usage error, 74: an output that was lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`check`, on the plugins of the guide as they stand there, and on plugins that break their contract."""
+"""`check`, on the plugins of the guides as they stand there, and on plugins that break their contract."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from harness.check import plugin as check_module
 from harness.check.plugin import check
 from methods import api
 
-GUIDE = Path(__file__).parents[2] / "docs" / "plugins.md"
+DOCS = Path(__file__).parents[2] / "docs"
+GUIDES = [(DOCS / name).read_text("utf-8") for name in ("add-a-method.md", "add-a-task.md")]
 
 
 @pytest.fixture
@@ -47,13 +48,20 @@ def look(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def guide(tmp_path):
-    """The guide's modules, importable."""
-    codes = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
-    for name, code in zip(("sigma", "stripes"), codes, strict=True):
+    """The guides' modules, importable."""
+    codes = [code for text in GUIDES for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    for name, code in zip(("smooth", "sigma", "stripes"), codes, strict=True):
         (tmp_path / f"{name}.py").write_text(code, "utf-8")
         sys.modules.pop(name, None)
     importlib.invalidate_caches()
     return tmp_path
+
+
+@pytest.mark.slow
+def test_the_guides_source_keeps_its_contract(look, guide):
+    fine, text = look("smooth", "sources", "smooth:SMOOTH")
+    assert fine, text
+    assert "unverified" not in text
 
 
 @pytest.mark.slow
@@ -74,11 +82,7 @@ def test_every_public_name_is_documented_and_there():
     assert sorted(api.__all__) == sorted(set(api.__all__))
     for name in api.__all__:
         assert hasattr(api, name)
-    used = {
-        part.strip()
-        for line in re.findall(r"from methods.api import (.*)", GUIDE.read_text())
-        for part in line.split(",")
-    }
+    used = {part.strip() for line in re.findall(r"from methods.api import (.*)", GUIDES[0]) for part in line.split(",")}
     assert used
     assert used <= set(api.__all__)
 
