@@ -154,6 +154,28 @@ class PluginInfo:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What reports need to know of a metric, which is always in points. `label` is how it is written out, its name if
+    left out; `unit` is what stands in brackets behind that. `secondary`: tables show it beside the primary one.
+    """
+
+    name: str
+    label: str = ""
+    unit: str = ""
+    secondary: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The metric written out, without its unit."""
+        return self.label or self.name
+
+    @property
+    def title(self) -> str:
+        """The metric written out, for an axis: `mIoU (%)`."""
+        return f"{self.shown} ({self.unit})" if self.unit else self.shown
+
+
+@dataclass(frozen=True)
 class TaskInfo:
     """One task. `target` is `module:function`, called as `function(suite, data_root=Path | None) -> Suite`;
     it raises UsageError when the suite's data cannot be used, saying what is missing. `runs_configs`: its models may be
@@ -171,16 +193,18 @@ class TaskInfo:
     resampling: str = ""
     runs_configs: bool = False
     packages: tuple[str, ...] = ()  # that its numbers depend on beyond those that its code imports
-    metrics: tuple[str, ...] = ()  # names of what its suites measure, the primary one first
+    metrics: tuple[Metric, ...] = ()  # what its suites measure, the primary one first
 
     def check(self) -> None:
         """Check what can be known without importing the task's code.
 
         Raises:
-            UsageError: no suite, or a target of another form.
+            UsageError: no suite, a target of another form, or metrics that are none.
         """
         if not self.suites:
             raise UsageError("it has no suite")
+        if not all(isinstance(metric, Metric) for metric in self.metrics):
+            raise UsageError("its metrics are not all a `harness.api.plugins.Metric`")
         for target in (self.target, *([self.resampling] if self.resampling else [])):
             _check_target(target)
 

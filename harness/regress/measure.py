@@ -52,7 +52,7 @@ def measurement(record: Record, store: Store, task: TaskInfo) -> Measurement:
         f"the gate compares {metric} of '{name_of(record.cell)}' image by image, and it is neither the share of images "
         f"that are `correct` nor what `resampling` of task '{task.name}' makes of them; take it out of the suite"
     )
-    if task.metrics and metric != task.metrics[0]:
+    if task.metrics and metric != task.metrics[0].name:
         raise wrong
     if not task.resampling:
         correct = frame["correct"].to_numpy(dtype=bool) if "correct" in frame else np.zeros(0, dtype=bool)

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from harness.catalog import metrics
 from harness.report.cross import order, split
 from harness.report.figures import seeds
-from harness.report.tables import METRICS
 from harness.report.verdicts import NONE, mark, marked
 
 SPAN = 5.0  # points that the colours of a panel cover at least, so that noise does not look like a difference
@@ -36,7 +36,7 @@ def cross_figure(frame: pd.DataFrame) -> Figure | None:
         _draw(axis, rows, norm, sources, calibrators)
         axis.set_title(f"{title}\n{seeds(rows[rows['seeds'] > 0])}", fontsize=9, loc="left")
         metric = str(rows["metric"].dropna().iloc[0])
-        figure.colorbar(axis.images[0], ax=axis, label=METRICS.get(metric, metric), shrink=0.9)
+        figure.colorbar(axis.images[0], ax=axis, label=metrics.title(metric), shrink=0.9)
     figure.supxlabel(CAPTION, fontsize=8, color="#444444")
     return figure
 

@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from harness.catalog import metrics
 from harness.report import stats
 from harness.report.frame import CONTEXT
-from harness.report.tables import METRICS, bit_order
+from harness.report.tables import bit_order
 
 # Okabe and Ito's colours for every kind of colour vision, without the yellow that vanishes on white. Markers and,
 # from the eighth method on, dashes tell the methods apart without colour too.
@@ -84,7 +85,7 @@ def _draw(axis: Axes, panel: pd.DataFrame, styles: dict[str, Style]) -> None:
         axis.axhline(value, color="black", linewidth=1, linestyle=(0, (5, 3)), zorder=0)
     metric = str(panel["metric"].iloc[0])
     axis.set(xticks=range(len(bits)), xticklabels=bits, xlim=(-0.6, len(bits) - 0.4))
-    axis.set(xlabel=BITS_LABEL, ylabel=METRICS.get(metric, metric))
+    axis.set(xlabel=BITS_LABEL, ylabel=metrics.title(metric))
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

@@ -12,9 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.api.errors import UsageError
+from harness.catalog.metrics import secondary
 from harness.identity.names import Part, parse_name, plain_name
 from harness.io.canonical import canonical_json
 from harness.io.text import visible, visible_lines
+from harness.plan.plan import REFERENCES
 from harness.report import stats
 from harness.results.record import Record
 
@@ -25,11 +27,10 @@ Outcomes = Mapping[str, Outcome]
 # What makes two numbers comparable: methods are ranked only within such a group.
 CONTEXT = ["suite", "task", "data", "limit"]
 GROUP = [*CONTEXT, "scheme", "bits"]
-SECONDARY = ("mask_ap",)  # metrics that tables show beside the primary one
 TEXTS = ("suite", "task", "data", "model", "method", "scheme", "bits", "weights", "metric", "device")
 STAGES = ("synthesize", "images", "calibrate", "search", "refresh")
+FLOOR, _ = REFERENCES  # the image source below which no method should fall
 NOT_QUANTIZING = ("load", "check", "evaluate")  # stages that every method needs alike
-FLOOR_SOURCE = "noise"  # the image source below which no method should fall; a name of display only
 
 
 def cells_frame(records: Iterable[Record], outcomes: Outcomes) -> pd.DataFrame:
@@ -75,7 +76,7 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
         "verified": record.unverified is None,  # whether what was quantized is known to be what was asked for
         "metric": record.primary_metric,
         "accuracy": record.metrics.get(record.primary_metric or "", np.nan),
-        **{name: record.metrics.get(name, np.nan) for name in SECONDARY},
+        **{name: record.metrics.get(name, np.nan) for name in secondary()},
         "per_image": isinstance(right, np.ndarray),  # accuracy is the share of images that `outcomes` has right
         "images": len(right) if right is not None else cell.limit,
         "calibration_images": _calibration_images(record),
@@ -105,7 +106,7 @@ def _row_columns() -> list[str]:
     """Columns of the frame, also when there are no records."""
     fixed = (
         "suite task data limit scheme bits model weights method options role origin trains seed status reason verified"
-        f" metric accuracy {' '.join(SECONDARY)} per_image images calibration_images seconds"
+        f" metric accuracy {' '.join(secondary())} per_image images calibration_images seconds"
         " peak_memory_mib added_memory_mib weight_mib gbops"
         " mean_weight_bits mean_layer_bits mean_activation_bits weight_sites activation_sites device key"
     )
@@ -117,7 +118,7 @@ def _role(record: Record) -> str:
         return "float"
     if record.data == "images":
         return "ceiling"
-    return "floor" if re.split(r"[\[+]", record.cell.method)[0] == FLOOR_SOURCE else "method"
+    return "floor" if re.split(r"[\[+]", record.cell.method)[0] == FLOOR else "method"
 
 
 def _calibration_images(record: Record) -> int | None:

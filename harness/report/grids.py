@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.catalog import metrics
 from harness.report import published, tables, verdicts
 from harness.report.frame import STAGES
 
@@ -92,10 +93,10 @@ def _numbers(name: str, values: pd.Series[Any], digits: int, sign: str = "") -> 
     return coded(name, [tables.number(value, digits, sign) for value in found], found, numeric=True)
 
 
-def _result_name(metrics: pd.Series[Any]) -> str:
+def _result_name(measured: pd.Series[Any]) -> str:
     """What the column of results is called: the metric, if there is one only."""
-    found = sorted(set(metrics.dropna()))
-    return tables.METRICS.get(found[0], found[0]) if len(found) == 1 else "result (points)"
+    found = sorted(set(measured.dropna()))
+    return metrics.title(found[0]) if len(found) == 1 else "result (points)"
 
 
 def _coordinates(frame: pd.DataFrame) -> list[Column]:

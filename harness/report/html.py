@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.report.files import svg as svg_of
-from harness.report.tables import BOLD, NUMERIC
+from harness.report.tables import BOLD, is_numeric
 
 PIXELS_A_POINT = 96 / 72  # SVG sizes of matplotlib are in points
 SMALLEST = 0.8  # of a figure's own size, below which it is scrolled instead of shrunk
@@ -41,7 +41,7 @@ def table(frame: pd.DataFrame, caption: str) -> Markup:
             else Markup("<td></td>")
         )
         head += Markup("<tr>{}{}</tr>\n").format(first, _headers(names, merged=level < levels - 1))
-    right = [name in NUMERIC for name in frame.columns.get_level_values(levels - 1)]
+    right = [is_numeric(name) for name in frame.columns.get_level_values(levels - 1)]
     body = Markup("").join(
         Markup("<tr><th scope=row>{}</th>{}</tr>\n").format(
             label, Markup("").join(_cell(str(text), right=r) for text, r in zip(row, right, strict=True))
@@ -65,7 +65,7 @@ def _headers(names: list[str], *, merged: bool) -> Markup:
     return Markup("").join(
         Markup("<th scope=colgroup colspan={}>{}</th>").format(span, name)
         if merged
-        else Markup("<th scope=col{}>{}</th>").format(Markup(" class=number") if name in NUMERIC else "", name)
+        else Markup("<th scope=col{}>{}</th>").format(Markup(" class=number") if is_numeric(name) else "", name)
         for name, span in cells
     )
 

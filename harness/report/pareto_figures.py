@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from harness.catalog import metrics
 from harness.report.figures import Style, amount, method_styles
 from harness.report.frame import CONTEXT
-from harness.report.tables import METRICS, bit_order
+from harness.report.tables import bit_order
 from harness.report.verdicts import checked
 
 # Column of the summary -> axis label.
@@ -50,7 +51,7 @@ def pareto_figure(summary: pd.DataFrame) -> Figure | None:
             for value in reference.unique():
                 axis.axhline(value, color="black", linewidth=1, linestyle=(0, (5, 3)), zorder=0)
             metric = str(points["metric"].iloc[0])
-            axis.set(xlabel=label, ylabel=METRICS.get(metric, metric))
+            axis.set(xlabel=label, ylabel=metrics.title(metric))
         first = points.iloc[0]
         title = f"{first['model']}, scheme {first['scheme']}, {first['suite']}\n{amount(points)}"
         axes[0].set_title(title, fontsize=10, loc="left")

@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from harness.catalog import metrics
 from harness.report.frame import CONTEXT
 from harness.report.gallery import one_precision
-from harness.report.tables import metric_name
 
 TRUTH, PREDICTION = "truth", "prediction"
 COLUMNS = 4
@@ -46,7 +46,7 @@ def prediction_figures(
                 truth = [("ground truth", own[TRUTH]) for _, own in found[:1] if TRUTH in own]
                 drawn = [*truth, *((label, own[PREDICTION]) for label, own in found)]
                 first = shown.iloc[0]
-                metric = metric_name(first["metric"])
+                metric = metrics.label(first["metric"])
                 title = (
                     f"{model}, {first['bits']}, scheme {scheme}, seed {first['seed']}; {metric} of "
                     f"{int(first['images']):,} images, of which the first {min(COLUMNS, len(drawn[0][1]))} are shown"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.catalog import metrics
 from harness.io import text as safe
 from harness.report import tables
 from harness.results.published import Published
@@ -125,7 +126,7 @@ def split(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         chosen = frame[frame["reproduced"].notna() == pairs]
         for (task, dataset, metric), rows in chosen.groupby(["task", "dataset", "metric"], sort=True):
             what = "published and reproduced" if pairs else "published only"
-            title = f"{task} on {dataset}, {tables.METRICS.get(str(metric), str(metric))}: {what}"
+            title = f"{task} on {dataset}, {metrics.title(str(metric))}: {what}"
             yield title, _table(_ordered(rows), numbers, pairs=pairs)
 
 
@@ -189,7 +190,7 @@ def latex(frame: pd.DataFrame, sentence: str) -> str:
     parts = [f"% {sentence}", *(f"% [{number}] {source}" for source, number in numbers.items())]
     for title, table in split(frame):
         own = table.set_index("method")
-        columns = "".join("r" if name in tables.NUMERIC else "l" for name in own)
+        columns = "".join("r" if tables.is_numeric(name) else "l" for name in own)
         parts.append(tables.latex_table(title, own, columns, long=True))
     return "\n".join(parts)
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.catalog.metrics import secondary
 from harness.report import stats
-from harness.report.frame import CONTEXT, GROUP, SECONDARY, STAGES, Outcome, Outcomes
+from harness.report.frame import CONTEXT, GROUP, STAGES, Outcome, Outcomes
 from harness.report.verdicts import unverified
 
 Seeds = dict[int, Outcome]  # of a method, by seed
@@ -22,7 +23,6 @@ _MEANS = [
     "added_memory_mib",
     "weight_mib",
     "gbops",
-    *SECONDARY,
     "mean_weight_bits",
     "mean_layer_bits",
     "mean_activation_bits",
@@ -31,6 +31,12 @@ _MEANS = [
     *(f"{name}_s" for name in STAGES),
     "total_s",
 ]
+
+
+def _averaged() -> list[str]:
+    """Columns of which a method's row has the mean over seeds."""
+    place = _MEANS.index("mean_weight_bits")
+    return [*_MEANS[:place], *secondary(), *_MEANS[place:]]
 
 
 def summarise(cells: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
@@ -61,7 +67,7 @@ def summarise(cells: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
 def _columns() -> list[str]:
     own = "model method role origin trains status verified metric per_image images seeds seed_list seeds_wanted"
     means = "accuracy accuracy_sd delta best"
-    return [*GROUP, *own.split(), *means.split(), *COMPARED, "p_holm", "synthesize_cached", *_MEANS]
+    return [*GROUP, *own.split(), *means.split(), *COMPARED, "p_holm", "synthesize_cached", *_averaged()]
 
 
 def _compare(cells: pd.DataFrame, reference: pd.DataFrame, outcomes: Outcomes) -> list[dict[str, Any]]:
@@ -149,5 +155,5 @@ def _average(cells: pd.DataFrame) -> dict[str, Any]:
         "accuracy": measured["accuracy"].mean(),
         "accuracy_sd": measured["accuracy"].std(ddof=1),
         "synthesize_cached": bool(measured["synthesize_cached"].any()),
-        **{name: pd.to_numeric(measured[name]).mean() for name in _MEANS},
+        **{name: pd.to_numeric(measured[name]).mean() for name in _averaged()},
     }

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from harness.catalog import metrics
 from harness.io import text as safe
 from harness.report import verdicts
-from harness.report.frame import CONTEXT, GROUP, SECONDARY
+from harness.report.frame import CONTEXT, GROUP
 from harness.report.verdicts import NOTE, UNVERIFIED_NOTE, checked, marked, sensitivity, verdict
 
 Shown = Callable[[dict[Any, Any]], str]  # from a row of a frame to what a table shows
 NONE = verdicts.NONE
 WIDTH = 120  # columns of a terminal that a table must fit
 NUMERIC = {
-    *("Δ", "mask AP", "synth. s", "calib. s", "search s", "refresh s", "total s", "peak MiB", "size MiB", "GBOPs"),
+    *("Δ", "synth. s", "calib. s", "search s", "refresh s", "total s", "peak MiB", "size MiB", "GBOPs"),
     *("W bits", "by layer", "A bits", "published", "difference"),
-}  # columns aligned right
+}  # columns aligned right, with those of secondary metrics
 # columns of costs.csv beside those of the group
 COSTS = [
     *("model", "method", "role", "origin", "seeds", "seed_list"),
@@ -29,14 +30,6 @@ COSTS = [
     *("peak_memory_mib", "added_memory_mib", "weight_mib", "gbops", "mean_weight_bits", "mean_layer_bits"),
     *("mean_activation_bits", "weight_sites", "activation_sites"),
 ]
-# How metrics are written out; others keep their names.
-METRICS = {
-    "top1": "top-1 accuracy (%)",
-    "box_ap": "box AP (%, mean over IoU 0.50 to 0.95)",
-    "mask_ap": "mask AP (%, mean over IoU 0.50 to 0.95)",
-    "miou": "mIoU (%)",
-}
-SHORT = {"mask_ap": "mask AP"}  # and in a column's title
 
 SPREAD = """\
 - **±** is the standard deviation over seeds; [2/3] means that only 2 of 3 seeds were measured: an incomplete mean.
@@ -53,9 +46,9 @@ NOTES = f"""\
 {REBUILT}"""
 
 
-def metric_name(metric: str) -> str:
-    """A metric written out, without its unit."""
-    return METRICS.get(metric, metric).partition(" (")[0]
+def is_numeric(column: Hashable) -> bool:
+    """Whether a column of that title is aligned right."""
+    return column in NUMERIC | {*map(metrics.label, metrics.secondary())}
 
 
 def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
@@ -77,7 +70,7 @@ def _floats(cells: pd.DataFrame) -> str:
     floats = cells[(cells["role"] == "float") & (cells["status"] == "ok")]
     texts = [
         f"float {row.model}: {row.accuracy:.2f}, {row.task} on {row.suite}, {row.images:,} images, "
-        f"{METRICS.get(str(row.metric), row.metric)}"
+        f"{metrics.title(str(row.metric))}"
         for row in floats.itertuples()
     ]
     return "".join(f"- {safe.markdown(text)}\n" for text in texts)
@@ -113,7 +106,7 @@ def _origins(summary: pd.DataFrame) -> str:
 def costs_latex(summary: pd.DataFrame) -> str:
     """The second table for a paper: one booktabs table per group and model."""
     return "\n".join(
-        latex_table(title, table.set_index("method"), "".join("r" if name in NUMERIC else "l" for name in table)[1:])
+        latex_table(title, table.set_index("method"), "".join("r" if is_numeric(name) else "l" for name in table)[1:])
         for title, table in _cost_tables(summary)
     )
 
@@ -188,7 +181,7 @@ def groups(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def metric(group: pd.DataFrame) -> str:
     """The end of a title: what is measured."""
     metric = next(iter(group["metric"].dropna()), None)
-    return "" if metric is None else f", {METRICS.get(metric, metric)}"
+    return "" if metric is None else f", {metrics.title(metric)}"
 
 
 def bit_order(bits: str, *, most: bool = False) -> tuple[float, ...]:
@@ -235,9 +228,9 @@ def comparison_table(group: pd.DataFrame) -> pd.DataFrame:
         "Δ": lambda row: number(row["delta"], 2, "+") if row["role"] != "float" else "",
         "vs best": significance,
     }
-    for name in SECONDARY:
+    for name in metrics.secondary():
         if group[name].notna().any():
-            columns[SHORT[name]] = partial(_secondary, name)
+            columns[metrics.label(name)] = partial(_secondary, name)
     return by_model(group, {method: labels[method] for method in order(group)}, columns, "method")
 
 
@@ -303,7 +296,7 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """The frame of strings as a Markdown table, as narrow as its cells; tabulate would widen every header by two."""
     rows = [[_bold(str(cell), safe.markdown, "**{}**") for cell in row] for row in (table.columns, *table.to_numpy())]
-    right = [str(name) in NUMERIC for name in table.columns]
+    right = [is_numeric(name) for name in table.columns]
     # The rule of a right-aligned column is a dash and a colon at least.
     widths = [max(1 + r, *map(len, column)) for r, column in zip(right, zip(*rows, strict=True), strict=True)]
     rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
@@ -344,7 +337,7 @@ def _bold(cell: str, escape: Callable[[str], str], bold: str) -> str:
 
 def latex_models(title: str, table: pd.DataFrame) -> str:
     """The table of `by_model` for a paper."""
-    return latex_table(title, table, "".join("r" if c[1] in NUMERIC else "l" for c in table.columns))
+    return latex_table(title, table, "".join("r" if is_numeric(c[1]) else "l" for c in table.columns))
 
 
 def latex_table(title: str, table: pd.DataFrame, columns: str, *, long: bool = False) -> str:

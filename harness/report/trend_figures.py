@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from harness.catalog import metrics
 from harness.report.figures import COLOURS, MARKERS
-from harness.report.tables import bit_order, metric_name
+from harness.report.tables import bit_order
 from harness.results.history import Row, changes, series
 
 PANELS_A_ROW = 3
@@ -82,7 +83,7 @@ def _draw(axis: Axes, found: Iterable[Sequence[Row]]) -> None:
             )
     for last, following in _environments(ordered):
         axis.axvline((last + following) / 2, color="#808080", linewidth=0.8, linestyle=":", zorder=0)
-    axis.set_ylabel(f"change of {metric_name(metric)}\nsince the first run (points)", fontsize=8)
+    axis.set_ylabel(f"change of {metrics.label(metric)}\nsince the first run (points)", fontsize=8)
     axis.margins(x=0.1, y=0.25)
     low, high = axis.get_ylim()
     axis.set_ylim(min(low, -SMALLEST), max(high, SMALLEST))

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING
 
 from harness.api.errors import UsageError, first_line
 from harness.api.plugins import import_target
+from harness.catalog.catalog import Catalog
+from harness.catalog.metrics import secondary
 from harness.results.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SECONDARY = ("mask_ap",)  # metrics that tables show beside the primary one
 SLACK = 1e-4  # points between a metric and what its outcomes give; single images are 0.001 points and more
 _SEEDS = range(2**63)
 
 
 def resampling_of(task: str) -> str | None:
     """What the task says of its metric, see `TaskInfo.resampling`; None if its plugin is not here."""
-    from harness.catalog.catalog import Catalog
-
     with suppress(UsageError):
         return Catalog.default().tasks.get(task).resampling
     return None
@@ -52,7 +51,7 @@ def _wrong_metrics(record: Record) -> str | None:
     primary = record.primary_metric
     if primary is None or primary not in record.metrics:
         return f"ranks by '{primary}', which is none of its metrics"
-    for name in (primary, *SECONDARY):
+    for name in (primary, *secondary()):
         value = record.metrics.get(name, 0.0)
         if not -SLACK <= value <= 100 + SLACK:
             return f"has {name} {value:g}, which lies outside of 0 to 100 points"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.api.plugins import TaskInfo
+from harness.api.plugins import Metric, TaskInfo
 from tasks.models.families import families
 
 INFO = TaskInfo(
@@ -15,7 +15,7 @@ INFO = TaskInfo(
         "tiny": "tiny networks with random weights and random images, to check plugins; its numbers mean nothing",
     },
     target="tasks.classification.suite:open_suite",
-    metrics=("top1",),
+    metrics=(Metric("top1", "top-1 accuracy", "%"),),
     models={
         "vit": "embedded: VisionTransformer, 6 blocks of width 128, patch 4, 1x32x32 input; cifar10: 12 blocks, "
         "convolutional stem, no class token, 3x32x32 input",

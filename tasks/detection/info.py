@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from harness.api.plugins import TaskInfo
+from harness.api.plugins import Metric, TaskInfo
+
+_AP = "%, mean over IoU 0.50 to 0.95"
 
 INFO = TaskInfo(
     name="detection",
@@ -20,7 +22,7 @@ INFO = TaskInfo(
         "NAME@random": "any suite: any of these with random weights (fixed seed), to try things out",
     },
     runs_configs=True,
-    metrics=("box_ap", "mask_ap"),
+    metrics=(Metric("box_ap", "box AP", _AP), Metric("mask_ap", "mask AP", _AP, secondary=True)),
     resampling="tasks.metrics.average_precision:average_precision_of",
     packages=("mmcv", "mmcv-lite"),  # what mmdet and mmsegmentation are built on
 )

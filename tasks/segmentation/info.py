@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.api.plugins import TaskInfo
+from harness.api.plugins import Metric, TaskInfo
 
 INFO = TaskInfo(
     name="segmentation",
@@ -20,7 +20,7 @@ INFO = TaskInfo(
         "mmseg:CONFIG@FILE": "any suite: the model of any mmseg config (.json, .yaml, .toml; .py with --trust-configs)",
     },
     runs_configs=True,
-    metrics=("miou",),
+    metrics=(Metric("miou", "mIoU", "%"),),
     resampling="tasks.metrics.mean_iou:mean_iou_of",
     packages=("mmcv", "mmcv-lite"),  # what mmdet and mmsegmentation are built on
 )

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from harness.api.errors import UsageError
+from harness.api.plugins import Metric
 from harness.catalog.catalog import Catalog
 from harness.plan.plan import Planned
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, write_baseline
@@ -231,7 +232,7 @@ def test_a_dense_record_is_measured_as_its_task_says(toy_cell, store):
     assert (found.outcomes.digests == measured(cell, frame).outcomes.digests).all()
     assert set(found.facts) == {"resamples"}
     with pytest.raises(UsageError, match="neither the share of images"):
-        measurement(record, store, replace(info, metrics=("box_ap",)))
+        measurement(record, store, replace(info, metrics=(Metric("box_ap"),)))
 
 
 def test_the_committed_dense_suite_says_what_it_tolerates():
@@ -247,7 +248,7 @@ def test_the_committed_dense_suite_says_what_it_tolerates():
 
 def test_built_in_tasks_know_their_metrics():
     assert {
-        task.name: task.metrics[0] for task in map(Catalog.default().tasks.get, ("classification", "detection"))
+        task.name: task.metrics[0].name for task in map(Catalog.default().tasks.get, ("classification", "detection"))
     } == {
         "classification": "top1",
         "detection": "box_ap",

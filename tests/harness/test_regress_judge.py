@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from harness.api.errors import UsageError
-from harness.api.plugins import TaskInfo
+from harness.api.plugins import Metric, TaskInfo
 from harness.plan.plan import Planned
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, renewed, write_baseline
 from harness.regress.environment import Environment, differences, flags_in, sentence
@@ -333,7 +333,7 @@ def task(resampling: str = "", metrics: tuple[str, ...] = ()) -> TaskInfo:
         (({"score": [0.5, 0.6]}, 55.0), task(), UNPAIRED),
         (({"correct": [True, False]}, 51.0), task(), "says ap 51.0000, but its outcomes give 50.0000 points"),
         (({"correct": []}, 0.0), task(), "has outcomes of no image"),
-        (({"correct": [True, False]}, 50.0), task(metrics=("top1",)), UNPAIRED),
+        (({"correct": [True, False]}, 50.0), task(metrics=(Metric("top1"),)), UNPAIRED),
         (({"confusion": [[3, 1, 0, 4]]}, 70.0), task("tasks.metrics.mean_iou:mean_iou_of"), UNPAIRED),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from harness.api.plugins import ExecutorInfo, Options, PluginInfo, TaskInfo
+from harness.api.plugins import ExecutorInfo, Metric, Options, PluginInfo, TaskInfo
 
 
 class NoiseOptions(Options):
@@ -96,5 +96,6 @@ TASK = TaskInfo(
     summary="random images",
     suites={"toy": "the only one"},
     target="dfq_toy_suite:open_suite",
+    metrics=(Metric("top1"), Metric("sharpness", secondary=True)),
     models={"tiny": "a linear layer", "tiny2": "another"},
 )
