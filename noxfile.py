@@ -140,7 +140,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """Check types with mypy, strictly on harness/."""
+    """Check types with mypy, strictly on harness/ and methods/."""
     session.run(install(session), "-m", "mypy", *session.posargs)
 
 

@@ -211,7 +211,9 @@ class QuantizedModel(Protocol):
     result.
     """
 
-    summary: QuantSummary
+    @property
+    def summary(self) -> QuantSummary:
+        """What was quantized, and to how many bits; an attribute will do."""
 
     def __call__(self, images: Tensor, **more: Any) -> Any:
         """Output of the quantized network, whose `forward` gets what a suite gives beside images (detection: the

@@ -257,7 +257,8 @@ class _Watch:
         self._expected = expected
         self._stated = stated
         self._net = net
-        self._values, self._slices = sample or (None, None)
+        self._values = None if sample is None else sample[0]
+        self._slices = None if sample is None else sample[1]
         self._network = _Network(net, expected.graph.by_key.keys(), self._ran)
         self._lowest = LowestLevel(lambda *_: None)
         self._given: list[Any] = []  # what the network gave back, call by call
@@ -298,7 +299,8 @@ class _Watch:
 
     def unseen(self) -> list[str]:
         """Sites whose operations did not run."""
-        needed = [site.op for site in (*self._expected.sites.weights, *self._expected.sites.activations)]
+        sites = self._expected.sites
+        needed = [*(site.op for site in sites.weights), *(site.op for site in sites.activations)]
         return [str(key) for key in dict.fromkeys(needed) if key not in self._seen]
 
     def check_whole(self, output: Any) -> None:

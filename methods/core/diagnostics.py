@@ -117,7 +117,8 @@ def _entropy(counts: Tensor, patches: int) -> Tensor:
     kernel = torch.exp(-0.5 * (offsets / BANDWIDTH) ** 2) / (BANDWIDTH * math.sqrt(2 * math.pi))
     smooth = functional.conv1d(counts[:, None], kernel[None, None], padding=2 * reach)[:, 0]
     density = smooth / counts.sum(1, keepdim=True)
-    return torch.special.entr(density).sum(1).mean() * step
+    entropy: Tensor = torch.special.entr(density).sum(1).mean() * step
+    return entropy
 
 
 def _adjacent(features: Tensor) -> Tensor:

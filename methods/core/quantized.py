@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.api.contracts import Grid, LayerSummary, QuantSummary
-from methods.core.graph.intercept import Interceptor, OpKey
+from methods.core.graph.intercept import Interceptor, OpKey, Transform
 from methods.core.graph.sites import Sites
 from methods.core.numerics.granularity import PerBlock, PerGroup
 from methods.core.numerics.quantizers import Quantizer, Uniform
@@ -38,7 +38,7 @@ class Quantized:
         self,
         net: nn.Module,
         sites: Sites,
-        weights: Mapping[str, Uniform],
+        weights: Mapping[str, Transform],
         activations: Mapping[tuple[OpKey, int], Quantizer] | None,
     ) -> None:
         missing = [str(s) for s in sites.weights if s.parameter not in weights]
@@ -56,10 +56,21 @@ class Quantized:
             self.set_weight(site.parameter, self.weights[site.parameter])
 
     @torch.no_grad()
-    def set_weight(self, name: str, quantizer: Uniform) -> None:
+    def set_weight(self, name: str, quantizer: Transform) -> None:
         """Round the float weight `name` with `quantizer` from now on."""
         self.weights[name] = quantizer
         self._own[name].copy_(quantizer(self._float[name].detach()))
+
+    def grid(self, name: str) -> Uniform:
+        """The quantizer of the weight `name`, where it is a uniform one.
+
+        Raises:
+            TypeError: it is of another kind.
+        """
+        quantizer = self.weights[name]
+        if not isinstance(quantizer, Uniform):
+            raise TypeError(f"weight '{name}' has a {type(quantizer).__name__}, which is not a uniform quantizer")
+        return quantizer
 
     def set_activations(self, quantizers: Mapping[tuple[OpKey, int], Quantizer]) -> None:
         """Replace all activation quantizers."""

@@ -18,7 +18,7 @@ SHIFTS = (0.0, 0.16997124254703522, 0.27846454276107380)
 
 def table(bits: int) -> Tensor:
     """T (37,): 2^(-j / 37) rounded to multiples of 1 / (2^(bits + 1) - 2), as the integer form stores it."""
-    steps = 2 ** (bits + 1) - 2
+    steps = (1 << (bits + 1)) - 2
     return (torch.exp2(-torch.arange(RESOLUTION, dtype=torch.float64) / RESOLUTION) * steps).round() / steps
 
 

@@ -47,7 +47,8 @@ def activation_regression(weight: Tensor, moments: Moments, ridge: float) -> Ten
 
     ΔWᵀ = (Σ x̄ x̄ᵀ + λ I)⁻¹ Σ x̄ (y - W x̄ - b)ᵀ with y = W x + b, so that the last factor is (x - x̄)ᵀ Wᵀ.
     """
-    return weight + torch.linalg.solve(_damped(moments.second, ridge), moments.cross @ weight.T).T
+    change: Tensor = torch.linalg.solve(_damped(moments.second, ridge), moments.cross @ weight.T).T
+    return weight + change
 
 
 def weight_regression(

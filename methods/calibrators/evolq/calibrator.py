@@ -54,7 +54,8 @@ class EvolQ:
         quantized = FqVit(o).calibrate(model, images, spec=spec, scheme=scheme, ctx=ctx)
         assert isinstance(quantized, Quantized)
         if o.moments:
-            for name, q in dict(quantized.weights).items():
+            for name in list(quantized.weights):
+                q = quantized.grid(name)
                 quantized.set_weight(name, MomentMatched(q.scale, q.zero_point, q.qmin, q.qmax, q.granularity))
         graph = trace(model)
         blocks = find_blocks(graph)
@@ -135,12 +136,12 @@ def searched_layers(graph: Trace, block: Block, *, whole: bool) -> list[str]:
 
 def scales_of(quantized: Quantized, names: Sequence[str]) -> Tensor:
     """Scales of all output channels of the weights `names`, one after another."""
-    return torch.cat([quantized.weights[name].scale for name in names])
+    return torch.cat([quantized.grid(name).scale for name in names])
 
 
 def set_scales(quantized: Quantized, names: Sequence[str], scales: Tensor) -> None:
     """Round the weights `names` with `scales`, in the order of `scales_of`; zero points stay."""
-    quantizers = [quantized.weights[name] for name in names]
+    quantizers = [quantized.grid(name) for name in names]
     parts = scales.split([len(quantizer.scale) for quantizer in quantizers])
     for name, quantizer, part in zip(names, quantizers, parts, strict=True):
         quantized.set_weight(name, replace(quantizer, scale=part))

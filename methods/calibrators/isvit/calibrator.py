@@ -76,7 +76,7 @@ class Isvit:
 
         net = model.net
         if o.smooth:
-            tuned = Quantized(net, sites, unrounded(dict(net.named_parameters())), activations)  # type: ignore[arg-type]
+            tuned = Quantized(net, sites, unrounded(dict(net.named_parameters())), activations)
             engine = Engine(model, graph, tuned, images, ctx)
             engine.run(self._phase(steps, "float", "float"))
             engine.report("stage-1")

@@ -49,8 +49,12 @@ class NoisyQuant:
         weights = weight_quantizers(model, sites, symmetric=o.weights == "symmetric")
         quantizers: dict[Point, Quantizer] = dict(activation_quantizers(sites, observers))
         parameters = dict(model.net.named_parameters())
-        layers = {site.point: graph.by_key[site.op].weight for site in sites.activations if site.op.kind == "linear"}
-        linear = [site for site in sites.activations if layers.get(site.point) is not None]
+        layers = {
+            site.point: name
+            for site in sites.activations
+            if site.op.kind == "linear" and (name := graph.by_key[site.op].weight) is not None
+        }
+        linear = [site for site in sites.activations if site.point in layers]
         rows = _rows(model, images, linear, count=o.rows, batch=o.batch, generator=ctx.generator("noisyquant-rows"))
         generator = ctx.generator("noisy-bias")
         denoise: dict[OpKey, Denoise] = {}

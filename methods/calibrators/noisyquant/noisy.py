@@ -106,7 +106,7 @@ class NoisySearch:
         part = at_once(self.x.device, values)
         found = []
         for s, z, noise in zip(*(v.split(part) for v in (scale, zero_point, noises)), strict=True):
-            values = fake_quantize_(self.x + noise, s, quantizers.qmin - z, quantizers.qmax - z)
-            output = values.sub_(noise) @ self.rounded.T
+            quantized = fake_quantize_(self.x + noise, s, quantizers.qmin - z, quantizers.qmax - z)
+            output = quantized.sub_(noise) @ self.rounded.T
             found.append(output.sub_(target).square_().mean((1, 2)))
         return torch.cat(found)

@@ -9,7 +9,7 @@ mmsegmentation models need no code of their own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -24,11 +24,11 @@ class OpKey(NamedTuple):
 
     module: str
     kind: str
-    index: int
+    number: int
 
     def __str__(self) -> str:
         """`blocks.0.attn/matmul.1`."""
-        return f"{self.module or 'model'}/{self.kind}.{self.index}"
+        return f"{self.module or 'model'}/{self.kind}.{self.number}"
 
 
 class UnsupportedNetworkError(RuntimeError):
@@ -77,11 +77,11 @@ class KeyedMode(TorchFunctionMode):
         for name, module in self._net.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(name)))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch's modes have no types
         return self
 
     def __exit__(self, *exc: object) -> None:
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -158,7 +158,7 @@ class Interceptor(KeyedMode):
     def __init__(
         self,
         net: nn.Module,
-        transforms: dict[tuple[OpKey, int], Transform],
+        transforms: Mapping[tuple[OpKey, int], Transform],
         *,
         replay: dict[OpKey, Tensor] | None = None,
         record: dict[OpKey, Tensor | None] | None = None,
@@ -168,7 +168,7 @@ class Interceptor(KeyedMode):
         super().__init__(net)
         self._traced = traced
         self.instead = instead or {}
-        self.transforms = transforms
+        self.transforms = dict(transforms)
         self.replay = replay or {}
         self.record = record
 
@@ -193,7 +193,8 @@ class Interceptor(KeyedMode):
             first = self._apply(key, 0, args[0] if target is None else args[0].clone())
             second = (self._apply(key, 1, args[1]),) if count == 2 else ()
             args = (first if target is None else first.clone(), *second, *args[count:])
-        result = self._apply(key, OUTPUT, self.instead.get(key, func)(*args, **kwargs))
+        compute: Callable[..., Any] = self.instead.get(key, func)
+        result = self._apply(key, OUTPUT, compute(*args, **kwargs))
         if self.record is not None:
             # A module that runs several times (a head on every level of a pyramid) has one key for all its runs.
             # A copy, since the network may add to the result in place.

@@ -23,7 +23,7 @@ class LowestLevel(TorchDispatchMode):
     """
 
     def __init__(self, unseen: Callable[[str, tuple[Any, ...], Any], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's modes have no types
         self.macs = 0
         self.seen = False  # a Python function that was seen is running
         self._unseen = unseen

@@ -142,7 +142,7 @@ def operands(kind: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
 def positional(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same call with operands and weight as positional arguments, by which operations are told."""
     second = ("mat2" if "mat2" in kwargs else "other") if kind in BINARY else "weight" if kind in LAYERS else None
-    names = ("tensors",) if kind == "cat" else ("input", second)
+    names = ("tensors",) if kind == "cat" else ("input",) if second is None else ("input", second)
     moved = list(takewhile(kwargs.__contains__, names[len(args) :]))
     left = {name: value for name, value in kwargs.items() if name not in moved}
     return (*args, *(kwargs[name] for name in moved)), left

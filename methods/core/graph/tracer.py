@@ -88,12 +88,12 @@ class Tracer(KeyedMode):
         self._mark(images, self._value(_INPUT))
 
     def __enter__(self) -> Self:
-        self._lowest.__enter__()
+        self._lowest.__enter__()  # type: ignore[no-untyped-call]  # torch's modes have no types
         return super().__enter__()
 
     def __exit__(self, *exc: object) -> None:
         super().__exit__(*exc)
-        self._lowest.__exit__(*exc)
+        self._lowest.__exit__(*exc)  # type: ignore[no-untyped-call]
         if self._out_of_sight is not None and exc[0] is None:
             raise self._out_of_sight
 

@@ -56,7 +56,7 @@ class FqVit:
         return IntegerQuantized(model.net, sites, weights, quantizers, instead=instead)
 
     def _powers(self, bits: int) -> int:
-        return 2**bits - (self.options.log_codes == "2^b")
+        return (1 << bits) - (self.options.log_codes == "2^b")
 
     def _observer(self) -> Callable[[], Observer]:
         o = self.options

@@ -33,7 +33,8 @@ class Linear:
 
     def output(self, factors: tuple[Tensor, ...]) -> Tensor:
         """See `Operation`."""
-        return functional.linear(*factors, self.bias)
+        x, weight = factors
+        return functional.linear(x, weight, self.bias)
 
     def candidates(self, which: int, candidates: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
         """See `Operation`. Weights stand side by side in one product."""
@@ -41,7 +42,8 @@ class Linear:
             return functional.linear(candidates, factors[1], self.bias)
         k = len(candidates)
         bias = None if self.bias is None else self.bias.repeat(k)
-        return functional.linear(factors[0], candidates.flatten(0, 1), bias).unflatten(-1, (k, -1)).movedim(-2, 0)
+        side_by_side = functional.linear(factors[0], candidates.flatten(0, 1), bias)
+        return torch.unflatten(side_by_side, -1, (k, -1)).movedim(-2, 0)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Convolution:
     def candidates(self, which: int, candidates: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
         """See `Operation`. One call per candidate for weights, since they may be grouped; convolutions are few."""
         if which == 0:
-            return self.output((candidates.flatten(0, 1), factors[1])).unflatten(0, (len(candidates), -1))
+            return torch.unflatten(self.output((candidates.flatten(0, 1), factors[1])), 0, (len(candidates), -1))
         return torch.stack([self.output((factors[0], weight)) for weight in candidates])
 
 

@@ -82,12 +82,12 @@ class TwinGelu:
     @property
     def low(self) -> Tensor:
         """Smallest representable value."""
-        return -(2 ** (self.bits - 1)) * self.negative
+        return -(1 << (self.bits - 1)) * self.negative
 
     @property
     def high(self) -> Tensor:
         """Largest representable value."""
-        return (2 ** (self.bits - 1) - 1) * self.positive
+        return ((1 << (self.bits - 1)) - 1) * self.positive
 
 
 def twin_gelu(x: Tensor, negative: Tensor, positive: Tensor, bits: int) -> Tensor:

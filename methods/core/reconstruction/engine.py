@@ -116,7 +116,7 @@ class Engine:
         self._model = model
         self._graph = graph
         self._quantized = quantized
-        self._grids = dict(quantized.weights)  # as they start
+        self._grids = {name: q for name, q in quantized.weights.items() if isinstance(q, Uniform)}  # as they start
         self._images = images
         self._ctx = ctx
         self._float = dict(model.net.named_parameters()) if weights is None else weights

@@ -57,7 +57,7 @@ def low_rank_error(difference: Tensor, rows: Tensor, gradients: Tensor, form: st
     """
     inner = rows @ (rows if form == "code" else gradients).T
     # Rows differ little between refreshes, so that the matrix is close to singular.
-    inverse = torch.linalg.pinv((inner + inner.T) / 2, rtol=1e-5, hermitian=True)
+    inverse: Tensor = torch.linalg.pinv((inner + inner.T) / 2, rtol=1e-5, hermitian=True)
     a = difference @ gradients.T
     return ((a @ inverse) * a).sum(1).mean()
 

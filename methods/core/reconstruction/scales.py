@@ -66,7 +66,7 @@ class Scales:
             low, high = base.qmin - zero, base.qmax - zero
 
             def transform(x: Tensor) -> Tensor:
-                rounded = StraightThrough.apply(x, self._now[point], low, high)
+                rounded: Tensor = StraightThrough.apply(x, self._now[point], low, high)
                 if self.dropping and self._drop:
                     return mixed(rounded, x, self._drop, self._generator)
                 return rounded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,7 +85,8 @@ def learned(how: str | None, weights: Mapping[str, Tensor], grids: Mapping[str, 
         return {}
     if how == "float":
         return {name: TunedFloat(weight) for name, weight in weights.items()}
-    make = {"rounding": SoftRounding, "codes": TunedCodes}[how]
+    makers: dict[str, Callable[[Tensor, Uniform], Learned]] = {"rounding": SoftRounding, "codes": TunedCodes}
+    make = makers[how]
     return {name: make(weight, grids[name]) for name, weight in weights.items()}
 
 

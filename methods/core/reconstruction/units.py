@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -92,8 +92,8 @@ class SegmentUnit:
         return tensors(self._walk.run(self.segment, inputs, numbers))
 
     @torch.no_grad()
-    def points(self, transforms: Mapping[Point, Transform]) -> list[Point]:
-        """Those of `transforms` that run within the segment (and before it, where it is a gap)."""
+    def points(self, among: Iterable[Point]) -> list[Point]:
+        """Those of them that run within the segment (and before it, where it is a gap)."""
         met: dict[Point, None] = {}
 
         def watch(point: Point) -> Transform:
@@ -103,7 +103,7 @@ class SegmentUnit:
 
             return transform
 
-        with Interceptor(self._walk.net, {point: watch(point) for point in transforms}):
+        with Interceptor(self._walk.net, {point: watch(point) for point in among}):
             self.outputs([x[:1].clone() for x in self.inputs], self._walk.numbers[:1])
         return list(met)
 
@@ -132,7 +132,8 @@ class LayerUnit:
         graph: Trace,
         transforms: Mapping[Point, Transform],
     ) -> None:
-        self.name, self.names, self._key = site.parameter, (site.parameter,), site.op
+        self.name, self._key = site.parameter, site.op
+        self.names: tuple[str, ...] = (site.parameter,)
         self._weight = dict(quants.net.named_parameters())[site.parameter]
         batched = graph.by_key[site.op].batched
         before = _watch(

@@ -91,8 +91,8 @@ class Walk:
             with replaced(self._modules[: segment.index], outputs):
                 images.through(self.net)
 
-        (first, *args), kwargs = first_arguments(self._modules[segment.index], from_images)
-        self._rest[segment.index] = tuple(args), kwargs
+        (first, *others), kwargs = first_arguments(self._modules[segment.index], from_images)
+        self._rest[segment.index] = tuple(others), kwargs
         return first
 
     def finish(self, segment: Segment, output: Any, images: ImageSet, outputs: Sequence[Tensor]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -133,7 +133,10 @@ def merge(
     channels: Uniform, reduction: Literal["mean", "median"] = "mean", *, round_zero_point: bool = True
 ) -> Uniform | FractionalZero:
     """One quantizer for a LayerNorm's output from its channels', whose scales and zero points are (c,)."""
-    reduce: Callable[[Tensor], Tensor] = {"mean": torch.mean, "median": torch.median}[reduction]
+
+    def reduce(values: Tensor) -> Tensor:
+        return values.mean() if reduction == "mean" else values.median()
+
     scale = reduce(channels.scale)
     # Any zero point would do, since LayerNorm's shift makes up for it; within the codes, 0 can be represented.
     zero = reduce(channels.zero_point.double()).clamp(0, channels.qmax)

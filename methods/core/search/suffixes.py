@@ -180,7 +180,7 @@ def _side_by_side(kind: str, weights: Tensor, alike: bool) -> Callable[..., Tens
         every = None if bias is None else bias.repeat(k)
         y = function(x[:rows], weights.flatten(0, 1), every, *args, **kwargs)
         axis = 1 if weight.dim() > 2 else y.dim() - 1
-        return y.unflatten(axis, (k, out)).movedim(axis, 0).flatten(0, 1)
+        return torch.unflatten(y, axis, (k, out)).movedim(axis, 0).flatten(0, 1)
 
     return apply
 

@@ -107,7 +107,8 @@ def total_variation(images: Tensor) -> Tensor:
     down = images[..., 1:, :] - images[..., :-1, :]
     falling = images[..., 1:, 1:] - images[..., :-1, :-1]
     rising = images[..., :-1, 1:] - images[..., 1:, :-1]
-    return right.norm() + down.norm() + falling.norm() + rising.norm()
+    total: Tensor = right.norm() + down.norm() + falling.norm() + rising.norm()
+    return total
 
 
 def variation_loss(images: Tensor, target: float) -> Tensor:

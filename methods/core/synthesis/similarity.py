@@ -42,7 +42,7 @@ class _GaussianDensity(torch.autograd.Function):
         return torch.stack([_kernel(samples, x, bandwidth).mean(1) * norm for x in grid], dim=1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         samples, grid = ctx.saved_tensors
         factor = 1.0 / (ctx.bandwidth**3 * math.sqrt(2.0 * math.pi) * samples.shape[1])
         total = torch.zeros_like(samples)

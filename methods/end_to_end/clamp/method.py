@@ -14,6 +14,7 @@ from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
 from methods.end_to_end.clamp.info import ClampOptions
 from methods.sources.clamp.info import INFO as SOURCE
+from methods.sources.clamp.info import SynthesisStage
 from methods.sources.clamp.source import ClampImages, Stage1
 
 
@@ -40,7 +41,7 @@ class Clamp:
         graph = trace(model)
         stage1 = Stage1(model, graph, o, ctx)
         # The source's own options and identity, so that `clamp` and `clamp+minmax` share their images.
-        options = SOURCE.options(**{k: v for k, v in o.model_dump().items() if k in SOURCE.options.model_fields})
+        options = SynthesisStage(**{k: v for k, v in o.model_dump().items() if k in SynthesisStage.model_fields})
         sites = find_sites(graph, scheme, spec, softmax_bits=o.softmax_bits)
         images = images_of(
             SOURCE,

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.api.contracts import CalibrationData, RunContext, VisionModel
 from harness.api.spec import MAX_BITS, BitSpec
 from methods.core.calibrate import weight_quantizers
-from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, tap_transforms
+from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, Transform, tap_transforms
 from methods.core.graph.outputs import tensor_pairs
 from methods.core.graph.sites import Sites, find_sites
 from methods.core.graph.structure import find_blocks, patch_grid, to_grid
@@ -119,13 +119,17 @@ class Stage1:
         with_taps = {**tap_transforms(self._taps, found)}
         for point, quantizer in (quantized.activations or {}).items():
             tap = with_taps.get(point)
-            with_taps[point] = quantizer if tap is None else lambda x, q=quantizer, t=tap: t(q(x))
+            with_taps[point] = quantizer if tap is None else _both(quantizer, tap)
 
         def run(batch: Tensor) -> Any:
             with torch.set_grad_enabled(self._options.gradient != "float"), Interceptor(quantized.net, with_taps):
                 return quantized.net(batch)
 
         return run
+
+
+def _both(first: Transform, second: Transform) -> Transform:
+    return lambda x: second(first(x))
 
 
 class ClampImages:

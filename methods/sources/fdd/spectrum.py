@@ -13,7 +13,7 @@ def band_mask(height: int, width: int, low: float, high: float) -> Tensor:
     its corners reach to the root of 2 (FDD, its code's masks).
     """
     rows, columns = torch.fft.fftfreq(height) * 2, torch.fft.fftfreq(width) * 2
-    radius = (rows[:, None].square() + columns.square()).sqrt()
+    radius: Tensor = (rows[:, None].square() + columns.square()).sqrt()
     return ((radius >= low) & (radius <= high)).float()
 
 
@@ -25,5 +25,5 @@ def filtered(images: Tensor, mask: Tensor, black: Tensor, white: Tensor) -> Tens
     """
     pixels = (images - black) / (white - black)
     # The mask is symmetric, so what is left is real up to rounding.
-    left = torch.fft.ifft2(torch.fft.fft2(pixels) * mask).real.abs()
+    left: Tensor = torch.fft.ifft2(torch.fft.fft2(pixels) * mask).real.abs()
     return black + left * (white - black)
