@@ -1,1 +1,4 @@
-"""Quantization methods, image sources and calibrators, one plugin per file or folder."""
+"""Image sources, calibrators and end-to-end methods: one folder per plugin, named as the plugin is.
+
+All stand on `core`; `api` is what plugins of other packages may import, and `catalog` lists the built-in ones.
+"""

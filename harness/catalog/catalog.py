@@ -228,8 +228,8 @@ class Catalog:
                     f"--option names '{name}', which no method of this run uses; {closest(name, used)}"
                     f"used: {', '.join(used) or 'none'}"
                 )
-        # A method and a source may share a name: each takes the options that it has. What none of them has is left to
-        # the first to complain about.
+        # A method and a source may share a name: each takes the options that it has. An option that none of them has
+        # goes to the first, which refuses it.
         known = {name: {f for i in infos if i.name == name for f in i.options.model_fields} for name in overrides}
         resolved: dict[str, ResolvedMethod] = {}
         for text, parts in found.items():

@@ -181,7 +181,7 @@ def _targets(module: str, path: Path) -> dict[str, str]:
 
 @cache
 def _tree(path: Path) -> ast.Module | None:
-    """The parsed source; None if it is none, as that of an extension in C."""
+    """The parsed source; None if there is no source, as for an extension in C."""
     if path.suffix != ".py":
         return None
     try:

@@ -86,7 +86,7 @@ def split_outside_brackets(text: str) -> list[str]:
 
 
 def _expanded(text: str) -> list[str]:
-    """The crosses of a product, source by source; `text` itself if it is none."""
+    """The crosses of a product, source by source; `text` itself if it is not one."""
     factors = _cut(text, "+") or [text]
     if not any(map(_has_braces, factors)):
         return [text]

@@ -76,7 +76,7 @@ def _without(options: Mapping[str, Any], changed: set[tuple[str, str]]) -> str:
 def ablations(
     cells: pd.DataFrame, summary: pd.DataFrame, outcomes: Outcomes, names: Mapping[str, str], labels: Labels
 ) -> pd.DataFrame:
-    """One row a base or variant, model and group that has both; in the order of the tables.
+    """One row per base or variant, model and group that has both; in the order of the tables.
 
     `delta` is the difference to the base, `p_holm` is adjusted over a group's comparisons, all models together.
     """

@@ -21,7 +21,7 @@ NOTES = (
 
 
 def conflict_frame(conflicts: Iterable[Conflict]) -> pd.DataFrame:
-    """Two rows a conflict, as text: the kept record, then the other one."""
+    """Two rows per conflict, as text: the kept record, then the other one."""
     rows = []
     shown: set[str] = set()
     for conflict in conflicts:

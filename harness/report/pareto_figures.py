@@ -34,7 +34,7 @@ def front(cost: NDArray[np.float64], accuracy: NDArray[np.float64]) -> NDArray[n
 
 
 def pareto_figure(summary: pd.DataFrame) -> Figure | None:
-    """Accuracy of one model against both costs, a row of panels a suite and scheme; None without a cost."""
+    """Accuracy of one model against both costs, a row of panels per suite and scheme; None without a cost."""
     measured = summary[summary["status"] == "ok"]
     known = measured[(measured["role"] != "float") & measured[list(COSTS)].notna().any(axis=1)]
     if known.empty:

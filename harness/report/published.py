@@ -51,7 +51,7 @@ def measured(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(published: Published, means: pd.DataFrame) -> pd.DataFrame:
-    """Every published number with its counterparts from `measured`: a row a pair, or a row without a counterpart."""
+    """Every published number with its counterparts from `measured`: a row per pair, or one without a counterpart."""
     names = published.names
     by_place: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
     # Neither floor nor ceiling here: calibrated on real images is what most of the published methods are.
@@ -196,5 +196,5 @@ def latex(frame: pd.DataFrame, sentence: str) -> str:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """The same at full precision, a row a pair or a published number alone."""
+    """The same at full precision, a row per pair or a published number alone."""
     return tables.csv(frame)

@@ -62,7 +62,7 @@ class Store:
 
     def records(self) -> list[Record]:
         """All records that agree with themselves, in order of their keys. Whether their outcomes agree as well is
-        `complete`'s to say.
+        for `complete` to decide.
 
         Versions until 0.1 counted brackets in a method's name as part of a cell's key; their records keep the key that
         they have, `record.cell.key` is that of today. One whose cell has a record of today is left out.
@@ -191,8 +191,8 @@ class Store:
         return self.folder / "conflicts"
 
     def conflicts(self, own: Iterable[Record] | None = None) -> list[Conflict]:
-        """Records that were set aside since they contradict those of this folder, in order of their keys. One that
-        agrees by now with what this folder has is not among them, nor is one that cannot be used.
+        """Records that were set aside since they contradict those of this folder, in order of their keys. Left out
+        are those that agree with the folder's present records, and those that cannot be used.
 
         Args:
             own: This folder's records, if they are at hand.
@@ -360,7 +360,7 @@ def _parsed(content: bytes, key: str) -> Record:
     """The record in the bytes of a file that is named after `key`.
 
     Raises:
-        ValueError: it is none, or has a flaw; the message says which, in words that follow its name.
+        ValueError: it is not one, or has a flaw; the message says which, in words that follow its name.
     """
     try:
         document = pydantic_core.from_json(content, allow_inf_nan=False)

@@ -79,7 +79,7 @@ class ImageCache:
         from safetensors.torch import save_file
 
         if not bool(made.images.isfinite().all()):
-            return  # whoever uses them says so
+            return  # whoever uses them warns
         tensors = {_IMAGES: made.images} | {f"{_SNAPSHOT}{step}": kept for step, kept in made.snapshots.items()}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         left = made.left.model_dump_json()

@@ -46,7 +46,7 @@ class NoticeLog:
 
 @contextmanager
 def noticed() -> Iterator[NoticeLog]:
-    """Log the warnings that are raised inside, each time and not, as by default, once a place in the code.
+    """Log the warnings that are raised inside, each time and not, as by default, once per place in the code.
 
     A user's own choice of filters (`-W`, PYTHONWARNINGS) is left as it is.
     """

@@ -32,7 +32,7 @@ class Sink(Protocol):
 
 
 class _MLflow:
-    """MLflow: an experiment per suite, a run per cell. Where to is MLFLOW_TRACKING_URI's to say."""
+    """MLflow: an experiment per suite, a run per cell. MLFLOW_TRACKING_URI decides where it goes."""
 
     def __init__(self, mlflow: Any) -> None:
         self._mlflow = mlflow

@@ -95,7 +95,7 @@ def signature(path: Path) -> Signature:
     """What changes when the regular file at `path` does.
 
     Raises:
-        OSError: there is no such file; `UnreadableError` if it is none that can be read to its end.
+        OSError: there is no such file; `UnreadableError` if it cannot be read to its end.
     """
     try:
         found = path.stat()

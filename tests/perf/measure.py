@@ -200,7 +200,7 @@ def layer_pass(table: Table, name: str, batch: int, steps: int) -> None:
     what = f"CLAMP-ViT, preset paper, {name}, {batch} images"
     table.add_row(what, "peak memory of the process, MiB", f"{meter.peak_mib:,.0f}", "", "")
     table.add_row(what, f"seconds a synthesis step (mean of {steps})", f"{step:.1f}", "", "")
-    table.add_row(what, f"seconds a search pass ({evolution.evaluated} candidates)", f"{one_pass:,.0f}", "", "")
+    table.add_row(what, f"seconds per search pass ({evolution.evaluated} candidates)", f"{one_pass:,.0f}", "", "")
     table.add_row(what, "hours of the whole preset, extrapolated", f"{total / 3600:.1f}", "", "")
 
 

@@ -2,8 +2,8 @@
 
 A `TorchFunctionMode` sees every torch operation of a forward pass. Module hooks tell it which module is running, so an
 operation has the same key in every pass: (module path, kind, how-many-th of its kind in that call of the module).
-Sites, calibration, quantization, taps and replay are all handlers of this one mechanism, so timm, mmdet and
-mmsegmentation models need no code of their own.
+Sites, calibration, quantization, taps and replay are all handlers of this one mechanism, so that no class of
+timm's, mmdet's or mmsegmentation's needs code in the methods. (Tasks have some, which makes their operations visible.)
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Annealing:
 
 @dataclass(frozen=True)
 class Rounded:
-    """Weight quantizer that rounds each value down, or up where `up` says so: s clip(⌊W/s⌋ + up).
+    """Weight quantizer that rounds each value down, or up where `up` is 1: s clip(⌊W/s⌋ + up).
 
     The grid is that of `base`. It is made for one weight of `up`'s shape.
     """

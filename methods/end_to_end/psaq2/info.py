@@ -11,7 +11,7 @@ from methods.core.synthesis.options import VariationOptions
 
 
 class Psaq2Options(VariationOptions):
-    """Options of PSAQ-ViT V2. Nothing but the abstract is known: what is not PSAQ-ViT's own is ours, and says so."""
+    """Options of PSAQ-ViT V2. Nothing but the abstract is known: what is not PSAQ-ViT's own is ours, and marked so."""
 
     bandwidth: float = Field(0.01, gt=0, description="kernel bandwidth of the similarity density (PSAQ-ViT's)")
     grid: int = Field(10, ge=2, description="points at which the density is evaluated (PSAQ-ViT's)")
@@ -37,7 +37,7 @@ class Psaq2Options(VariationOptions):
         description="discrepancy of the student's outputs from the float model's: mean absolute error, or the task's "
         "distance (classification: KL); the form is ours",
     )
-    student_steps: int = Field(50, ge=0, description="steps of the student's weights a round (number ours)")
+    student_steps: int = Field(50, ge=0, description="steps of the student's weights per round (number ours)")
     student_lr: float = Field(1e-5, gt=0, description="Adam's learning rate of the student, its state kept (ours)")
     student_batch: int = Field(32, ge=1, description="images a student step, drawn without replacement (ours)")
     trained: Literal["weights", "all"] = Field(

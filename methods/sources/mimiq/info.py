@@ -55,7 +55,7 @@ INFO = PluginInfo(
         "a layer with one head has no pairs and is left out; class and register tokens are left out of maps and "
         "queries; in windows (Swin) a map has the keys of the query's window",
         "AdamW has PSAQ-ViT's betas and torch's weight decay, and images are rolled and mirrored as there. Inferred",
-        "one batch of all images (the paper: 16 a batch)",
+        "one batch of all images (the paper: 16 per batch)",
         "total variation is PSAQ-ViT's sum of four norms without a target, scaled from 16 RGB images of 224x224",
         "presets quick and default take 50 and 150 steps, PSAQ-ViT's budgets (preset paper: 2,000)",
     ),

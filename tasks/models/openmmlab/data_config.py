@@ -17,7 +17,7 @@ _LOADER = "test_dataloader"
 
 
 def class_names(config: Config, library: Library) -> tuple[str, ...] | None:
-    """Names of the classes that the config's data set has, if it has one that says so.
+    """Names of the classes that the config's data set has, if it has one that names them.
 
     Raises:
         UsageError: they are not a list of different texts.

@@ -5,8 +5,8 @@ CLAMP-ViT reports COCO and ADE20K, but no source says what its output loss or ta
 PSAQ-ViT's code is classification only. Everything below is our own design, in the manner of PSAQ-ViT's random classes.
 
 Methods mirror the images at random without telling the targets. So all targets here are mirror images of themselves,
-or half of the steps would pull against the other half (a label map to within a column at the logits' resolution). Rolls
-of the images, 13 % of the width at most, are not followed.
+or half of the steps would pull against the other half (a label map to within a column at the logits' resolution).
+Methods also roll the images, by 13 % of the width at most; targets do not roll with them.
 """
 
 from __future__ import annotations

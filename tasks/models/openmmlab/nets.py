@@ -48,7 +48,7 @@ def segment(
     net: SegmentationNet, forward: Callable[[Tensor], Tensor], images: Tensor, samples: Sequence[SegDataSample]
 ) -> list[SegDataSample]:
     """`samples` of normalised `images` with the label maps that mmseg makes of the logits of `forward`, as its
-    `predict` does: sliding windows if the config says so, scaled to the size that images had before scaling.
+    `predict` does: sliding windows if the config asks for them, scaled to the size that images had before scaling.
 
     Args:
         net: the float network, whose config counts.

@@ -108,7 +108,7 @@ def _arrays(file: BinaryIO) -> list[NDArray[Any]]:
 
 
 def _undecodable(file: BinaryIO) -> str:
-    """A check for `hash_files`: which image in a packed file is none of 32 x 32 pixels."""
+    """A check for `hash_files`: which image in a packed file is not of 32 x 32 pixels."""
     content, offsets, _, _ = _arrays(file)
     for number, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
         try:

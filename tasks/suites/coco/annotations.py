@@ -126,7 +126,7 @@ def _run_lengths_fault(mask: Entry, size: tuple[int, int]) -> str:
 
 
 def _decompressed(text: str) -> list[int] | None:
-    """Run lengths in COCO's text: five bits a character, differences to the run before the last from the fourth on."""
+    """Run lengths as COCO's text: 5 bits per character, from the fourth on differences to the run before the last."""
     runs: list[int] = []
     value = bits = 0
     for character in text:
