@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from rich.console import Console
 from rich.markup import escape
@@ -139,6 +140,8 @@ def _type(annotation: Any) -> str:
     """A type as users would write it: the values of a literal, else its name."""
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join("None" if part is NoneType else _type(part) for part in get_args(annotation))
     return str(annotation) if get_args(annotation) else str(getattr(annotation, "__name__", annotation))
 
 
