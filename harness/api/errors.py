@@ -26,7 +26,7 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{folded[close[0]]}'? " if close else ""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, for a sentence of ours: its first line, or its type if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 

@@ -38,9 +38,17 @@ OWN = Facts("the suite")  # what is known of a suite's own models
 class ImageData(Protocol):
     """Evaluation images and a pool of calibration images; the length is the number of evaluation images."""
 
-    classes: int
-    class_names: Sequence[str]  # in the order of labels; empty if the suite's own models are all that know them
-    calibration_size: int
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """In the order of labels; empty if the suite's own models are all that know them."""
+
+    @property
+    def calibration_size(self) -> int:
+        """Number of calibration images."""
 
     def __len__(self) -> int:
         """Number of evaluation images."""

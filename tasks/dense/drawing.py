@@ -36,11 +36,11 @@ def enlarged(image: Picture) -> tuple[Picture, float]:
 def draw_objects(
     image: Picture,
     boxes: NDArray[np.floating],
-    classes: Sequence[int],
+    classes: Sequence[int] | NDArray[np.integer],
     names: Sequence[str],
     *,
-    masks: Sequence[NDArray[np.bool_]] | None = None,
-    scores: Sequence[float] | None = None,
+    masks: Sequence[Any] | NDArray[np.bool_] | None = None,
+    scores: Sequence[float] | NDArray[np.floating] | None = None,
 ) -> Picture:
     """Boxes (k, 4; xyxy in pixels of `image`) with class names, and masks (h, w) if there are any.
 

@@ -163,12 +163,13 @@ def preprocessor(net: Any) -> Any:
     return (net.segmentor if hasattr(net, "segmentor") else net.detector.net).data_preprocessor
 
 
-def normalisation(net: Any) -> dict[str, tuple[float, ...]]:
-    """`mean` and `std` of the wrapped model's preprocessor, for pixels from 0 to 1."""
+def normalisation(net: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the wrapped model's preprocessor, for pixels from 0 to 1."""
     made = preprocessor(net)
     if not getattr(made, "_enable_normalize", False):
-        return {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
-    return {name: tuple((getattr(made, name).flatten() / 255).tolist()) for name in ("mean", "std")}
+        return (0.0,) * 3, (1 / 255,) * 3
+    mean, std = (tuple((values.flatten() / 255).tolist()) for values in (made.mean, made.std))
+    return mean, std
 
 
 def in_one(images: Sequence[Tensor]) -> Tensor:

@@ -81,6 +81,7 @@ class DetectionSuite(DenseSuite):
         boxes = random_boxes(*BOXES, size, torch.Generator().manual_seed(0))
         net: Any = DetectionNet(detector, boxes).to(device)
         losses = DetectionLosses(len(facts.classes), size, net.boxes)
+        mean, std = normalisation(net)
         return VisionModel(
             name=model,
             task=self.task,
@@ -92,7 +93,8 @@ class DetectionSuite(DenseSuite):
             output_distance=losses.output_distance,
             parts=net.parts,
             facts=facts,
-            **normalisation(net),
+            mean=mean,
+            std=std,
         )
 
     def count_classes(self, net: nn.Module, model: str) -> int:
@@ -102,7 +104,8 @@ class DetectionSuite(DenseSuite):
         if not isinstance(net, TwoStageDetector) or not net.with_rpn:
             raise UsageError(f"model '{model}' is a {type(net).__name__}; only two-stage detectors are supported")
         head: Any = net.roi_head.bbox_head
-        return int((head[0] if isinstance(head, nn.ModuleList) else head).num_classes)
+        first: Any = head[0] if isinstance(head, nn.ModuleList) else head
+        return int(first.num_classes)
 
     def makes_masks(self, net: nn.Module) -> bool:
         """Whether the detector has a mask head."""

@@ -51,7 +51,7 @@ def ground_truth(images: Iterable[Annotated], size: tuple[int, int], names: Sequ
     count = 0
     for count, image in enumerate(images, start=1):
         for index, (box, category) in enumerate(zip(image.boxes, image.classes, strict=True)):
-            annotation = {
+            annotation: dict[str, Any] = {
                 "id": len(annotations) + 1,
                 "image_id": count,
                 "category_id": int(category) + 1,

@@ -138,7 +138,7 @@ def _regular(found: os.stat_result) -> Signature:
 def _read(path: Path, check: Check | None) -> _Known:
     with open_regular(path) as file:
         before = _regular(os.fstat(file.fileno()))
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it has `readinto`
         if check is not None:
             file.seek(0)
             if found := check(file):

@@ -162,7 +162,8 @@ def average_precision_of(outcomes: pd.DataFrame) -> Any:
             own = own[np.argsort(-flat["score"][own], kind="stable")]
             hits, ignored = (flat[name][own][:, None] & bits > 0 for name in ("hits", "ignored"))
             per_category.append(_precision(weights, weights @ counts, of_detection[own], hits, ignored))
-        return 100 * np.nanmean(np.stack(per_category), axis=0)
+        means: Weights = np.nanmean(np.stack(per_category), axis=0)
+        return 100 * means
 
     return metric
 

@@ -41,7 +41,8 @@ def intersection_over_union(pooled: NDArray[np.number]) -> NDArray[np.float64]:
     """The same of each pooled matrix by itself: (..., classes, classes) -> (..., classes)."""
     shared = np.diagonal(pooled, axis1=-2, axis2=-1).astype(np.float64)
     union = pooled.sum(-2) + pooled.sum(-1) - shared
-    return 100.0 * np.divide(shared, union, out=np.full_like(shared, np.nan), where=union > 0)
+    found: NDArray[np.float64] = np.divide(shared, union, out=np.full_like(shared, np.nan), where=union > 0)
+    return 100.0 * found
 
 
 def mean_iou(confusions: NDArray[np.integer]) -> float:
@@ -61,6 +62,7 @@ def mean_iou_of(outcomes: pd.DataFrame) -> Any:
 
     def metric(weights: Weights) -> Weights:
         pooled = (weights @ flat).reshape(len(weights), classes, classes)
-        return np.nanmean(intersection_over_union(pooled), axis=1)
+        means: Weights = np.nanmean(intersection_over_union(pooled), axis=1)
+        return means
 
     return metric

@@ -14,7 +14,7 @@ def unfused(net: nn.Module) -> nn.Module:
     """
     for module in list(net.modules()):
         if isinstance(getattr(module, "fused_attn", None), bool):
-            module.fused_attn = False
+            setattr(module, "fused_attn", False)  # noqa: B010 - which torch types as a tensor or a module
         for name, child in module.named_children():
             if type(child) is nn.MultiheadAttention:
                 setattr(module, name, SelfAttention(child))

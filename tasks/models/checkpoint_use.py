@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -81,7 +81,8 @@ def sort_outputs(net: nn.Module, order: Sequence[int]) -> None:
     """
     if list(order) == list(range(len(order))):
         return
-    found = net.get_classifier()
+    timm: Any = net
+    found = timm.get_classifier()
     for head in found if isinstance(found, tuple) else (found,):
         if not isinstance(head, nn.Linear) or head.out_features != len(order):
             raise UsageError("the model's classes cannot be put in the data's order: its last layer is not linear")
@@ -93,7 +94,8 @@ def sort_outputs(net: nn.Module, order: Sequence[int]) -> None:
 
 def tag_of(net: nn.Module) -> str:
     """Timm's name of the pretrained weights whose preprocessing the network has."""
-    config = net.pretrained_cfg
+    timm: Any = net
+    config = timm.pretrained_cfg
     return ".".join(str(config[key]) for key in ("architecture", "tag") if config.get(key))
 
 

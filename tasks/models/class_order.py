@@ -20,7 +20,8 @@ def in_turn(labels: Sequence[int] | NDArray[np.integer]) -> list[int]:
     """
     classes = pd.Series(np.asarray(labels, dtype=np.int64))
     rank = classes.groupby(classes).cumcount()
-    return np.lexsort((classes, rank)).tolist()
+    order: list[int] = np.lexsort((classes, rank)).tolist()
+    return order
 
 
 def outputs_of(wanted: Sequence[str], known: Sequence[str], where: str, data: str) -> list[int]:

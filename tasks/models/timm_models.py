@@ -184,7 +184,8 @@ def vision_model(
     `said` goes into the record, as `VisionModel.preprocessing`.
     """
     unfused(net).eval().requires_grad_(False).to(device)
-    classes = int(net.num_classes)
+    timm: Any = net
+    classes = int(timm.num_classes)
 
     def sample_targets(count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(classes, (count,), generator=generator).to(device)

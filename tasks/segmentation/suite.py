@@ -81,6 +81,7 @@ class SegmentationSuite(DenseSuite):
         size = self.data.input_size(config)
         net: Any = SegmentationNet(segmentor).to(device)
         losses = SegmentationLosses(len(facts.classes), size, device)
+        mean, std = normalisation(net)
         return VisionModel(
             name=model,
             task=self.task,
@@ -92,7 +93,8 @@ class SegmentationSuite(DenseSuite):
             output_distance=losses.output_distance,
             parts=net.parts,
             facts=facts,
-            **normalisation(net),
+            mean=mean,
+            std=std,
         )
 
     def count_classes(self, net: nn.Module, model: str) -> int:

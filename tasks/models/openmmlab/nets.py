@@ -35,8 +35,9 @@ class SegmentationNet(nn.Module):
 
     def __init__(self, segmentor: nn.Module) -> None:
         super().__init__()
-        self.segmentor: Any = segmentor
-        self.segmentor.auxiliary_head = None
+        own: Any = segmentor
+        own.auxiliary_head = None
+        self.segmentor: Any = own
         _make_ready(self)
 
     def forward(self, images: Tensor) -> Tensor:

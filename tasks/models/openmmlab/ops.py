@@ -77,7 +77,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     With `offset` 1 a box covers its last pixel too: (x2 - x1 + 1) wide.
     """
     covered = boxes + boxes.new_tensor([0.0, 0.0, offset, offset])
-    return torchvision.ops.nms(covered, scores, iou_threshold)
+    kept: Tensor = torchvision.ops.nms(covered, scores, iou_threshold)
+    return kept
 
 
 def roi_align_forward(

@@ -61,4 +61,5 @@ def to_detections(sample: DetDataSample) -> Detections:
 
 def to_label_map(sample: SegDataSample) -> NDArray[np.int64]:
     """The predicted class of each pixel (h, w) in `sample`, as a segmentor's `predict` returns it."""
-    return sample.pred_sem_seg.data[0].cpu().numpy()
+    classes: NDArray[np.int64] = sample.pred_sem_seg.data[0].cpu().numpy()
+    return classes

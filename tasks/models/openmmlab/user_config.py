@@ -77,7 +77,7 @@ def _shipped(name: str, folder: Path) -> Config | None:
     if separator:
         if package not in known:
             raise UsageError(f"config {name} is in package '{package}'; only {', '.join(known)} can be named so")
-        path = packaged(package) / inside  # type: ignore[arg-type]  # checked above
+        path = packaged(package) / inside  # checked above
     else:
         path = folder / Path(name).expanduser()
     path = path.resolve()

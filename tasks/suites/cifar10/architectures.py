@@ -40,7 +40,7 @@ class ConvStem(PatchEmbed):
         folded: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, embed_dim=embed_dim, **kwargs)
+        super().__init__(*args, **{**kwargs, "embed_dim": embed_dim})
         layers: list[nn.Module] = []
         width = 3
         for out, stride in zip(channels, strides, strict=True):
@@ -95,6 +95,6 @@ def build(name: str, *, folded: bool = True) -> nn.Module:
             depths=(2, 4, 2),
             num_heads=(2, 4, 8),
             window_size=4,
-            embed_layer=partial(ConvStem, channels=(32, 64), strides=(1, 2), folded=folded),
+            embed_layer=partial(ConvStem, channels=(32, 64), strides=(1, 2), folded=folded),  # type: ignore[arg-type]
         )
     raise KeyError(name)

@@ -83,8 +83,8 @@ def _packed(file: Path) -> tuple[Split, Split, str]:
     except DAMAGED_ARRAYS as error:
         raise UsageError(f"CIFAR-10 file {file} is damaged ({error}); copy it again") from None
     hash_files(file.parent, [file], _undecodable)
-    files = [memoryview(content)[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
-    digest = hashlib.sha256(content)
+    files = [memoryview(content.data)[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+    digest = hashlib.sha256(content.data)
     for array in (offsets, labels, train):
         digest.update(np.ascontiguousarray(array).tobytes())
     training, test = (
@@ -112,7 +112,7 @@ def _undecodable(file: BinaryIO) -> str:
     content, offsets, _, _ = _arrays(file)
     for number, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
         try:
-            size = read_rgb(io.BytesIO(memoryview(content)[start:end])).size
+            size = read_rgb(io.BytesIO(memoryview(content.data)[start:end])).size
         except Exception as error:  # nearly anything, on a damaged image
             wrong = first_line(error)
         else:
@@ -175,7 +175,7 @@ class CifarData:
     """
 
     classes = CLASSES
-    class_names = ()
+    class_names: tuple[str, ...] = ()
 
     def __init__(self, root: Path | None = None) -> None:
         self._training, self._test, self._identity = open_splits(root)

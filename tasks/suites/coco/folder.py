@@ -57,7 +57,9 @@ class CocoFolder:
 
     def _evaluation_files(self) -> list[Path]:
         """Images lie where the file says, seen from their folder or, with that folder's name in it, from the root."""
-        folder, missing, found = self._root / FOLDERS["evaluation"], [], {}
+        folder = self._root / FOLDERS["evaluation"]
+        missing: list[str] = []
+        found: dict[Path, str] = {}
         for image in self._annotated.images:
             name = image["file_name"]
             path = next((p for p in (folder / name, self._root / name) if is_file(p)), None)

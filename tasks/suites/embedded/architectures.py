@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +25,7 @@ def build(name: str) -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
     from timm.models.vision_transformer import VisionTransformer
 
-    shared = {"img_size": IMAGE_SIZE, "in_chans": 1, "num_classes": CLASSES}
+    shared: dict[str, Any] = {"img_size": IMAGE_SIZE, "in_chans": 1, "num_classes": CLASSES}
     if name == "vit":
         return VisionTransformer(patch_size=4, embed_dim=128, depth=6, num_heads=4, **shared)
     if name == "swin":

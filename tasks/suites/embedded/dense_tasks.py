@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -59,9 +59,10 @@ class Detection:
         """See `DenseTask`."""
         truth = coco.ground_truth(scenes, FRAME, CLASS_NAMES)
         found = self.predict(net, scenes)
+        kinds: tuple[tuple[str, Literal["bbox", "segm"]], ...] = (("box", "bbox"), ("mask", "segm"))
         return {
             f"{name}_{key}": value
-            for name, kind in (("box", "bbox"), ("mask", "segm"))
+            for name, kind in kinds
             for key, value in average_precision(truth, found, kind).items()
         }
 
@@ -99,6 +100,7 @@ def _inputs(net: Any, scenes: Sequence[Scene], samples: Sequence[Any], *, traini
 
 
 def _loss(net: Any, scenes: Sequence[Scene], samples: Sequence[Any]) -> Tensor:
+    total: Tensor
     total, _ = net.parse_losses(net.loss(*_inputs(net, scenes, samples, training=True)))
     return total
 

@@ -45,7 +45,8 @@ class Scene:
     @property
     def label_map(self) -> NDArray[np.uint8]:
         """Class of each pixel (SIZE, SIZE): 0 is background, class c is c + 1."""
-        return ((self.classes + 1)[:, None, None] * self.masks).sum(0).astype(np.uint8)
+        found: NDArray[np.uint8] = ((self.classes + 1)[:, None, None] * self.masks).sum(0).astype(np.uint8)
+        return found
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def compose(items: NDArray[np.uint8], labels: NDArray[np.integer], rng: np.rando
 
 def silhouette(item: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """The pixels (h, w) that belong to the item on `item` (h, w), its black prints and folds included."""
-    return ndimage.binary_fill_holes(item >= _FOREGROUND)
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(item >= _FOREGROUND)
+    return filled
 
 
 def _place(item: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -117,7 +119,8 @@ def _item_colours(rng: np.random.Generator) -> NDArray[np.int64]:
 def _blend(colours: NDArray[np.int64], weight: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Colours (3, ...) from the first of `colours` (2, 3) at `weight` (...) 0 to the second at 255."""
     low, high = colours.reshape(2, 3, *(1,) * weight.ndim)
-    return (low + (high - low) * weight.astype(np.int64) // 255).astype(np.uint8)
+    blended: NDArray[np.uint8] = (low + (high - low) * weight.astype(np.int64) // 255).astype(np.uint8)
+    return blended
 
 
 def _background(rng: np.random.Generator) -> NDArray[np.uint8]:

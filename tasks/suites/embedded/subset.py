@@ -37,7 +37,7 @@ class EmbeddedData:
     """Evaluation and calibration images of the embedded suite; image i has class i % 10."""
 
     classes = CLASSES
-    class_names = ()
+    class_names: tuple[str, ...] = ()
 
     def __init__(self, file: Path = FILE) -> None:
         if not file.is_file():

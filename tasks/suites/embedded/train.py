@@ -81,7 +81,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(g: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Approximate U V^T of the singular value decomposition of `g` (r, c) by a quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g / (g.norm() + 1e-7)
+    x: torch.Tensor = g / (g.norm() + 1e-7)
     transposed = x.shape[0] > x.shape[1]
     x = x.T if transposed else x
     for _ in range(steps):

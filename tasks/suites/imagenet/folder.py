@@ -234,7 +234,10 @@ def transform_for(preprocessing: Preprocessing) -> Callable[[object], Tensor]:
     from timm.data import create_transform
 
     config = asdict(preprocessing)
-    return create_transform(input_size=config.pop("input_shape"), is_training=False, **config)
+    made: Callable[[object], Tensor] = create_transform(
+        input_size=config.pop("input_shape"), is_training=False, **config
+    )
+    return made
 
 
 class _Files(Dataset["tuple[Tensor, int]"]):

@@ -78,6 +78,7 @@ class TinyData:
     """Smooth random fields with random labels; image i has class i % 5."""
 
     classes = CLASSES
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of evaluation images."""
