@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional
 
 from harness.api.spec import BitSpec
+from methods.calibrators.adalog.calibrator import AdaLogSearch
 from methods.calibrators.adalog.errors import InputErrors, ProductErrors, WeightErrors
 from methods.calibrators.adalog.factors import LogFactor, UniformFactor
 from methods.calibrators.adalog.info import INFO as CALIBRATOR
 from methods.calibrators.adalog.info import AdalogOptions
-from methods.calibrators.adalog.method import AdaLogSearch
 from methods.calibrators.adalog.quantizer import SHIFTS, AdaLog, levels, shift_of, table
 from methods.calibrators.adalog.search import Axis, combine
 from methods.core.graph.trace import trace
