@@ -66,7 +66,7 @@ def _too_large(path: Path, most: int) -> OSError:
 
 def reason(error: OSError) -> str:
     """What an OSError says, without the path."""
-    return error.strerror or str(error)
+    return error.strerror or str(error) or type(error).__name__
 
 
 def is_there(path: Path) -> bool:

@@ -8,11 +8,10 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness.io.files import read_regular
+from harness.io.files import read_regular, write_atomically
 
 
 def cache_folder() -> Path | None:
@@ -66,17 +65,5 @@ class Findings:
         text = json.dumps({**self._about, "files": found}, separators=(",", ":")).encode()
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self._file, f"{hashlib.sha256(text).hexdigest()}\n".encode() + text)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that others see the old or the new one whole."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+            content = f"{hashlib.sha256(text).hexdigest()}\n".encode() + text
+            write_atomically(self._file, lambda path: path.write_bytes(content))

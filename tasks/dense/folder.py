@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from harness.api.errors import UsageError, first_line
 from harness.api.sealing import check_not_sealed
+from harness.io.files import reason
 from tasks.dense.suite import Split
-from tasks.files.content import hash_files, identity, open_regular, reason, signature
+from tasks.files.content import hash_files, identity, open_regular, signature
 from tasks.files.images import FORMATS, SUFFIXES, incomplete, undecodable
 from tasks.models.openmmlab.data_config import image_pipeline, respects_orientation
 from tasks.models.openmmlab.models import Library

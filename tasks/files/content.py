@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from harness.api.errors import UsageError
+from harness.io import files as regular
+from harness.io.files import reason
 from harness.io.remembered import Findings
 
 Check = Callable[[BinaryIO], str]  # what is wrong with an opened file; empty: nothing
@@ -112,20 +114,8 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: as `signature`, or the file may not be read.
     """
-    signature(path)
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(os.open(path, flags), "rb")
-    try:
-        _regular(os.fstat(file.fileno()))
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def reason(error: OSError) -> str:
-    """What an error of the file system says, without the path that the sentence names anyway."""
-    return error.strerror or str(error) or type(error).__name__
+    signature(path)  # it says what there is in place of a file
+    return regular.open_regular(path, most=sys.maxsize)
 
 
 def _regular(found: os.stat_result) -> Signature:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.api.errors import UsageError, first_line
-from tasks.files.content import open_regular, reason
+from harness.io.files import reason
+from tasks.files.content import open_regular
 from tasks.models.checkpoints import Which
 
 CHANNELS = 3

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from harness.api.errors import UsageError, first_line
-from tasks.files.content import open_regular, reason
+from harness.io.files import reason
+from tasks.files.content import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path

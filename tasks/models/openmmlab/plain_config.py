@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from harness.api.errors import UsageError, first_line
-from tasks.files.content import open_regular, reason
+from harness.io.files import reason
+from tasks.files.content import open_regular
 from tasks.models.openmmlab import ops
 from tasks.models.openmmlab.models import Library, forget_pretraining
 

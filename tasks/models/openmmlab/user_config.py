@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from harness.api.errors import UsageError
-from tasks.files.content import open_regular, reason
+from harness.io.files import reason
+from tasks.files.content import open_regular
 from tasks.models.openmmlab import ops
 from tasks.models.openmmlab.models import Library, read_config
 from tasks.models.openmmlab.plain_config import LARGEST, SUFFIXES, read_plain

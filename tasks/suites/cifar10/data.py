@@ -22,7 +22,8 @@ import torch
 
 from harness.api.errors import DAMAGED_ARRAYS, UsageError, first_line
 from harness.api.sealing import check_not_sealed
-from tasks.files.content import hash_files, open_regular, reason
+from harness.io.files import reason
+from tasks.files.content import hash_files, open_regular
 from tasks.files.downloads import downloading, downloads
 from tasks.files.images import read_rgb
 from tasks.models.class_order import in_turn

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from harness.api.errors import UsageError
-from tasks.files.content import open_regular, reason
+from harness.io.files import reason
+from tasks.files.content import open_regular
 
 Entry = Mapping[str, Any]
 _PARTS = ("images", "annotations", "categories")

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.api.errors import UsageError, first_line
 from harness.api.sealing import check_not_sealed
+from harness.io.files import reason
 from tasks.files import content
 from tasks.files.images import SUFFIXES, incomplete, read_rgb, undecodable
 from tasks.models.class_order import in_turn
@@ -202,7 +203,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as scanned:
             entries = list(scanned)
     except OSError as error:
-        raise UsageError(f"folder {folder} cannot be read: {content.reason(error)}") from None
+        raise UsageError(f"folder {folder} cannot be read: {reason(error)}") from None
     for entry in entries:
         if entry.is_symlink():
             _is_folder(entry)
@@ -226,7 +227,7 @@ def _is_folder(path: Path | os.DirEntry[str]) -> bool:
             ) from None
         return False
     except OSError as error:
-        raise UsageError(f"{os.fspath(path)} cannot be read: {content.reason(error)}") from None
+        raise UsageError(f"{os.fspath(path)} cannot be read: {reason(error)}") from None
 
 
 def transform_for(preprocessing: Preprocessing) -> Callable[[object], Tensor]:
@@ -255,7 +256,7 @@ class _Files(Dataset["tuple[Tensor, int]"]):
             with content.open_regular(file.path) as opened:
                 raw = opened.read()
         except OSError as error:
-            raise UsageError(f"image {file.path} cannot be read: {content.reason(error)}") from None
+            raise UsageError(f"image {file.path} cannot be read: {reason(error)}") from None
         if hashlib.sha256(raw).hexdigest() != expected:
             raise UsageError(f"image {file.path} was changed since the run was planned; run the command again")
         try:
