@@ -81,6 +81,36 @@ def optimise_images(
     return pixels.detach()
 
 
+def synthesize(
+    model: VisionModel,
+    loss: Callable[[Tensor], Tensor],
+    options: SynthesisOptions,
+    *,
+    lr: float,
+    generator: torch.Generator,
+    ctx: RunContext,
+    mirror: float = 0.5,
+    floor: float = 0.0,
+    decay: float = 0.0,
+) -> Tensor:
+    """Images from noise, as many and by as many rounds and steps as `options` say; see `optimise_images`."""
+    return optimise_images(
+        model,
+        start_images(model, options.images, ctx),
+        loss,
+        options,
+        name="synthesize",
+        lr=lr,
+        rounds=options.rounds,
+        steps=options.steps,
+        generator=generator,
+        ctx=ctx,
+        mirror=mirror,
+        floor=floor,
+        decay=decay,
+    )
+
+
 def start_images(model: VisionModel, count: int, ctx: RunContext) -> Tensor:
     """Gaussian noise N(0, 1) in normalised space (count, *input_shape), the same for every source of a repetition."""
     generator = ctx.generator("calibration-images")

@@ -16,11 +16,11 @@ from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import trace
 from methods.core.synthesis.descent import (
     learning_rate,
-    optimise_images,
-    start_images,
+    synthesize,
     variation_loss,
     variation_target,
 )
+from methods.core.synthesis.precision import OfFloatModel
 from methods.core.synthesis.similarity import diversity
 from methods.sources.fdd.info import FddOptions
 from methods.sources.fdd.spectrum import band_mask, filtered
@@ -33,7 +33,7 @@ def phase(options: FddOptions, step: int) -> tuple[int, bool]:
     return stage, within < options.low_share * options.steps
 
 
-class Fdd:
+class Fdd(OfFloatModel):
     """PSAQ-ViT's losses on band-passed images, from low to high: L = L_PSE + L_OH + 0.05 L_TV on a low band, and
     (1 - w) L_OH + w D(prediction, prediction on the low band) for L_OH on a high one (FDD, its code).
 
@@ -42,10 +42,6 @@ class Fdd:
 
     def __init__(self, options: FddOptions) -> None:
         self.options = options
-
-    def precision(self, spec: BitSpec, scheme: str) -> str:
-        """Of neither bits nor scheme: only the float model takes part."""
-        return ""
 
     def images(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
@@ -83,15 +79,11 @@ class Fdd:
             return value + o.tv_weight * variation_loss(seen, tv_target) - various
 
         with Interceptor(model.net, tap_transforms(contexts, found)):
-            return optimise_images(
+            return synthesize(
                 model,
-                start_images(model, o.images, ctx),
                 loss,
                 o,
-                name="synthesize",
                 lr=learning_rate(o, graph),
-                rounds=o.rounds,
-                steps=o.steps,
                 generator=generator,
                 ctx=ctx,
             )

@@ -12,22 +12,19 @@ from harness.api.spec import BitSpec
 from methods.core.graph.attention import between_patches, find_attention
 from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.graph.trace import trace
-from methods.core.synthesis.descent import optimise_images, start_images, total_variation, tv_scale
+from methods.core.synthesis.descent import synthesize, total_variation, tv_scale
+from methods.core.synthesis.precision import OfFloatModel
 from methods.sources.mimiq.info import MimiqOptions
 from methods.sources.mimiq.similarity import head_dissimilarity
 
 REFERENCE_BATCH = math.sqrt(16 / 32)  # total variation of MimiQ's batch of 16 images to that of PSAQ-ViT's of 32
 
 
-class Mimiq:
+class Mimiq(OfFloatModel):
     """Images whose heads attend alike: L = L_heads + L_CE + 2.5e-5 TV. A reconstruction: see `info`."""
 
     def __init__(self, options: MimiqOptions) -> None:
         self.options = options
-
-    def precision(self, spec: BitSpec, scheme: str) -> str:
-        """Of neither bits nor scheme: only the float model takes part."""
-        return ""
 
     def images(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
@@ -49,15 +46,11 @@ class Mimiq:
             return value + o.similarity_weight * torch.stack(terms).mean() if terms else value
 
         with Interceptor(model.net, tap_transforms(points, found)):
-            return optimise_images(
+            return synthesize(
                 model,
-                start_images(model, o.images, ctx),
                 loss,
                 o,
-                name="synthesize",
                 lr=o.lr,
-                rounds=o.rounds,
-                steps=o.steps,
                 floor=o.lr_floor,
                 decay=o.weight_decay,
                 generator=ctx.generator("augmentation"),

@@ -8,17 +8,14 @@ from harness.api.contracts import CalibrationData, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.core.options import ImageCount
 from methods.core.synthesis.descent import start_images
+from methods.core.synthesis.precision import OfFloatModel
 
 
-class Noise:
+class Noise(OfFloatModel):
     """Gaussian noise N(0, 1) in normalised space, as PSAQ-ViT's `--mode 1`; not clamped to valid pixels."""
 
     def __init__(self, options: ImageCount) -> None:
         self.options = options
-
-    def precision(self, spec: BitSpec, scheme: str) -> str:
-        """Of neither bits nor scheme: only the float model takes part."""
-        return ""
 
     def images(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext

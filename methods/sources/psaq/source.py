@@ -11,16 +11,16 @@ from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import trace
 from methods.core.synthesis.descent import (
     learning_rate,
-    optimise_images,
-    start_images,
+    synthesize,
     variation_loss,
     variation_target,
 )
 from methods.core.synthesis.options import PsaqOptions
+from methods.core.synthesis.precision import OfFloatModel
 from methods.core.synthesis.similarity import diversity
 
 
-class Psaq:
+class Psaq(OfFloatModel):
     """Images that maximise the entropy of patch similarities: L = L_PSE + L_OH + 0.05 L_TV (PSAQ-ViT, equation 10).
 
     Deviations are listed in `methods.sources.psaq.info`.
@@ -28,10 +28,6 @@ class Psaq:
 
     def __init__(self, options: PsaqOptions) -> None:
         self.options = options
-
-    def precision(self, spec: BitSpec, scheme: str) -> str:
-        """Of neither bits nor scheme: only the float model takes part."""
-        return ""
 
     def images(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
@@ -52,15 +48,11 @@ class Psaq:
             return task + o.tv_weight * variation_loss(batch, tv_target) - various
 
         with Interceptor(model.net, tap_transforms(contexts, found)):
-            return optimise_images(
+            return synthesize(
                 model,
-                start_images(model, o.images, ctx),
                 loss,
                 o,
-                name="synthesize",
                 lr=learning_rate(o, graph),
-                rounds=o.rounds,
-                steps=o.steps,
                 generator=generator,
                 ctx=ctx,
             )

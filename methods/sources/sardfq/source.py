@@ -16,11 +16,11 @@ from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.graph.trace import trace
 from methods.core.synthesis.descent import (
     learning_rate,
-    optimise_images,
-    start_images,
+    synthesize,
     variation_loss,
     variation_target,
 )
+from methods.core.synthesis.precision import OfFloatModel
 from methods.sources.sardfq.info import SardfqOptions
 from methods.sources.sardfq.labels import soft_labels
 from methods.sources.sardfq.priors import block_weights, gaussian_mixtures, prior_distance
@@ -29,17 +29,13 @@ from methods.sources.sardfq.regions import Regions, random_regions
 REFERENCE_PATCHES = 14 * 14  # the number of patches that the prior weight belongs to
 
 
-class Sardfq:
+class Sardfq(OfFloatModel):
     """Images with random attention priors and several semantics: L = a L_APA + L_SL + 0.05 L_TV, L_SL of whole images
     and of their regions (SARDFQ). A reconstruction: see `methods.sources.sardfq.info`.
     """
 
     def __init__(self, options: SardfqOptions) -> None:
         self.options = options
-
-    def precision(self, spec: BitSpec, scheme: str) -> str:
-        """Of neither bits nor scheme: only the float model takes part."""
-        return ""
 
     def images(
         self, model: VisionModel, *, spec: BitSpec, scheme: str, calib: CalibrationData | None, ctx: RunContext
@@ -66,15 +62,11 @@ class Sardfq:
             return value
 
         with Interceptor(model.net, tap_transforms(points, found)):
-            return optimise_images(
+            return synthesize(
                 model,
-                start_images(model, o.images, ctx),
                 loss,
                 o,
-                name="synthesize",
                 lr=learning_rate(o, graph),
-                rounds=o.rounds,
-                steps=o.steps,
                 generator=generator,
                 ctx=ctx,
                 mirror=0.0,
