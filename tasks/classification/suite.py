@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness.api.contracts import CalibrationData, Evaluation, VisionModel
 from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
+from tasks.files.draws import drawn
 from tasks.models.facts import PREFIX, RANDOM, Facts
 from tasks.models.identity import identity, identity_of_file
 from tasks.models.preprocessing import Preprocessing
@@ -253,11 +254,5 @@ class _Calibration:
 
     def images(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` distinct normalised images (count, channels, height, width) on the model's device."""
-        import torch
-
-        check_not_sealed("calibration images")
-        available = self.data.calibration_size
-        if not 1 <= count <= available:
-            raise UsageError(f"{count} calibration images were asked for, but there are 1 to {available} to draw")
-        chosen = torch.randperm(available, generator=generator)[:count].tolist()
+        chosen = drawn(count, self.data.calibration_size, generator)
         return self.data.calibration(self.model, chosen).to(self.model.device)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from harness.api.contracts import CalibrationData, VisionModel
 from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
+from tasks.files.draws import drawn
 from tasks.models.identity import identity
 from tasks.models.openmmlab.data_config import class_names, image_pipeline
 from tasks.models.openmmlab.references import Models
@@ -145,6 +146,24 @@ class DenseSuite:
         self._identities[model] = identity(described, net)
         return config, net, facts
 
+    def handed_over(self, model: str, net: Any, size: tuple[int, int], losses: Any, facts: Facts) -> VisionModel:
+        """A wrapped network as methods get it, with the task's pseudo-targets and losses."""
+        mean, std = normalisation(net)
+        return VisionModel(
+            name=model,
+            task=self.task,
+            net=net,
+            input_shape=(3, *size),
+            num_classes=losses.classes,
+            sample_targets=losses.sample_targets,
+            target_loss=losses.target_loss,
+            output_distance=losses.output_distance,
+            parts=net.parts,
+            facts=facts,
+            mean=mean,
+            std=std,
+        )
+
     def count_classes(self, net: nn.Module, model: str) -> int:
         """Classes that `net` tells apart. Raises UsageError if it is not a model of this task."""
         raise NotImplementedError
@@ -189,11 +208,7 @@ class _Calibration:
 
     def images(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` distinct normalised images (count, channels, height, width) on the model's device."""
-        check_not_sealed("calibration images")
-        available = self.suite.data.count("calibration")
-        if not 1 <= count <= available:
-            raise UsageError(f"{count} calibration images were asked for, but there are 1 to {available} to draw")
-        chosen = torch.randperm(available, generator=generator)[:count].tolist()
+        chosen = drawn(count, self.suite.data.count("calibration"), generator)
         return in_one(
             [image for index in chosen for image, _ in self.suite.batches(self.model, "calibration", [index])]
         )

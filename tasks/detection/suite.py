@@ -15,7 +15,7 @@ from harness.api.contracts import Evaluation, VisionModel
 from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
 from tasks.dense.drawing import draw_objects, side_by_side
-from tasks.dense.suite import PICTURES, DenseSuite, Facts, normalisation
+from tasks.dense.suite import PICTURES, DenseSuite, Facts
 from tasks.files import coco_format as coco
 from tasks.metrics.average_precision import average_precision, detection_outcomes
 from tasks.models.openmmlab.losses import DetectionLosses, random_boxes
@@ -81,21 +81,7 @@ class DetectionSuite(DenseSuite):
         boxes = random_boxes(*BOXES, size, torch.Generator().manual_seed(0))
         net: Any = DetectionNet(detector, boxes).to(device)
         losses = DetectionLosses(len(facts.classes), size, net.boxes)
-        mean, std = normalisation(net)
-        return VisionModel(
-            name=model,
-            task=self.task,
-            net=net,
-            input_shape=(3, *size),
-            num_classes=losses.classes,
-            sample_targets=losses.sample_targets,
-            target_loss=losses.target_loss,
-            output_distance=losses.output_distance,
-            parts=net.parts,
-            facts=facts,
-            mean=mean,
-            std=std,
-        )
+        return self.handed_over(model, net, size, losses, facts)
 
     def count_classes(self, net: nn.Module, model: str) -> int:
         """Classes of a two-stage detector."""

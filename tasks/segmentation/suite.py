@@ -14,7 +14,7 @@ from harness.api.contracts import Evaluation, VisionModel
 from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
 from tasks.dense.drawing import draw_labels, side_by_side
-from tasks.dense.suite import PICTURES, DenseSuite, Facts, normalisation
+from tasks.dense.suite import PICTURES, DenseSuite, Facts
 from tasks.metrics.mean_iou import IGNORED, class_iou, confusion, mean_iou, segmentation_outcomes
 from tasks.models.openmmlab.data_config import check_ignored, label_names, reduces_zero_label
 from tasks.models.openmmlab.losses import SegmentationLosses
@@ -81,21 +81,7 @@ class SegmentationSuite(DenseSuite):
         size = self.data.input_size(config)
         net: Any = SegmentationNet(segmentor).to(device)
         losses = SegmentationLosses(len(facts.classes), size, device)
-        mean, std = normalisation(net)
-        return VisionModel(
-            name=model,
-            task=self.task,
-            net=net,
-            input_shape=(3, *size),
-            num_classes=losses.classes,
-            sample_targets=losses.sample_targets,
-            target_loss=losses.target_loss,
-            output_distance=losses.output_distance,
-            parts=net.parts,
-            facts=facts,
-            mean=mean,
-            std=std,
-        )
+        return self.handed_over(model, net, size, losses, facts)
 
     def count_classes(self, net: nn.Module, model: str) -> int:
         """Classes of an encoder-decoder with one head, which has a channel for each."""
