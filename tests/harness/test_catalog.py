@@ -10,7 +10,7 @@ from harness.api.plugins import PluginInfo
 from harness.catalog import registry
 from harness.catalog.catalog import Catalog
 from harness.catalog.registry import Registry
-from harness.cli.main import parse_overrides
+from harness.cli.options import parse_overrides
 from harness.identity.cell import Cell
 
 

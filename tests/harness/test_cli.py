@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import main as cli_module
+from harness.cli import options
 from harness.results.store import Store
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -180,9 +181,9 @@ def test_an_ablation_has_defaults_of_its_own(cli):
 @pytest.mark.parametrize(("text", "cores"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)])
 def test_cores_respect_the_quota(monkeypatch, tmp_path, text, cores):
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(cli_module, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(options, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
-    assert cli_module._cores() == cores
+    assert options.cores() == cores
 
 
 def test_an_unexpected_error_is_no_regression(monkeypatch, capsys):

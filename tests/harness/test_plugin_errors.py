@@ -13,7 +13,7 @@ from harness.api.errors import UsageError
 from harness.api.plugins import Options, PluginInfo, TaskInfo
 from harness.catalog.catalog import Catalog
 from harness.catalog.registry import Registry
-from harness.cli.main import parse_overrides
+from harness.cli.options import parse_overrides
 
 
 class TooFew(Options):

@@ -1,0 +1,150 @@
+"""`bench` and `plan`: one set of options, read into a request for cells; `plan` stops where `bench` measures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.api.errors import UsageError
+from harness.api.plugins import PRESETS
+from harness.catalog.catalog import Catalog
+from harness.catalog.registry import check_known
+from harness.cli.options import (
+    DataRoot,
+    InProcess,
+    Trust,
+    check_device,
+    check_threads,
+    cores,
+    executor_name,
+    make_console,
+    once,
+    parse_overrides,
+    split,
+)
+from harness.identity.names import split_names, split_outside_brackets
+from harness.plan.plan import ABLATION, RERUN, Request, make_plan
+
+DEVICES = ("auto", "cpu", "cuda")
+LONGEST = 1_000_000  # seconds of a timeout; the operating system's own limit is not much higher
+
+
+def sweep(  # noqa: PLR0917 - typer passes them by name
+    ctx: typer.Context,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="METHOD, SOURCE, CALIBRATOR or SOURCE+CALIBRATOR, each perhaps [OPTION=VALUE,...]; all crosses of some"
+            " are '{SOURCE,SOURCE}+{CALIBRATOR,CALIBRATOR}', in quotes."
+        ),
+    ] = "clamp,psaq",
+    ablation: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="Run METHOD and its ablations (see `describe`) instead of --methods, without floor and ceiling;"
+            " --bits W4A5 --seeds 3 --preset quick --out results/runs/SUITE-ablation unless given.",
+        ),
+    ] = "",
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Models, by comma; those of the suite if left out. timm:NAME@FILE is a checkpoint (`list models`)."
+        ),
+    ] = "",
+    bits: Annotated[
+        str, typer.Option(help="Bits of weights and activations, by comma; MP4.5 is mixed precision.")
+    ] = "W8A8,W4A8,W4A4",
+    schemes: Annotated[
+        str,
+        typer.Option(
+            help="Which tensors are quantized: full, matmul; of detectors and segmentors perhaps of one part alone:"
+            " full:backbone, matmul:backbone."
+        ),
+    ] = "full",
+    tasks: Annotated[str, typer.Option(help="Tasks, by comma.")] = "classification",
+    suite: Annotated[str, typer.Option(help="Data and models of the tasks; see `list tasks`.")] = "embedded",
+    data_root: DataRoot = None,
+    seeds: Annotated[int, typer.Option(help="Repetitions, with seeds 0 to N-1.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Evaluate on the first LIMIT images only.")] = None,
+    preset: Annotated[str, typer.Option(help=f"Options of all methods: {', '.join(PRESETS)}.")] = "default",
+    option: Annotated[list[str] | None, typer.Option(help="NAME.FIELD=VALUE; repeatable. See `describe`.")] = None,
+    device: Annotated[str, typer.Option(help=f"{', '.join(DEVICES)}.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Results folder; results/runs/SUITE if left out.")] = None,
+    cache: Annotated[Path, typer.Option(help="Folder of synthesized images.")] = Path("results/cache"),
+    rerun: Annotated[
+        str,
+        typer.Option(help=f"What is measured again, with images from the cache if they are there: {', '.join(RERUN)}."),
+    ] = "failed",
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which a cell counts as failed.")] = None,
+    executor: Annotated[
+        str, typer.Option(help="Where cells run: worker (if left out), in-process, or one of an installed package.")
+    ] = "",
+    in_process: InProcess = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")] = None,
+    no_references: Annotated[
+        bool, typer.Option("--no-references", help="Leave out the floor and the ceiling (noise, real).")
+    ] = False,
+    sink: Annotated[str, typer.Option(help="Also report to a tracker: mlflow, wandb, trackio.")] = "",
+    trust_configs: Trust = False,
+) -> None:
+    """Plan what the options ask for, and unless the command is `plan`, measure and report it."""
+    check_known("--device", device, DEVICES)
+    if timeout is not None and not 0 < timeout <= LONGEST:
+        raise UsageError(f"--timeout must be a number of seconds above 0 and at most {LONGEST:,}, not {timeout:g}")
+    check_threads(threads)
+    request = Request(
+        methods=once(split_names(methods)),
+        models=once(map(str.strip, split_outside_brackets(models))),
+        bits=split(bits),
+        schemes=split(schemes),
+        tasks=split(tasks),
+        suite=suite,
+        data_root=data_root,
+        seeds=seeds,
+        limit=limit,
+        preset=preset,
+        overrides=parse_overrides(option or ()),
+        references=not no_references,
+        rerun=rerun,
+        trust_configs=trust_configs,
+    )
+    if ablation:
+        typed = {name for name in ABLATION if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
+        unset = {name: value for name, value in ABLATION.items() if name not in typed}
+        request = replace(request, ablation=ablation, **unset)
+    from harness.io.files import prepare_folder
+    from harness.results.store import Store
+    from harness.run.display import show_plan
+    from harness.run.executors.registry import find_executor
+    from harness.run.sinks import open_sink
+
+    runs = find_executor(executor_name(executor, in_process), timeout).name
+    tracker = open_sink(sink) if sink else None
+    store = Store(out or Path("results", "runs", f"{suite}-ablation" if ablation else suite))
+    console = make_console()
+    catalog = Catalog.default()
+    dry = ctx.info_name == "plan"
+    check_device(device)
+    plan = make_plan(request, catalog, store)
+    for text in store.sentences():
+        typer.echo(text, err=True)
+    if not dry:  # after planning, so that a mistyped name leaves no folder behind
+        prepare_folder(store.folder, "--out")
+        prepare_folder(cache, "--cache")
+    show_plan(plan, console)
+    if dry:
+        return
+
+    from harness.cli.bench import run_and_report
+    from harness.run.runner import Settings
+
+    root = data_root and data_root.absolute()
+    settings = Settings(
+        catalog, device, threads or cores(), cache.absolute(), root, plan.requested, trust_configs, plan.skips
+    )
+    code = run_and_report(plan, store, settings, console, executor=runs, timeout=timeout, sink=tracker)
+    raise typer.Exit(code)
