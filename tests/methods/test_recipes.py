@@ -24,7 +24,7 @@ from methods.core.synthesis.options import SynthesisOptions
 
 RECIPES = Path(__file__).with_name("recipes.json")
 METHODS = Path(__file__).parents[2] / "methods"
-NO_RECIPES = ("core/graph/", "core/audit.py", "core/numerics/levels.py", "core/numerics/chunks.py")
+NO_RECIPES = ("core/graph/", "core/audit/", "core/numerics/levels.py", "core/numerics/chunks.py")
 
 
 def options_of_presets() -> dict[str, Any]:

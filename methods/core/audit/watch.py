@@ -1,203 +1,32 @@
-"""What a method hands back, held against what was asked for: scheme and precision, site by site, as it computes.
+"""Two modes that watch a network of a method as it computes, and what they find.
 
-Nothing of this relies on what a method says of itself. Sites are sought in the float model; then the method's model
-runs on a few images while two modes watch. One is entered before the method's own and so sees each operation with the
-arguments that it is really computed with. The other is entered by the method's network as it starts, after all others:
-it sees operations as the network calls them, knows their names, and gets what the network gets back.
-
-What is handed back has to be what the network gave, and no multiplication may be left over: a second path in float,
-inside of the network, beside it or in place of one of its operations, multiplies more than the float model does.
+One mode is entered before the method's own and so sees each operation with the arguments that it is really computed
+with. The other is entered by the method's network as it starts, after all others: it sees operations as the network
+calls them, knows their names, and gets what the network gets back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from harness.api.contracts import Grid, QuantizedModel, QuantSummary, VisionModel
-from harness.api.spec import MAX_BITS, MIN_BITS, BitSpec
+from harness.api.contracts import Grid
+from methods.core.audit.expected import Expected, Stated, Uninspectable
 from methods.core.graph.flow import Op
 from methods.core.graph.intercept import OUTPUT, KeyedMode, OpKey
 from methods.core.graph.layers import LAYERS
 from methods.core.graph.lowest import LowestLevel
 from methods.core.graph.operations import macs_of, operands
-from methods.core.graph.sites import Point, Sites, find_sites
-from methods.core.graph.trace import Trace, trace_net
+from methods.core.graph.sites import Point
 from methods.core.numerics.levels import fault, sample, slices, spread
 
-VALUES, SLICES = 1024, 8  # looked at in a tensor, and channels of one: enough to tell a float from 256 values
 SMALLEST_GROUP = 16  # weights that share a scale; with fewer the scales would weigh more than the weights
 _PER_TENSOR = Grid()
-
-
-class Uninspectable(RuntimeError):
-    """A result that cannot be looked into; the message says why, in words that follow "cannot be checked:"."""
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What scheme and precision ask of a network: its operations and its sites."""
-
-    graph: Trace
-    sites: Sites
-    spec: BitSpec
-
-    @classmethod
-    def of(cls, graph: Trace, scheme: str, spec: BitSpec) -> Expected:
-        """For the float model of `graph`.
-
-        Raises:
-            Uninspectable: it has no sites.
-        """
-        try:
-            return cls(graph, find_sites(graph, scheme, spec), spec)
-        except RuntimeError as error:
-            raise Uninspectable(f"the sites of the float model cannot be found ({error})") from error
-
-
-def traced(model: VisionModel) -> Trace:
-    """The graph of the float model, which audits of several results may share.
-
-    Raises:
-        Uninspectable: it cannot be traced.
-    """
-    try:
-        return trace_net(model.net, model.input_shape, model.part)
-    except RuntimeError as error:
-        raise Uninspectable(f"the float model cannot be traced ({error})") from error
-
-
-def audit(
-    model: VisionModel,
-    result: QuantizedModel,
-    images: Tensor,
-    *,
-    scheme: str,
-    spec: BitSpec,
-    thorough: bool = False,
-    graph: Trace | None = None,
-) -> tuple[Any, list[str]]:
-    """Run `result` on normalised `images` (n, c, h, w) and hold it against what was asked for.
-
-    Args:
-        model: the float model.
-        result: what the method made of it.
-        images: a few.
-        scheme: which tensors are to be quantized.
-        spec: to how many bits.
-        thorough: look at all values instead of a sample.
-        graph: the float model's, if it is known.
-
-    Returns:
-        Output, and findings, each the end of a sentence that begins with the method; empty if all is as it should be.
-
-    Raises:
-        Uninspectable: the result cannot be looked into.
-    """
-    expected = Expected.of(graph or traced(model), scheme, spec)
-    net = network_of(result)
-    stated = Stated.of(result, expected)
-    watch = _Watch(expected, stated, net, None if thorough else (VALUES, SLICES))
-    with torch.no_grad(), watch.entered():
-        output = result(images)
-    unseen = watch.unseen()
-    if unseen and not watch.findings:
-        raise Uninspectable(
-            f"{len(unseen)} operations of the float model did not run in its `net`, the first is {unseen[0]}"
-        )
-    if not watch.findings:
-        watch.check_whole(output)
-    total = sum(p.numel() for p in model.net.parameters())
-    return output, [*stated.findings, *check_summary(result.summary, expected, total), *watch.findings]
-
-
-def network_of(result: Any) -> nn.Module:
-    """The network that `result` runs.
-
-    Raises:
-        Uninspectable: it has none.
-    """
-    net = result if isinstance(result, nn.Module) else getattr(result, "net", None)
-    if isinstance(net, nn.Module):
-        return net
-    raise Uninspectable("it has no attribute `net`, the network that it runs")
-
-
-@dataclass(frozen=True)
-class Stated:
-    """Widths and grids that the method gives, as far as they are not fixed by what was asked for."""
-
-    weights: Mapping[str, int]
-    activations: Mapping[Point, int]
-    grids: Mapping[str, Grid]
-    labels: Mapping[Point, str]
-    findings: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, result: QuantizedModel, expected: Expected) -> Stated:
-        """What `result` states. Only softmax outputs may be quantized beyond the scheme."""
-        summary = result.summary
-        points = {f"{op.key}:out": (op.key, OUTPUT) for op in expected.graph.of_kind("softmax")}
-        points |= {str(site): site.point for site in expected.sites.activations}
-        asked = {site.point: site.bits for site in expected.sites.activations}
-        given = {points[label]: bits for label, bits in summary.activation_bits.items() if label in points}
-        free = expected.spec.mixed and expected.spec.activation is None
-        fixed = {} if free else asked
-        fixed |= {site.point: site.bits for site in expected.sites.activations if site.fixed}
-        weights = {site.parameter: site.bits for site in expected.sites.weights}
-        if expected.spec.mixed:
-            weights |= {layer.name: layer.bits for layer in summary.layers if layer.name in weights}
-        findings = [
-            f"names a site '{label}', which the network or the scheme does not have"
-            for label in [*summary.activation_bits, *summary.activation_ranges]
-            if label not in points
-        ]
-        findings += [
-            f"gives activation site '{label}' {given[point]} bits, where {expected.spec} gives {fixed[point]}"
-            for label, point in points.items()
-            if point in given and point in fixed and given[point] != fixed[point]
-        ]
-        grids = dict(getattr(result, "grids", None) or {})
-        labels = {point: label for label, point in points.items()}
-        return cls(weights, asked | given | fixed, grids, labels, list(dict.fromkeys(findings)))
-
-
-def check_summary(summary: QuantSummary, expected: Expected, total: int) -> list[str]:
-    """Findings on the numbers that a method gives of a network of `total` parameters."""
-    sites, spec = expected.sites, expected.spec
-    findings = []
-    layers = {layer.name: layer for layer in summary.layers}
-    missing = [site.parameter for site in sites.weights if site.parameter not in layers]
-    foreign = sorted(set(layers) - {site.parameter for site in sites.weights})
-    if missing:
-        findings.append(f"says nothing of {len(missing)} weights that are to be quantized, the first is '{missing[0]}'")
-    if foreign:
-        findings.append(f"lists '{foreign[0]}' as a quantized weight, which is none")
-    for layer in summary.layers:
-        low, high = (MIN_BITS, MAX_BITS) if spec.mixed else (int(spec.weight), int(spec.weight))
-        if not low <= layer.bits <= high:
-            findings.append(f"gives weight '{layer.name}' {layer.bits} bits, where {spec} was asked for")
-    quantized = sum(layer.size for layer in summary.layers)
-    if spec.mixed and sum(layer.size * layer.bits for layer in summary.layers) > spec.weight * quantized * (1 + 1e-9):
-        mean = sum(layer.size * layer.bits for layer in summary.layers) / quantized
-        findings.append(f"gives weights {mean:.4f} bits on average, above the budget of {spec}")
-    if quantized + summary.float_values != total and not (missing or foreign):
-        findings.append(f"accounts for {quantized + summary.float_values} parameters, where the model has {total}")
-    extra = sum(label.endswith(":out") and "/softmax." in label for label in summary.activation_bits)
-    inside = sum(site.op.kind == "softmax" and site.slot == OUTPUT for site in sites.activations)
-    counts = {
-        "weights": (summary.weight_sites, len(sites.weights)),
-        "activation sites": (summary.activation_sites, len(sites.activations) + extra - inside),
-    }
-    findings += [f"counts {said} {what}, where there are {are}" for what, (said, are) in counts.items() if said != are]
-    return findings
-
 
 Call = tuple[Any, ...]  # positional arguments of an operation
 
@@ -250,7 +79,7 @@ class _Computed(KeyedMode):
         return func(*args, **kwargs)
 
 
-class _Watch:
+class Watch:
     """Looks at all that the network computes while `entered`."""
 
     def __init__(self, expected: Expected, stated: Stated, net: nn.Module, sample: tuple[int, int] | None) -> None:
