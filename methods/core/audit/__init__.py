@@ -20,6 +20,8 @@ from methods.core.audit.expected import Expected, Stated, Uninspectable, check_s
 from methods.core.audit.watch import Watch
 from methods.core.graph.trace import Trace, trace_net
 
+__all__ = ["Uninspectable", "audit", "network_of", "traced"]
+
 VALUES, SLICES = 1024, 8  # looked at in a tensor, and channels of one: enough to tell a float from 256 values
 
 
