@@ -120,6 +120,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.results.store import Store
     from harness.run.display import show_plan
     from harness.run.executors.registry import find_executor
+    from harness.run.image_cache import prepare_cache
     from harness.run.sinks import open_sink
 
     runs = find_executor(executor_name(executor, in_process), timeout).name
@@ -134,7 +135,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         typer.echo(text, err=True)
     if not dry:  # after planning, so that a mistyped name leaves no folder behind
         prepare_folder(store.folder, "--out")
-        prepare_folder(cache, "--cache")
+        prepare_cache(cache, "--cache")
     show_plan(plan, console)
     if dry:
         return

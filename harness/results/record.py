@@ -142,9 +142,10 @@ class Record(_Part):
     """The result of one cell.
 
     `metrics` are in points; `primary_metric` names the one that tables rank by. `counters` holds what the method
-    counted (images, steps). `seconds` is the wall time of the whole cell, `stages` its parts plus stages whose result
-    came from the cache. `peak_memory_mib` is the process's (on CUDA: the allocator's) peak while quantizing,
-    `added_memory_mib` the same less what was in use before; for the float reference both are those of the evaluation.
+    counted (images, steps). `seconds` is the wall time of the whole cell without waiting for images that another cell
+    made (`finished` less `started` has that too), `stages` its parts plus stages whose result came from the cache.
+    `peak_memory_mib` is the process's (on CUDA: the allocator's) peak while quantizing, `added_memory_mib` the same
+    less what was in use before; for the float reference both are those of the evaluation.
     `images_from` is None where the images were made in this run.
     `warnings` are those that Python raised while the cell ran (None in records older than schema 2). `sidecars` has, by
     kind, every file that was saved with the record, and no other file belongs to it (None in records older than schema

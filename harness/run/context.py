@@ -15,8 +15,10 @@ from harness.api.spec import split_scheme
 from harness.identity.cell import Cell
 from harness.identity.code import Code
 from harness.io.canonical import digest
+from harness.io.claims import Claim, Owner
 from harness.results.provenance import arithmetic_variables, processor_of
 from harness.results.record import ImagesFrom, Stage
+from harness.run.clock import Clock, Waiting
 from harness.run.image_cache import Cached, ImageCache, LeftBehind
 from harness.run.memory import MemoryMeter
 from harness.run.seeds import derive_seed
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from harness.api.contracts import VisionModel
     from harness.api.plugins import PluginInfo
 
+_WAIT = "wait"
 KEPT_IMAGES = 16
 SNAPSHOT_IMAGES = 4
 
@@ -62,6 +65,7 @@ class Context:
         device: torch.device,
         threads: int,
         report: Callable[[str, float], None],
+        clock: Clock | None = None,
     ) -> None:
         self._cell = cell
         self._cache = ImageCache(cache)
@@ -70,6 +74,8 @@ class Context:
         self._device = device
         self._threads = threads
         self._report = report
+        self._clock = clock or Clock()
+        self._fraction = 0.0  # how far the method said it is
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._from_cache: set[str] = set()
         self._open: list[tuple[str, float]] = []
@@ -148,21 +154,34 @@ class Context:
         made_for = {"identity": dict(identity), "scope": dict(self.scope)}
         # What made images does not choose their numbers.
         key, seed = digest(made_for | {"made_by": origin.model_dump(mode="json")}), digest(made_for)
-        found = self._cache.read(key)
-        if found is None:
-            known: set[str | int] = {*self.kept_diagnostics, *self._snapshots}
-            seed_everything(derive_seed(key=seed))
-            with self.stage("synthesize"):
-                # Within the stage: the outer one's time until now is its own and none of the images'.
-                before = dict(self._seconds), Counter(self.counters), known
-                images = make().detach().contiguous()
-            self._cache.write(key, self._made(images, *before))
-        else:
-            images = found.images
-            self._take(found)
-            self.images_from = origin
+        with self._cache.turn(key, self._wait) as found:
+            if found is None:
+                known: set[str | int] = {*self.kept_diagnostics, *self._snapshots}
+                seed_everything(derive_seed(key=seed))
+                with self.stage("synthesize"):
+                    # Within the stage: the outer one's time until now is its own and none of the images'.
+                    before = dict(self._seconds), Counter(self.counters), known
+                    images = make().detach().contiguous()
+                self._cache.write(key, self._made(images, *before))
+            else:
+                images = found.images
+                self._take(found)
+                self.images_from = origin
         seed_everything(derive_seed(key=seed, after=True))
         return images.to(self._device)
+
+    def _wait(self, claim: Claim) -> bool:
+        """Wait for images that another process makes, which is time of no stage."""
+
+        def tell(owner: Owner, seconds: float) -> None:
+            text = f"waits for images that {owner} makes"
+            self._report(Waiting(text, self._clock.waited + seconds), self._fraction)
+
+        try:
+            with self.stage(_WAIT):
+                return claim.wait(tell)
+        finally:
+            self._clock.waited += self._seconds.pop(_WAIT)
 
     def _origin(self, code: Code) -> ImagesFrom:
         return ImagesFrom(
@@ -228,7 +247,8 @@ class Context:
 
     def progress(self, text: str, fraction: float) -> None:
         """Show how far the method is."""
-        self._report(text, min(max(float(fraction), 0.0), 1.0))
+        self._fraction = min(max(float(fraction), 0.0), 1.0)
+        self._report(text, self._fraction)
 
 
 def _pixels(images: Tensor, model: VisionModel) -> np.ndarray:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.api.errors import first_line
-from harness.io.files import open_regular, write_atomically
+from harness.io.claims import Claim, Pace, sweep
+from harness.io.files import open_regular, prepare_folder, reason, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_BYTES = 2**35  # no set of images is larger
+_CLAIM = ".claim"
 _IMAGES = "images"
 _SNAPSHOT = "snapshot-"  # name of a snapshot, before its step
 _DIMENSIONS = 4  # n, channels, height, width
@@ -49,29 +52,80 @@ class Unusable(ValueError):
     """A file that is not the images that its name says; the message says why."""
 
 
+def prepare_cache(folder: Path, option: str) -> None:
+    """Create the folder of a cache, check that it can be written, and remove what killed runs left in it.
+
+    Raises:
+        UsageError: as `harness.io.files.prepare_folder`.
+    """
+    prepare_folder(folder, option)
+    sweep(folder, _CLAIM)
+
+
 class ImageCache:
     """A folder with one file for each set of images."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pace: Pace | None = None) -> None:
         self._folder = folder
+        self._pace = pace or Pace()
 
     def path(self, key: str) -> Path:
         """Where the images of `key` are."""
         return self._folder / f"{key}.safetensors"
 
+    @contextmanager
+    def turn(self, key: str, wait: Callable[[Claim], bool]) -> Iterator[Cached | None]:
+        """The images of `key`, or None: then they are for the block to make and to `write`, and other processes that
+        want them wait for its end. Who has waited for images that were then not kept does not wait again.
+
+        Args:
+            key: What the images are known by.
+            wait: Called to let the claim of another process `wait`.
+        """
+        claim = Claim(self._folder / f"{key}{_CLAIM}", self._pace)
+        found = self._found(key)
+        try:
+            if not isinstance(found, Cached):
+                found = self._awaited(key, claim, wait)
+            yield self._usable(key, found)
+        finally:
+            claim.give_up()
+
+    def _awaited(self, key: str, claim: Claim, wait: Callable[[Claim], bool]) -> Cached | str | None:
+        """What there is when it is for nobody else to make images."""
+        given_up = False
+        try:
+            while not claim.take() and not given_up:
+                given_up = wait(claim)
+                if isinstance(found := self._found(key), Cached):
+                    return found
+        except OSError as error:
+            text = (
+                f"cells cannot tell each other in {self._folder} who makes images ({reason(error)}); some may be made"
+            )
+            warnings.warn(f"{text} several times", stacklevel=2)
+        return self._found(key)
+
     def read(self, key: str) -> Cached | None:
         """The images of `key`; None if there are none, or with a warning if what is there is anything else."""
-        path = self.path(key)
+        return self._usable(key, self._found(key))
+
+    def _found(self, key: str) -> Cached | str | None:
+        """The images of `key`, what is wrong with them, or None if there are none."""
         try:
-            with open_regular(path, MOST_BYTES) as file:
+            with open_regular(self.path(key), MOST_BYTES) as file:
                 content = file.read()
             return _parsed(content, key)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            text = f"cached images {path} are not usable ({first_line(error)}); they are made anew"
-            warnings.warn(text, stacklevel=2)
-            return None
+            return first_line(error)
+
+    def _usable(self, key: str, found: Cached | str | None) -> Cached | None:
+        if not isinstance(found, str):
+            return found
+        warnings.warn(f"cached images {self.path(key)} are not usable ({found}); they are made anew", stacklevel=2)
+        return None
 
     def write(self, key: str, made: Cached) -> None:
         """Keep images for `key`; a warning if the folder cannot. Those with NaN or infinite values are not kept."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -37,6 +36,7 @@ from harness.run.checks import (
     check_untouched,
     summarise,
 )
+from harness.run.clock import Clock
 from harness.run.context import Context, seed_everything
 from harness.run.notices import noticed
 from harness.run.process import ProcessState, exits_raised
@@ -137,15 +137,14 @@ class CellRunner:
 
     def measure(self, cell: Cell, progress: Progress) -> Measured:
         """Measure `cell`; whatever goes wrong becomes a failed record."""
-        started, clock = now(), time.perf_counter()
+        started, clock = now(), Clock()
         self._process = None
         with noticed() as log, exits_raised():
             try:
                 measured = self._measure(cell, progress, started, clock)
             except BaseException as error:  # the code of a cell may raise anything, and ask for the end
                 self._loaded = None  # what raised may have left the float model changed
-                seconds = time.perf_counter() - clock
-                measured = Measured(failed_record(self._settings, cell, _failure(error), started, seconds))
+                measured = Measured(failed_record(self._settings, cell, _failure(error), started, clock.seconds))
             finally:
                 if self._process is not None:
                     self._process.restore()
@@ -153,7 +152,7 @@ class CellRunner:
             self._loaded = None
         return replace(measured, record=measured.record.model_copy(update={"warnings": log.notices}))
 
-    def _measure(self, cell: Cell, progress: Progress, started: str, clock: float) -> Measured:
+    def _measure(self, cell: Cell, progress: Progress, started: str, clock: Clock) -> Measured:
         catalog = self._settings.catalog
         method = catalog.restore(cell.method, cell.options)
         code = code_for(catalog, cell)
@@ -165,6 +164,7 @@ class CellRunner:
             device=self._device,
             threads=self._settings.threads,
             report=progress,
+            clock=clock,
         )
         suite = self._suite(cell)
         common: dict[str, Any] = {"key": cell.key, "cell": cell, "data": method.data, "origin": method.origin}
@@ -172,8 +172,7 @@ class CellRunner:
         common["provenance"] = collect(code, str(self._device), self._settings.threads)
 
         def skipped(reason: str) -> Measured:
-            seconds = time.perf_counter() - clock
-            return Measured(Record(**common, status="skipped", reason=reason, seconds=seconds, finished=now()))
+            return Measured(Record(**common, status="skipped", reason=reason, seconds=clock.seconds, finished=now()))
 
         if cell.key in self._settings.skips:
             return skipped(self._settings.skips[cell.key])
@@ -214,7 +213,7 @@ class CellRunner:
             counters=dict(ctx.counters),
             stages=ctx.stages,
             diagnostics=ctx.kept_diagnostics,
-            seconds=time.perf_counter() - clock,
+            seconds=clock.seconds,
             peak_memory_mib=peak[0],
             added_memory_mib=peak[1],
             quantization=quantization,

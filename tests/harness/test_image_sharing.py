@@ -164,7 +164,7 @@ def _wants(cell: Cell, cache: Path, folder: Path, hangs: bool) -> None:
     ctx = context(cell, cache, report)
     images = ctx.cached_images(IDENTITY, make)
     what = (images.numpy().tobytes(), torch.rand(2).tolist(), dict(ctx.counters), ctx.kept_diagnostics, ctx._snapshots)
-    (folder / f"got.{os.getpid()}").write_bytes(pickle.dumps(what[:-1] + (what[-1][1].tolist(),)))
+    (folder / f"got.{os.getpid()}").write_bytes(pickle.dumps((*what[:-1], what[-1][1].tolist())))
 
 
 def _started(number: int, *arguments) -> list:
