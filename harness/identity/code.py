@@ -55,12 +55,15 @@ def code_of(targets: frozenset[str], packages: frozenset[str] = frozenset()) -> 
 
 def _present(packages: Iterable[str]) -> dict[str, str]:
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return found | {name: known for name in packages if (known := _version(name)) is not None}
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @cache
@@ -68,8 +71,6 @@ def _distributions(top: str) -> tuple[str, ...]:
     """The packages that a top-level module may come from."""
     if top in _INSTALLED_AS:
         return _INSTALLED_AS[top]
-    try:
-        version(top)
-    except PackageNotFoundError:
+    if _version(top) is None:
         return tuple(sorted(set(packages_distributions().get(top, ()))))
     return (top.replace("_", "-").lower(),)

@@ -73,21 +73,19 @@ def closure(roots: Iterable[str], own: frozenset[str], leave_out: frozenset[str]
     return Closure(tuple(sorted(files.items())), frozenset(packages))
 
 
-def _taken(module: str, name: str, own: frozenset[str]) -> Iterator[str]:
+@cache
+def _taken(module: str, name: str, own: frozenset[str]) -> tuple[str, ...]:
     """What `from module import name` needs beside `module`."""
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or (top not in own and is_installed(top)):
-        return
+        return ()
     if name == "*":
-        yield from _submodules(module)
-        return
+        return tuple(_submodules(module))
     if file_of(f"{module}.{name}") is not None:
-        yield f"{module}.{name}"
-        return
+        return (f"{module}.{name}",)
     path = file_of(module)
     target = None if path is None else _targets(module, path).get(name)
-    if target:
-        yield target
+    return (target,) if target else ()
 
 
 @cache

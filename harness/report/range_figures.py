@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -82,7 +83,7 @@ def _agreement(ours: tuple[float, float], real: tuple[float, float]) -> dict[str
     width, real_width = ours[1] - ours[0], real[1] - real[0]
     union = max(ours[1], real[1]) - min(ours[0], real[0])
     shared = max(0.0, min(ours[1], real[1]) - max(ours[0], real[0]))
-    known = bool(np.isfinite([width, real_width]).all()) and width > 0 and real_width > 0
+    known = math.isfinite(width) and math.isfinite(real_width) and width > 0 and real_width > 0
     return {
         **{"low": ours[0], "high": ours[1], "real_low": real[0], "real_high": real[1]},
         "log2_width": float(np.log2(width / real_width)) if known else np.nan,

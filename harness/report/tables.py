@@ -158,7 +158,9 @@ def latex(summary: pd.DataFrame) -> str:
 
 def csv(frame: pd.DataFrame) -> str:
     """Every column at full precision."""
-    shown = frame.map(lambda value: safe.csv(value) if isinstance(value, str) else value)
+    texts = [str(name) for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
+    shown = frame[texts].map(lambda value: safe.csv(value) if isinstance(value, str) else value)
+    shown = frame.assign(**{name: shown[name] for name in texts})
     return shown.to_csv(index=False, lineterminator="\n")
 
 

@@ -63,11 +63,12 @@ def table(content: bytes, said: Sidecar | None) -> pd.DataFrame:
     Raises:
         Damaged: they are not what the record says, or cannot be read.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     check_bytes(content, said)
     try:
-        file = pq.ParquetFile(io.BytesIO(content))
+        file = pq.ParquetFile(pa.BufferReader(content))
         if file.metadata.num_rows > ROWS:
             raise Damaged(f"has {file.metadata.num_rows:,} rows")
         found: pd.DataFrame = file.read().to_pandas()
@@ -77,6 +78,28 @@ def table(content: bytes, said: Sidecar | None) -> pd.DataFrame:
         raise Damaged(f"cannot be read ({first_line(error)})") from None
     _check_shapes({str(name): found[name].shape for name in found}, said)
     return found
+
+
+def right_of(content: bytes, said: Sidecar) -> tuple[int, int] | None:
+    """How many images are right by column `correct` of outcomes, and how many there are, in a tenth of `table`'s time.
+
+    Only for a file that the record was saved with, of which the other columns need no look. None if it is not that, or
+    has no such column; `table` says what is wrong.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        check_bytes(content, said)
+        file = pq.ParquetFile(pa.BufferReader(content))
+        images = file.metadata.num_rows
+        if images > ROWS or said.shapes != dict.fromkeys(file.schema_arrow.names, (images,)):
+            return None
+        correct = file.read(columns=["correct"], use_threads=False).column("correct")
+    except Exception:  # a reader of damaged bytes may raise anything
+        return None
+    plain = pa.types.is_boolean(correct.type) and not correct.null_count and len(correct) == images
+    return (sum(chunk.true_count for chunk in correct.chunks), images) if plain else None
 
 
 def arrays(content: bytes, said: Sidecar | None) -> dict[str, np.ndarray]:

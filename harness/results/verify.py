@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -38,7 +39,7 @@ def checker() -> str:
 def flaw(record: Record) -> str | None:
     """What is wrong with the record by itself, in words that follow its name; None if nothing is."""
     cell = record.cell
-    if record.key not in (cell.key, cell.labelled_key):
+    if not (record.key == cell.key or record.key == cell.labelled_key):  # noqa: PLR1714 - the second takes its time
         return "does not hold the cell that its key says"
     if cell.seed not in _SEEDS or (cell.limit is not None and cell.limit not in _SEEDS[1:]):
         return "has a seed or a limit that no run has"
@@ -66,13 +67,28 @@ def contradiction(record: Record, outcomes: pd.DataFrame, resampling: str | None
         outcomes: A row per evaluation image.
         resampling: What `resampling_of` says of the record's task; its metric is unknown if that is None.
     """
-    cell, images = record.cell, len(outcomes)
+    return _contradiction(record, len(outcomes), lambda: metric_of(outcomes, resampling))
+
+
+def agrees(record: Record, right: int, images: int) -> bool:
+    """Whether a record says what its outcomes do, of a task whose metric is the share of images that are right.
+
+    Args:
+        record: One that is ok and has no `flaw`.
+        right: Images that are.
+        images: All of them.
+    """
+    return _contradiction(record, images, lambda: 100 * right / images) is None
+
+
+def _contradiction(record: Record, images: int, metric: Callable[[], float | None]) -> str | None:
+    cell = record.cell
     if not images:
         return "has outcomes of no image"
     if cell.limit is not None and images != cell.limit:
         return f"has outcomes of {images:,} images, though its cell is of {cell.limit:,}"
     try:
-        found = metric_of(outcomes, resampling)
+        found = metric()
     except Exception as error:  # columns may be missing or hold anything
         return f"has outcomes from which its metric cannot be computed ({first_line(error)})"
     own = record.metrics[record.primary_metric or ""]

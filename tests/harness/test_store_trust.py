@@ -20,6 +20,7 @@ import harness.results.store
 from harness.api.errors import UsageError
 from harness.io.files import open_regular, prepare_folder, read_regular
 from harness.plan.plan import Estimator, Request, make_plan
+from harness.results import sidecars
 from harness.results.merge import merge
 from harness.results.record import Failure, Provenance, Record
 from harness.results.store import LISTED, Store
@@ -533,6 +534,27 @@ def test_merging_imports_neither_torch_nor_matplotlib():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("columns", "counted"),
+    [
+        ({"correct": RIGHT}, True),
+        ({"label": np.arange(50), "correct": RIGHT}, True),
+        ({"correct": RIGHT.astype(float)}, False),
+        ({"correct": [True, None] * 25}, False),
+        ({"label": np.arange(50)}, False),
+    ],
+)
+def test_right_images_are_counted_without_a_frame_where_that_is_the_same(tmp_path, columns, counted):
+    frame = pd.DataFrame(columns)
+    sidecars.table_writer(frame)(tmp_path / "outcomes.parquet")
+    content = (tmp_path / "outcomes.parquet").read_bytes()
+    said = sidecars.described(content, {name: (50,) for name in columns})
+    found = sidecars.right_of(content, said)
+    assert found == ((int(sidecars.table(content, said)["correct"].sum()), 50) if counted else None)
+    assert sidecars.right_of(content, sidecars.described(content, {"correct": (49,)})) is None
+    assert sidecars.right_of(content[:-1] + b"x", said) is None
+
+
 def test_what_was_found_to_agree_is_remembered_and_nothing_else_is(store, toy_cell, monkeypatch):
     """Between runs, under hashes of the record's numbers, of the outcomes and of what checks them."""
     monkeypatch.setattr(harness.results.store, "_WORTH_KEEPING", 1)
@@ -540,9 +562,9 @@ def test_what_was_found_to_agree_is_remembered_and_nothing_else_is(store, toy_ce
     assert store.complete(kept)
     store.remember()
     read: list[str] = []
-    table = Store._table
+    check = Store._check
     monkeypatch.setattr(
-        Store, "_table", lambda self, record, content: read.append(record.key) or table(self, record, content)
+        Store, "_check", lambda self, record, content: read.append(record.key) or check(self, record, content)
     )
     assert used(Store(store.folder)) == [kept]
     assert not read

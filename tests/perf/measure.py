@@ -20,6 +20,7 @@ import timm
 import torch
 from rich.console import Console
 from rich.table import Table
+from startup import measured
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,6 +48,16 @@ from methods.sources.clamp.source import Stage1, weight_only
 from tasks.models.attention import unfused
 
 SHAPE = (3, 224, 224)
+
+
+def commands(table: Table) -> None:
+    """CPU time of commands on a folder of results, as multiples of the time in which `list methods` starts and ends."""
+    start = 0.0
+    for what, _, seconds in measured():
+        start = start or seconds
+        table.add_row(
+            what, "CPU seconds; beside it start-up", f"{seconds:.2f}", f"{start:.2f}", f"{seconds / start:.1f}"
+        )
 
 
 def random_net(name: str) -> torch.nn.Module:
@@ -257,12 +268,16 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3, help="synthesis steps that the paper preset's time is taken of")
-    parser.add_argument("--only", choices=["psaq", "search", "calibrators", "paper"], help="measure one of them")
+    parser.add_argument(
+        "--only", choices=["startup", "psaq", "search", "calibrators", "paper"], help="measure one of them"
+    )
     parser.add_argument("--preset", default="paper", help="preset of the calibrators")
     args = parser.parse_args()
     table = Table(title=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for column in ("what", "figure", "dfqbench", "straightforward", "ratio"):
         table.add_column(column)
+    if args.only in (None, "startup"):
+        commands(table)
     if args.only in (None, "psaq"):
         psaq(table, args.model, args.batch)
     if args.only in (None, "search"):
