@@ -110,7 +110,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 @contextmanager
 def written(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Names of temporary files beside `paths`; what is left of them afterwards is removed."""
-    temporaries = [path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp") for path in paths]
+    temporaries = [path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.tmp") for path in paths]
     try:
         yield temporaries
     finally:
@@ -130,7 +130,7 @@ def prepare_folder(folder: Path, option: str) -> None:
     Raises:
         UsageError: the folder cannot be created, read or written; the message names the `option` that changes it.
     """
-    probe = folder / f".probe.{_host()}.{os.getpid()}.tmp"
+    probe = folder / f".probe.{host_name()}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -141,7 +141,7 @@ def prepare_folder(folder: Path, option: str) -> None:
     for name in found:
         match = _TEMPORARY.fullmatch(name)
         # A live process, or one on another machine that shares the folder, may still be writing.
-        if match and match["host"] == _host() and not alive(int(match["pid"])):
+        if match and match["host"] == host_name() and not is_alive(int(match["pid"])):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -161,12 +161,13 @@ def writing_report(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _host() -> str:
+def host_name() -> str:
+    """This machine's name, as far as it can stand in the name of a file."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()) or "host"
 
 
-def alive(pid: int) -> bool:
-    """Whether this machine has a process of that number; also if that cannot be told."""
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process of that number; also if that cannot be found out."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.api.errors import UsageError
 from harness.identity.cell import Cell
-from harness.io.files import alive, names_in, read_regular, write_atomically, written
+from harness.io.files import is_alive, names_in, read_regular, write_atomically, written
 from harness.results.record import Record, Status
 
 FOLDER = "queue"  # in a results folder: one queue for each submission
@@ -246,7 +246,7 @@ class Queue:
         beat = self._read_beat(host)
         if beat is None or beat.left:  # whoever takes a cell has beaten before
             return True
-        if beat.machine == this_machine() and not alive(beat.pid):
+        if beat.machine == this_machine() and not is_alive(beat.pid):
             return True
         with suppress(OSError), self._beat(host).open("rb") as file:  # opened, so that NFS asks its server
             return present - os.fstat(file.fileno()).st_mtime > lost_after
