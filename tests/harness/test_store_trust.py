@@ -548,7 +548,7 @@ def test_right_images_are_counted_without_a_frame_where_that_is_the_same(tmp_pat
     frame = pd.DataFrame(columns)
     sidecars.table_writer(frame)(tmp_path / "outcomes.parquet")
     content = (tmp_path / "outcomes.parquet").read_bytes()
-    said = sidecars.described(content, {name: (50,) for name in columns})
+    said = sidecars.described(content, dict.fromkeys(columns, (50,)))
     found = sidecars.right_of(content, said)
     assert found == ((int(sidecars.table(content, said)["correct"].sum()), 50) if counted else None)
     assert sidecars.right_of(content, sidecars.described(content, {"correct": (49,)})) is None
