@@ -154,3 +154,9 @@ def families(session: nox.Session) -> None:
 def perf(session: nox.Session) -> None:
     """Measure the project's performance claims as ratios (about 12 GiB of memory at the default batch of 32)."""
     session.run(install(session), "tests/perf/measure.py", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Hold every method on CUDA against the CPU and time DeiT-S, in 8 minutes; -- --device cpu rehearses it."""
+    session.run(install(session), "tests/devices/gpu.py", *session.posargs, success_codes=[0, 3, 4])
