@@ -236,14 +236,15 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class ExecutorInfo:
-    """Where cells can run. `target` is `module:Class`, a `harness.run.executors.base.Executor`; `stops_cells`: it ends
-    a cell that takes longer than the user's `--timeout`.
+    """Where cells can run. `target` is `module:Class`, a `harness.run.executors.base.Executor`; `accepts` names the
+    fields of `harness.run.executors.base.Resources` that it understands, such as `timeout`: it ends a cell that takes
+    longer. The command line refuses the others.
     """
 
     name: str
     summary: str
     target: str
-    stops_cells: bool = False
+    accepts: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Check what can be known without importing the executor's code.

@@ -18,6 +18,7 @@ from harness.api.plugins import KINDS, PRESETS, Kind, Options, Origin, PluginInf
 from harness.catalog.registry import Registry, check_known
 from harness.identity.cell import FLOAT
 from harness.identity.names import Part, parse_name, whole
+from harness.io.canonical import canonical_json
 
 _WEAKNESS: tuple[Origin, ...] = ("baseline", "published code", "reconstruction")
 _LEARNING: tuple[Trains, ...] = ("", "quantizers", "weights")
@@ -63,6 +64,16 @@ class ResolvedMethod:
     def data(self) -> Literal["none", "images"]:
         """What the harness hands over: `images` if any part needs them."""
         return "images" if any(info.data == "images" for info in self.infos) else "none"
+
+    @property
+    def images(self) -> str:
+        """What makes its synthetic images, with all options, as one text; empty if it makes none."""
+        if self.data != "none" or not self.parts:
+            return ""
+        sources = [part for part in self.parts if part[0].kind == "source"] or self.parts
+        return canonical_json(
+            {f"{info.kind}:{info.name}": options.model_dump(mode="json") for info, options in sources}
+        )
 
     @property
     def origin(self) -> Origin:

@@ -129,15 +129,19 @@ def _methods(info: PluginInfo, catalog: Catalog) -> list[ResolvedMethod]:
 
 def _cells(info: PluginInfo, catalog: Catalog) -> Iterator[Finding]:
     """Findings of all cells of a method, source or calibrator."""
+    from harness.run.executors.base import Resources
     from harness.run.executors.registry import open_executor
     from harness.run.runner import Settings
+    from harness.run.work import Work
 
     suite = catalog.tasks.get(TASK).open_suite(SUITE, None)
     with tempfile.TemporaryDirectory() as folder:
         executors = []
         for name in ("first", "second"):  # caches of their own, or the second run would get the first one's images
             (Path(folder) / name).mkdir()
-            executors.append(open_executor(EXECUTOR, Settings(catalog, "cpu", 1, Path(folder) / name), TIMEOUT))
+            executors.append(
+                open_executor(EXECUTOR, Settings(catalog, "cpu", 1, Path(folder) / name), Resources(TIMEOUT))
+            )
         try:
             for method in _methods(info, catalog):
                 for model in suite.models():
@@ -156,7 +160,7 @@ def _cells(info: PluginInfo, catalog: Catalog) -> Iterator[Finding]:
                                 scheme=scheme,
                                 seed=0,
                             )
-                            first, second = (next(runs.map([cell], lambda *_: None)) for runs in executors)
+                            first, second = (next(runs.map(Work([cell]), lambda *_: None)) for runs in executors)
                             yield _finding(cell, first, second)
         finally:
             for executor in executors:

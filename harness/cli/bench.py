@@ -10,6 +10,7 @@ from harness.plan.plan import Plan
 from harness.results.provenance import versions
 from harness.results.record import Record
 from harness.results.store import Store
+from harness.run.executors.base import Resources
 from harness.run.executors.registry import open_executor
 from harness.run.runner import Settings
 from harness.run.sinks import Reporter, Sink
@@ -23,12 +24,12 @@ def run_and_report(
     console: Console,
     *,
     executor: str,
-    timeout: float | None,
+    resources: Resources,
     sink: Sink | None = None,
 ) -> int:
     """Run the plan, make the report of its cells and return the exit code.
 
-    `executor` is the name of what runs cells; a sink gets what was measured now.
+    `executor` is the name of what runs cells, with `resources`; a sink gets what was measured now.
 
     Raises:
         UsageError: no such executor, or something cannot be written.
@@ -36,10 +37,10 @@ def run_and_report(
     failures: list[Record] = []
     if plan.todo:
         reporter = Reporter(sink, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True))
-        runs = open_executor(executor, settings, timeout)
+        runs = open_executor(executor, settings, resources)
         try:
             reporter.start({"suite": plan.cells[0].cell.suite, "threads": settings.threads, **versions()})
-            failures = run_plan(plan, store, runs, console, reporter.cell)
+            failures = run_plan(plan, store, runs, console, tell=reporter.cell, jobs=resources.jobs or 1)
         finally:
             runs.close()
             reporter.finish()

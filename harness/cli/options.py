@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,7 +12,12 @@ from rich.console import Console
 from harness.api.errors import UsageError
 from harness.identity.names import parse_value
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
+if TYPE_CHECKING:
+    from harness.run.executors.base import Resources
+
+LONGEST = 1_000_000  # seconds of a timeout; the operating system's own limit is not much higher
+MOST_JOBS = 10_000
+MOST_GPUS = 64
 MOST_THREADS = 1024
 WIDTH = 140  # of tables that do not go to a terminal
 
@@ -85,14 +89,37 @@ def check_threads(threads: int | None) -> None:
         raise UsageError(f"--threads must be 1 to {MOST_THREADS:,}, not {threads}")
 
 
-def cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its container (cgroup v2) if there is one."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (int(number) for number in CPU_QUOTA.read_text().split())
-    except (OSError, ValueError):  # no such file, or `max`: no quota
-        return count
-    return max(1, min(count, quota // period)) if quota > 0 < period else count
+def resources(
+    *,
+    timeout: float | None,
+    jobs: int | None,
+    address: str,
+    cpus: int | None,
+    gpus: float | None,
+    slurm: str,
+    detach: bool,
+) -> Resources:
+    """What the user says of where cells run.
+
+    Raises:
+        UsageError: a value out of range, or of another form.
+    """
+    from harness.run.executors.base import Resources
+
+    if timeout is not None and not 0 < timeout <= LONGEST:
+        raise UsageError(f"--timeout must be a number of seconds above 0 and at most {LONGEST:,}, not {timeout:g}")
+    for name, number, most in (("jobs", jobs, MOST_JOBS), ("cpus", cpus, MOST_THREADS)):
+        if number is not None and not 1 <= number <= most:
+            raise UsageError(f"--{name} must be 1 to {most:,}, not {number}")
+    if gpus is not None and not 0 < gpus <= MOST_GPUS:
+        raise UsageError(f"--gpus must be above 0 and at most {MOST_GPUS}, not {gpus:g}; leave it out for CPUs alone")
+    asked = {}
+    for part in split(slurm):
+        name, equals, value = part.partition("=")
+        if not (equals and name.strip() and value.strip()):
+            raise UsageError(f"--slurm '{part}' is not of the form NAME=VALUE; for example partition=gpu,time=120")
+        asked[name.strip()] = value.strip()
+    return Resources(timeout, jobs, address or None, cpus, gpus, asked, detach)
 
 
 def make_console() -> Console:

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from harness.api.errors import UsageError
 from harness.api.plugins import PRESETS
 from harness.catalog.catalog import Catalog
 from harness.catalog.registry import check_known
@@ -18,18 +17,17 @@ from harness.cli.options import (
     Trust,
     check_device,
     check_threads,
-    cores,
     executor_name,
     make_console,
     once,
     parse_overrides,
+    resources,
     split,
 )
 from harness.identity.names import split_names, split_outside_brackets
 from harness.plan.plan import ABLATION, RERUN, Request, make_plan
 
 DEVICES = ("auto", "cpu", "cuda")
-LONGEST = 1_000_000  # seconds of a timeout; the operating system's own limit is not much higher
 
 
 def sweep(  # noqa: PLR0917 - typer passes them by name
@@ -81,10 +79,22 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     ] = "failed",
     timeout: Annotated[float | None, typer.Option(help="Seconds after which a cell counts as failed.")] = None,
     executor: Annotated[
-        str, typer.Option(help="Where cells run: worker (if left out), in-process, or one of an installed package.")
+        str, typer.Option(help="Where cells run: worker if left out; `list executors` shows all. See docs/scale.md.")
     ] = "",
     in_process: InProcess = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Cells at a time; one for each GPU, else for each core if left out.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of each cell; what the jobs leave to each if left out.")
+    ] = None,
+    address: Annotated[str, typer.Option(help="Cluster of the executor, if it has one.")] = "",
+    cpus: Annotated[int | None, typer.Option(help="CPUs of each host of a cluster.")] = None,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs of each host of a cluster; below 1, hosts share one.")
+    ] = None,
+    slurm: Annotated[str, typer.Option(help="What Slurm is asked for: NAME=VALUE, by comma.")] = "",
+    detach: Annotated[bool, typer.Option("--detach", help="Submit to the cluster and end.")] = False,
     no_references: Annotated[
         bool, typer.Option("--no-references", help="Leave out the floor and the ceiling (noise, real).")
     ] = False,
@@ -93,9 +103,8 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
 ) -> None:
     """Plan what the options ask for, and unless the command is `plan`, measure and report it."""
     check_known("--device", device, DEVICES)
-    if timeout is not None and not 0 < timeout <= LONGEST:
-        raise UsageError(f"--timeout must be a number of seconds above 0 and at most {LONGEST:,}, not {timeout:g}")
     check_threads(threads)
+    asked = resources(timeout=timeout, jobs=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm, detach=detach)
     request = Request(
         methods=once(split_names(methods)),
         models=once(map(str.strip, split_outside_brackets(models))),
@@ -119,11 +128,11 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.io.files import prepare_folder
     from harness.results.store import Store
     from harness.run.display import show_plan
-    from harness.run.executors.registry import find_executor
+    from harness.run.executors.registry import divided, find_executor
     from harness.run.image_cache import prepare_cache
     from harness.run.sinks import open_sink
 
-    runs = find_executor(executor_name(executor, in_process), timeout).name
+    runs = find_executor(executor_name(executor, in_process), asked).name
     tracker = open_sink(sink) if sink else None
     store = Store(out or Path("results", "runs", f"{suite}-ablation" if ablation else suite))
     console = make_console()
@@ -137,6 +146,9 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         prepare_folder(store.folder, "--out")
         prepare_cache(cache, "--cache")
     show_plan(plan, console)
+    asked, threads, text = divided(runs, device, asked, threads)
+    if plan.todo:
+        console.print(text)
     if dry:
         return
 
@@ -144,8 +156,6 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.run.runner import Settings
 
     root = data_root and data_root.absolute()
-    settings = Settings(
-        catalog, device, threads or cores(), cache.absolute(), root, plan.requested, trust_configs, plan.skips
-    )
-    code = run_and_report(plan, store, settings, console, executor=runs, timeout=timeout, sink=tracker)
+    settings = Settings(catalog, device, threads, cache.absolute(), root, plan.requested, trust_configs, plan.skips)
+    code = run_and_report(plan, store, settings, console, executor=runs, resources=asked, sink=tracker)
     raise typer.Exit(code)

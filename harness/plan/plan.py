@@ -72,6 +72,7 @@ class Planned:
     estimate: float | None
     requested: str
     reason: str | None = None
+    images: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,13 +172,15 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
         for cell in _cells(request, methods, suite, suite.canonical_name(requested), weights):
             cells.setdefault(cell.key, (cell, requested, reasons.get((cell.method, cell.scheme))))
         notices += suite.notices(requested) if hasattr(suite, "notices") else ()
+    shared = {method.name: method.images for method in methods}
     planned = []
     for cell, requested, reason in cells.values():
         state = _state(records.get(cell.key), store, catalog)
         if reason is not None and state in ("new", "failed"):
             state = "skip"
         seconds = estimator.seconds(cell) if reason is None else 0.0
-        planned.append(Planned(cell, state, state in RERUN[request.rerun], seconds, requested, reason))
+        images = shared.get(cell.method, "") if reason is None else ""
+        planned.append(Planned(cell, state, state in RERUN[request.rerun], seconds, requested, reason, images))
     store.remember()
     return Plan(tuple(planned), tuple(dict.fromkeys(notices)))
 

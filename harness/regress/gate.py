@@ -26,7 +26,8 @@ from harness.results import history
 from harness.results.provenance import revision
 from harness.results.record import Record
 from harness.results.store import Store
-from harness.run.executors.registry import open_executor
+from harness.run.executors.base import Resources
+from harness.run.executors.registry import divided, open_executor
 from harness.run.runner import Settings
 from harness.run.sweep import run_plan
 
@@ -152,8 +153,11 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
 def _measure(cases: Sequence[Case], store: Store, settings: Settings, console: Console, *, executor: str) -> _Run:
     """Run all cells anew."""
     plan = plan_of(cases)
-    with closing(open_executor(executor, settings)) as runs:
-        failures = {record.key: record for record in run_plan(plan, store, runs, console)}
+    resources, _, text = divided(executor, settings.device, Resources(), settings.threads)
+    console.print(text)
+    with closing(open_executor(executor, settings, resources)) as runs:
+        measured_now = run_plan(plan, store, runs, console, jobs=resources.jobs or 1)
+    failures = {record.key: record for record in measured_now}
     # A folder of an earlier run keeps its result of a cell that fails now, which is not this run's.
     records = [failures.get(record.key, record) for record in store.records() if record.key in plan.keys]
     ok = [record for record in records if record.status == "ok"]

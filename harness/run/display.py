@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import mean
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from harness.identity.cell import Cell
@@ -86,28 +87,41 @@ def _time_sentence(plan: Plan) -> str:
     return f"{text} plus {unknown} without an estimate (?), never measured here before." if unknown else f"{text}."
 
 
-class Display:
-    """Progress of a sweep over `cells`. A context manager: the bar lives inside.
+@dataclass
+class _Running:
+    """A cell that is being measured."""
 
-    `expected` gives the seconds that a cell may take, None if nothing is known of it.
+    began: float  # on the monotonic clock
+    expected: float | None  # seconds
+    line: TaskID
+    fraction: float = 0.0
+
+
+class Display:
+    """Progress of a sweep over `cells`: a bar for all of them, and a line for each that runs. A context manager.
+
+    `expected` gives the seconds that a cell may take, None if nothing is known of it; `jobs` cells run at a time.
     """
 
-    def __init__(self, console: Console, cells: Sequence[Cell], expected: Callable[[Cell], float | None]) -> None:
+    def __init__(
+        self, console: Console, cells: Sequence[Cell], expected: Callable[[Cell], float | None], jobs: int = 1
+    ) -> None:
         self._console = console
         self._expected = expected
+        self._jobs = jobs
         self._total = len(cells)
         self._left = {cell.key: cell for cell in cells}
-        self._running: dict[str, tuple[float, float]] = {}  # key -> when it began, and how far it is
+        self._running: dict[str, _Running] = {}
         self._seconds: float | None = None  # that the cells not finished may take, from their beginnings
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[done]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
         )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self._task = self._bar.add_task("", total=self._total, left="")
+        self._task = self._bar.add_task("", total=self._total, done="", left="")
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -118,19 +132,36 @@ class Display:
 
     def progress(self, cell: Cell, text: str, fraction: float) -> None:
         """A cell begins, or says how far it is."""
-        now = time.monotonic()
         if cell.key not in self._running:
-            self._running[cell.key] = now, fraction
+            line = self._bar.add_task("", total=1.0, done="", left="")
+            self._running[cell.key] = _Running(time.monotonic(), self._expected(cell), line)
             self._seconds = self._estimate()
-        began, _ = self._running[cell.key]
-        self._running[cell.key] = began, fraction
-        left = ""
-        if self._seconds is not None:
-            elapsed = sum(now - began for began, _ in self._running.values())
-            left = f"about {duration(max(self._seconds - elapsed, 0.0) / len(self._running))} left"
+        running = self._running[cell.key]
+        running.fraction = fraction
         shown = f"{text} {fraction:.0%}" if text else ""
-        description = escape(visible(f"{cell.label}  {shown}"))
-        self._bar.update(self._task, description=description, completed=self._completed(), left=left)
+        self._bar.update(running.line, description=escape(visible(f"{cell.label}  {shown}")), completed=fraction)
+        self._show()
+
+    def _show(self) -> None:
+        left = self._time_left(time.monotonic())
+        done = self._total - len(self._left)
+        self._bar.update(
+            self._task,
+            description=f"{len(self._running)} running",
+            completed=done + 0.999 * sum(running.fraction for running in self._running.values()),
+            done=f"{done}/{self._total}",
+            left="" if left is None else f"about {duration(left)} left",
+        )
+
+    def _time_left(self, now: float) -> float | None:
+        """Seconds until all is done: the work that is left on all hosts, but not less than the longest running cell."""
+        if self._seconds is None:
+            return None
+        spent = [(running, now - running.began) for running in self._running.values()]
+        hosts = max(len(spent), min(self._jobs, len(self._left)), 1)
+        together = (self._seconds - sum(seconds for _, seconds in spent)) / hosts
+        longest = [running.expected - seconds for running, seconds in spent if running.expected is not None]
+        return max(together, *longest, 0.0)
 
     def _estimate(self) -> float | None:
         """Seconds of all cells that are not finished; None if nothing like any of them was measured."""
@@ -139,15 +170,9 @@ class Display:
         # A cell that was never measured is taken to be like the average of the others.
         return sum(mean(known) if seconds is None else seconds for seconds in expected) if known else None
 
-    def _completed(self) -> float:
-        done = self._total - len(self._left)
-        return done + 0.999 * sum(fraction for _, fraction in self._running.values())
-
     def finished(self, record: Record) -> None:
         """A cell ended; one line of it stays."""
         self._left.pop(record.cell.key, None)
-        self._running.pop(record.cell.key, None)
-        self._bar.update(self._task, completed=self._completed())
         width = len(str(self._total))
         head = f"[{self._total - len(self._left):{width}}/{self._total}] {record.cell.label}"
         if record.failure is not None:
@@ -159,3 +184,7 @@ class Display:
             text, style = f"{metric} {record.metrics[metric]:.2f}", ""
         line = visible(f"{head}: {text} ({duration(record.seconds)})")
         self._console.print(line, style=style, markup=False, highlight=False)
+        running = self._running.pop(record.cell.key, None)
+        if running is not None:
+            self._bar.remove_task(running.line)
+        self._show()

@@ -13,12 +13,21 @@ from harness.results.store import Store
 from harness.run.display import Display
 from harness.run.executors.base import Executor
 from harness.run.runner import Measured
+from harness.run.work import Work
 
 
 def run_plan(
-    plan: Plan, store: Store, executor: Executor, console: Console, tell: Callable[[Record], object] = lambda _: None
+    plan: Plan,
+    store: Store,
+    executor: Executor,
+    console: Console,
+    *,
+    tell: Callable[[Record], object] = lambda _: None,
+    jobs: int = 1,
 ) -> list[Record]:
     """Measure what is to be measured, keep each record as soon as it is there, then `tell` it.
+
+    `jobs` is how many cells run at a time, for the time that is left.
 
     Returns:
         Records of what failed, also of those that were not kept because the store has an earlier result of the cell.
@@ -30,8 +39,9 @@ def run_plan(
     estimator = Estimator(store.records())
     failures: list[Record] = []
     left = {cell.key for cell in cells}
-    with Display(console, cells, estimator.seconds) as display:
-        for measured in executor.map(cells, display.progress):
+    work = Work(cells, estimator.seconds, {planned.cell.key: planned.images for planned in plan.todo})
+    with Display(console, cells, estimator.seconds, jobs) as display:
+        for measured in executor.map(work, display.progress):
             record = measured.record
             _keep(measured, store)
             failures += [record] * (record.status == "failed")

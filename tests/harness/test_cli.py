@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from harness.cli import main as cli_module
-from harness.cli import options
 from harness.results.store import Store
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -129,7 +128,12 @@ def test_skipping_everything_measures_nothing(bench):
         (["--preset", "quik"], "did you mean 'quick'?"),
         (["--rerun", "sale"], "did you mean 'stale'?"),
         (["--threads", "0"], "--threads"),
-        (["--timeout", "3"], "leave out --timeout"),
+        (["--timeout", "3"], "leave it out or use --executor worker"),
+        (["--jobs", "2"], "--jobs: executor 'in-process' has no use for it"),
+        (["--jobs", "0"], "--jobs must be 1 to"),
+        (["--gpus", "0"], "--gpus must be above 0"),
+        (["--slurm", "gpu"], "--slurm 'gpu' is not of the form NAME=VALUE"),
+        (["--detach"], "--detach: executor 'in-process' has no use for it"),
         (["--out", "file/below"], "cannot write to folder file/below"),
         (["--cache", "file/below"], "--cache"),
     ],
@@ -176,14 +180,6 @@ def test_an_ablation_has_defaults_of_its_own(cli):
     cli(*run, "--bits", "W8A8", "--seeds", "1", "--preset", "default", "--out", "own")
     assert {(cell.bits, cell.preset, cell.seed) for cell in cells_of(Path("own"))} == {("W8A8", "default", 0)}
     assert not (RUNS / "report").exists()
-
-
-@pytest.mark.parametrize(("text", "cores"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)])
-def test_cores_respect_the_quota(monkeypatch, tmp_path, text, cores):
-    (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(options, "CPU_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
-    assert options.cores() == cores
 
 
 def test_an_unexpected_error_is_no_regression(monkeypatch, capsys):
@@ -331,7 +327,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_run_is_finished_by_the_same_command(cli, tmp_path, by, code):
     marker = tmp_path / "hangs"
-    command = harness("bench", *TOY, "--methods", "toynoise,toyhang,toyreal", "--bits", "W4A8")
+    command = harness("bench", *TOY, "--methods", "toynoise,toyhang,toyreal", "--bits", "W4A8", "--jobs", "1")
     environment = process_environment(TOY_HANG=str(marker))
     # A background shell job ignores SIGINT and its children inherit that; a terminal's Ctrl-C finds the default.
     process = subprocess.Popen(

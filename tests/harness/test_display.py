@@ -29,15 +29,17 @@ def test_every_ending_leaves_a_line(record, terminal):
         record("failed", 2, failure=Failure(type="ValueError", message="bad [b]\nmore")),
     ]
     console = Console(file=text, force_terminal=terminal, width=160)
-    seconds = {2: 3700.0}  # nothing is known of the others
-    cells = [each.cell for each in (*records, record("ok", 3))]  # the last of which does not come to run
+    seconds = {3: 3700.0}  # nothing is known of the others
+    running, waiting = record("ok", 3).cell, record("ok", 4).cell
+    cells = [*(each.cell for each in records), running, waiting]
     with Display(console, cells, lambda cell: seconds.get(cell.seed)) as display:
         for each in records:
             display.progress(each.cell, "", 0.0)
             display.progress(each.cell, "search [1]", 0.5)
             display.finished(each)
+        display.progress(running, "search [1]", 0.5)
     shown = text.getvalue()
-    assert "[1/4] tiny toynoise W4A8 full seed 0: top1 81.23 (12 s)" in shown
+    assert "[1/5] tiny toynoise W4A8 full seed 0: top1 81.23 (12 s)" in shown
     assert "skipped: no [sense]" in shown
     assert "FAILED ValueError: bad [b] (12 s)" in shown
     assert ("search [1] 50%" in shown) == terminal

@@ -12,7 +12,9 @@ from rich.console import Console
 from harness.api.errors import UsageError
 from harness.results.store import Store
 from harness.run.display import Display
+from harness.run.executors.base import Resources
 from harness.run.executors.registry import find_executor, open_executor
+from harness.run.work import Work
 
 TOY = ("--tasks", "toy", "--suite", "toy", "--no-references", "--methods", "toynoise", "--bits", "W4A8,W8A8")
 RUNS = Path("results/runs/toy")
@@ -61,7 +63,7 @@ def test_cells_without_a_result_are_an_error(bench):
     [
         (["--executor", "workre"], "unknown executor 'workre'; did you mean 'worker'?"),
         (["--executor", "worker", "--in-process"], "contradict each other"),
-        (["--executor", "toybackwards", "--timeout", "3"], "executor 'toybackwards' cannot stop a cell"),
+        (["--executor", "toybackwards", "--timeout", "3"], "--timeout: executor 'toybackwards' has no use for it"),
     ],
 )
 def test_a_name_that_does_not_fit_is_refused_before_anything_runs(bench, arguments, message):
@@ -70,16 +72,16 @@ def test_a_name_that_does_not_fit_is_refused_before_anything_runs(bench, argumen
 
 
 def test_what_the_projects_own_can_do():
-    assert find_executor("worker", timeout=3).stops_cells
-    with pytest.raises(UsageError, match="'in-process' cannot stop a cell"):
-        find_executor("in-process", timeout=3)
+    assert find_executor("worker", Resources(timeout=3, jobs=2)).accepts == ("timeout", "jobs")
+    with pytest.raises(UsageError, match=r"--timeout: executor 'in-process' has no use for it; .*--executor worker"):
+        find_executor("in-process", Resources(timeout=3))
 
 
 def test_an_executor_is_closed_and_used_again(settings, toy_cell):
     executor = open_executor("in-process", settings)
     told = []
     for cell in (toy_cell("float"), toy_cell()):
-        (measured,) = executor.map([cell], lambda *what: told.append(what))
+        (measured,) = executor.map(Work([cell]), lambda *what: told.append(what))
         assert measured.record.key == cell.key
         assert told[0] == (cell, "", 0.0)
         assert all(each == cell for each, *_ in told)
@@ -95,3 +97,48 @@ def test_the_time_left_is_shared_by_cells_that_run_side_by_side(toy_cell):
         display.progress(cells[1], "calibrate", 0.5)
     shown = text.getvalue()
     assert "about 20 min 00 s left" in shown
+
+
+def test_only_cells_that_the_plan_gives_images_share_them(bench, monkeypatch):
+    seen = []
+    monkeypatch.setattr("harness.run.sweep.Work", lambda *given: seen.append(given) or Work(*given))
+    bench("--in-process")
+    (_, _, images), *_ = seen
+    assert len({*images.values()} - {""}) == 1  # the noise of both models and precisions has one name
+    assert sum(not name for name in images.values()) == 2  # float references
+
+
+@pytest.mark.slow
+def test_several_jobs_give_the_records_of_one(bench, cli):
+    shown = bench("--jobs", "3", "--threads", "1", "--out", "three").output
+    assert "3 cells at a time, each with 1 thread" in shown
+    assert len([line for line in shown.splitlines() if line.startswith("[")]) == 6
+    bench("--jobs", "1", "--threads", "1", "--out", "one")
+    three, one = Store(Path("three")), Store(Path("one"))
+    of_one = {record.key: record for record in one.records()}
+    assert len(of_one) == 6
+    assert all(three.agrees(record, of_one[record.key], one) for record in three.records())
+    assert of_one.keys() == {record.key for record in three.records()}
+
+
+@pytest.mark.slow
+def test_one_of_several_workers_may_die(settings, toy_cell):
+    """The others go on, and the next cell gets a new worker."""
+    cells = [toy_cell("toydie"), *(toy_cell(seed=seed) for seed in range(4))]
+    jobs = open_executor("worker", settings, Resources(jobs=2))
+    try:
+        found = {m.record.key: m.record for m in jobs.map(Work(cells), lambda *_: None)}
+    finally:
+        jobs.close()
+    assert found[cells[0].key].failure.type == "WorkerDied"
+    assert [found[cell.key].status for cell in cells[1:]] == ["ok"] * 4
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_executor(settings, toy_cell):
+    jobs = open_executor("worker", settings, Resources(jobs=2))
+    running = jobs.map(Work([toy_cell(seed=seed) for seed in range(4)]), lambda *_: None)
+    next(running)
+    processes = [worker._process for worker in jobs._workers.values()]
+    jobs.close()
+    assert not any(process.is_alive() for process in processes if process)

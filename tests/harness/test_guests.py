@@ -23,6 +23,7 @@ from harness.run.executors.worker import WorkerProcess
 from harness.run.process import ProcessState
 from harness.run.runner import CellRunner
 from harness.run.unchanged import Snapshot
+from harness.run.work import Work
 
 GUESTS = Path(__file__).parent / "guests"
 
@@ -32,8 +33,12 @@ def quiet(text: str, fraction: float) -> None:
 
 
 def run(executor: Executor, cell) -> Record:
-    (measured,) = executor.map([cell], lambda *_: None)
+    (measured,) = executor.map(Work([cell]), lambda *_: None)
     return measured.record
+
+
+def measure(worker: WorkerProcess, cell) -> Record:
+    return worker.measure(cell, lambda *_: None).record
 
 
 @pytest.fixture(autouse=True)
@@ -188,16 +193,16 @@ def test_the_worker_is_a_new_one_after_foreign_code_and_failures(settings, toy_c
     """Whatever a guest leaves behind, also where nothing is looked at, dies with its process."""
     worker = WorkerProcess(settings)
     try:
-        assert run(worker, toy_cell("float")).status == "ok"
+        assert measure(worker, toy_cell("float")).status == "ok"
         kept = worker._process
         assert kept is not None
-        assert run(worker, toy_cell("good")).status == "ok"
+        assert measure(worker, toy_cell("good")).status == "ok"
         assert kept is not None
         assert not kept.is_alive()
         assert worker._process is None
-        assert run(worker, toy_cell("exits")).failure.type == "SystemExit"
-        assert run(worker, toy_cell("hardexit")).failure.type == "SystemExit"
-        assert run(worker, toy_cell("good")).status == "ok"
+        assert measure(worker, toy_cell("exits")).failure.type == "SystemExit"
+        assert measure(worker, toy_cell("hardexit")).failure.type == "SystemExit"
+        assert measure(worker, toy_cell("good")).status == "ok"
     finally:
         worker.close()
 

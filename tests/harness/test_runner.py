@@ -136,8 +136,7 @@ def test_timeout_fails_the_cell(settings, toy_cell, tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_HANG", str(tmp_path / "hangs"))
     worker = WorkerProcess(settings, timeout=1)
     try:
-        (measured,) = worker.map([toy_cell("toyhang")], lambda *_: None)
-        failure = measured.record.failure
+        failure = worker.measure(toy_cell("toyhang"), lambda *_: None).record.failure
     finally:
         worker.close()
     assert (failure.type, failure.message) == ("Timeout", "took longer than 1 seconds")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
-from harness.identity.cell import Cell
-from harness.run.executors.base import Watch
+from harness.run.executors.base import Resources, Watch
 from harness.run.runner import CellRunner, Measured, Settings
+from harness.run.work import Work
 
 
 class InProcess:
@@ -18,16 +18,16 @@ class InProcess:
     undone as far as `CellRunner` can.
     """
 
-    def __init__(self, settings: Settings, timeout: None = None) -> None:
+    def __init__(self, settings: Settings, _resources: Resources | None = None) -> None:
         self._runner = CellRunner(settings)
 
-    def map(self, cells: Iterable[Cell], watch: Watch) -> Iterator[Measured]:
+    def map(self, work: Work, watch: Watch) -> Iterator[Measured]:
         """Measure the cells one after the other.
 
         Raises:
             KeyboardInterrupt: the user interrupted; one that a cell's own code raises makes it a failed cell.
         """
-        for cell in cells:
+        for cell in work:
             watch(cell, "", 0.0)
             with _interrupts_noted() as interrupted:
                 measured = self._runner.measure(cell, partial(watch, cell))

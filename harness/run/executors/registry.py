@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from harness.api.errors import UsageError
 from harness.api.plugins import ExecutorInfo
 from harness.catalog.registry import Registry
-from harness.run.executors.base import Executor
+from harness.run.executors.base import Executor, Resources
+from harness.run.machine import shares
 from harness.run.runner import Settings
 
 WORKER = ExecutorInfo(
     name="worker",
-    summary="one cell at a time in a process of its own, which may crash, hang or be killed without harm",
-    target="harness.run.executors.worker:WorkerProcess",
-    stops_cells=True,
+    summary="cells in processes of their own, which may crash, hang or be killed without harm; --jobs at a time",
+    target="harness.run.executors.jobs:Jobs",
+    accepts=("timeout", "jobs"),
 )
 IN_PROCESS = ExecutorInfo(
     name="in-process",
@@ -22,23 +25,48 @@ IN_PROCESS = ExecutorInfo(
 _BUILTIN = {WORKER.name: f"{__name__}:WORKER", IN_PROCESS.name: f"{__name__}:IN_PROCESS"}
 
 
-def find_executor(name: str, timeout: float | None = None) -> ExecutorInfo:
-    """The executor called `name`, the project's own or that of an installed package.
+def executors() -> Registry[ExecutorInfo]:
+    """All executors, the project's own and those of installed packages."""
+    return Registry("executor", _BUILTIN, "dfqbench.executors", ExecutorInfo)
+
+
+def find_executor(name: str, resources: Resources | None = None) -> ExecutorInfo:
+    """The executor called `name`.
 
     Raises:
-        UsageError: there is none, it cannot be used, or it cannot keep to a timeout.
+        UsageError: there is none, it cannot be used, or it does not understand what the user says in `resources`.
     """
-    info = Registry("executor", _BUILTIN, "dfqbench.executors", ExecutorInfo).get(name)
-    if timeout is not None and not info.stops_cells:
-        raise UsageError(f"--timeout: executor '{name}' cannot stop a cell; leave out --timeout or use '{WORKER.name}'")
+    info = executors().get(name)
+    for said in (resources or Resources()).said:
+        if said not in info.accepts:
+            known = [other for other in _BUILTIN if said in executors().get(other).accepts]
+            raise UsageError(
+                f"--{said}: executor '{name}' has no use for it; leave it out{' or use --executor ' * bool(known)}"
+                f"{' or '.join(known)}"
+            )
     return info
 
 
-def open_executor(name: str, settings: Settings, timeout: float | None = None) -> Executor:
+def open_executor(name: str, settings: Settings, resources: Resources | None = None) -> Executor:
     """The executor called `name`, ready to run cells; the caller closes it.
 
     Raises:
         UsageError: as `find_executor`, or its code cannot be imported.
     """
-    executor: Executor = find_executor(name, timeout).load()(settings, timeout)
+    resources = resources or Resources()
+    executor: Executor = find_executor(name, resources).load()(settings, resources)
     return executor
+
+
+def divided(name: str, device: str, resources: Resources, threads: int | None) -> tuple[Resources, int, str]:
+    """What the user leaves open of the division of this machine, filled in: resources, threads of each cell and one
+    sentence about them. Executors elsewhere have their own division; their cells have as many threads as a host's CPUs.
+    """
+    if name == WORKER.name:
+        found = shares(device, resources.jobs, threads)
+        return replace(resources, jobs=found.jobs), found.threads, found.text
+    if name == IN_PROCESS.name:
+        found = shares(device, 1, threads)
+        return resources, found.threads, found.text
+    threads = threads or resources.cpus or 1
+    return resources, threads, f"Executor {name}: each cell with {threads} thread{'s' * (threads > 1)}."

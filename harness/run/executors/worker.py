@@ -1,4 +1,4 @@
-"""Cells in a worker process that may crash, hang or be killed without harm."""
+"""A worker process that measures cells and may crash, hang or be killed without harm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -17,87 +16,141 @@ from harness.catalog.code import is_builtin
 from harness.identity.cell import Cell
 from harness.io.streams import tolerate
 from harness.results.record import Failure
-from harness.run.executors.base import Watch
 from harness.run.runner import CellRunner, Measured, Progress, Settings, failed_record, now
 
 _exit = os._exit  # as it is before any cell runs, see `exits_raised`
 _PROGRESS_INTERVAL = 0.2  # seconds between two progress messages of a worker
+_READY = "ready"
 
 
 class WorkerProcess:
-    """Runs cells in one spawned process that is kept between cells of the project's own methods; replaced if it dies
-    or times out, and after a failure or code of others, whatever that may have left behind.
+    """Measures one cell at a time in a spawned process that is kept between cells of the project's own methods;
+    replaced if it dies or times out, and after a failure or code of others, whatever that may have left behind.
+
+    Either `measure` is called, or `begin` and then `step` whenever one of `handles` is ready or `due` has passed, so
+    that one thread can serve many workers.
+
+    Args:
+        settings: What cells are run with.
+        timeout: Seconds after which a cell counts as failed; None: it may take as long as it likes.
+        environment: Variables that the process has beside those of this one.
     """
 
-    def __init__(self, settings: Settings, timeout: float | None = None) -> None:
+    def __init__(
+        self, settings: Settings, timeout: float | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._settings = settings
         self._timeout = timeout
+        self._environment = dict(environment or {})
         self._process: SpawnProcess | None = None
         self._connection: Connection[object, object] | None = None
+        self._cell: Cell | None = None
+        self._waits = False  # until the process has started; importing torch does not count as the cell's time
+        self._started, self._clock = "", 0.0
 
-    def map(self, cells: Iterable[Cell], watch: Watch) -> Iterator[Measured]:
-        """Measure the cells one after the other; if the worker dies or takes too long, its cell has failed."""
-        for cell in cells:
-            watch(cell, "", 0.0)
-            yield self._measure(cell, partial(watch, cell))
+    def measure(self, cell: Cell, progress: Progress) -> Measured:
+        """The result of `cell`; if the worker dies or takes too long, the cell has failed."""
+        self.begin(cell)
+        while True:
+            wait(self.handles, self.due)
+            measured = self.step(progress)
+            if measured is not None:
+                return measured
 
-    def _measure(self, cell: Cell, progress: Progress) -> Measured:
-        started, clock = now(), time.perf_counter()
-        try:
-            connection = self._ready()
-            connection.send(cell)
-            measured = self._receive(connection, progress, self._timeout)
-        except TimeoutError:
-            self.close()
-            failure = Failure(type="Timeout", message=f"took longer than {self._timeout:g} seconds")
-        except (EOFError, OSError):
-            failure = Failure(type="WorkerDied", message=self._cause_of_death())
-            self.close()
+    @property
+    def handles(self) -> list[Connection[object, object] | int]:
+        """What becomes ready when the worker has something to say, or has died."""
+        assert self._connection is not None
+        assert self._process is not None
+        # The pipe alone is not enough: a child of a dead worker may hold its other end open.
+        return [self._connection, self._process.sentinel]
+
+    @property
+    def due(self) -> float | None:
+        """Seconds until the cell has taken too long; None if it may take as long as it likes."""
+        if self._timeout is None or self._waits:
+            return None
+        return max(self._clock + self._timeout - time.monotonic(), 0.0)
+
+    def begin(self, cell: Cell) -> None:
+        """Start measuring; the worker must not be at work already."""
+        assert self._cell is None
+        self._cell = cell
+        self._started, self._clock = now(), time.monotonic()
+        if self._connection is None or self._process is None or not self._process.is_alive():
+            self._stop()
+            self._start()
         else:
-            assert isinstance(measured, Measured)
-            if measured.record.status == "failed" or not is_builtin(self._settings.catalog, cell):
-                self.close()
-            return measured
-        return Measured(failed_record(self._settings, cell, failure, started, time.perf_counter() - clock))
+            self._send()
+
+    def step(self, progress: Progress) -> Measured | None:
+        """Take in what the worker said; the result if it is there, else None."""
+        assert self._cell is not None
+        assert self._connection is not None
+        assert self._process is not None
+        try:
+            while self._connection.poll():
+                message = self._connection.recv()
+                if message == _READY:
+                    self._waits = False
+                    self._started, self._clock = now(), time.monotonic()
+                    self._send()
+                elif isinstance(message, Measured):
+                    return self._done(message)
+                elif isinstance(message, tuple):
+                    progress(*message)
+            if not self._process.is_alive() and not self._connection.poll():
+                raise EOFError
+        except (EOFError, OSError):
+            return self._failed("WorkerDied", self._cause_of_death())
+        if self.due == 0.0:
+            return self._failed("Timeout", f"took longer than {self._timeout:g} seconds")
+        return None
 
     def close(self) -> None:
         """Kill the worker."""
+        self._stop()
+        self._cell = None
+
+    def _done(self, measured: Measured) -> Measured:
+        assert self._cell is not None
+        if measured.record.status == "failed" or not is_builtin(self._settings.catalog, self._cell):
+            self._stop()
+        self._cell = None
+        return measured
+
+    def _failed(self, kind: str, why: str) -> Measured:
+        assert self._cell is not None
+        cell, self._cell = self._cell, None
+        self._stop()
+        seconds = time.monotonic() - self._clock
+        failure = Failure(type=kind, message=why)
+        return Measured(failed_record(self._settings, cell, failure, self._started, seconds))
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        arguments = theirs, self._settings, self._environment
+        self._process = context.Process(target=_serve, args=arguments, daemon=False)
+        self._waits = True
+        with _interrupts_ignored():
+            self._process.start()
+        theirs.close()
+
+    def _send(self) -> None:
+        assert self._connection is not None
+        # A worker that has just died is found by `step`.
+        with contextlib.suppress(OSError):
+            self._connection.send(self._cell)
+
+    def _stop(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.join()
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None
-
-    def _ready(self) -> Connection[object, object]:
-        """The connection to a worker that has started; importing torch does not count as the cell's time."""
-        if self._connection is None or self._process is None or not self._process.is_alive():
-            self.close()
-            context = multiprocessing.get_context("spawn")
-            self._connection, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, self._settings), daemon=False)
-            with _interrupts_ignored():
-                self._process.start()
-            theirs.close()
-            self._receive(self._connection, lambda *_: None, None)
-        return self._connection
-
-    def _receive(self, connection: Connection[object, object], progress: Progress, timeout: float | None) -> object:
-        """The next message that is not about progress."""
-        assert self._process is not None
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = None if end is None else max(end - time.monotonic(), 0.0)
-            # The pipe alone is not enough: a child of a dead worker may hold its other end open.
-            happened = wait([connection, self._process.sentinel], left)
-            if not happened:
-                raise TimeoutError
-            if connection not in happened and not connection.poll():
-                raise EOFError
-            message = connection.recv()
-            if not isinstance(message, tuple):
-                return message
-            progress(*message)
+        self._waits = False
 
     def _cause_of_death(self) -> str:
         assert self._process is not None
@@ -123,8 +176,9 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(connection: Connection[object, object], settings: Settings) -> None:
+def _serve(connection: Connection[object, object], settings: Settings, environment: Mapping[str, str]) -> None:
     """Main function of the worker."""
+    os.environ.update(environment)  # before torch is imported
     tolerate()  # a method that prints must not fail because nobody reads
     threading.Thread(target=_die_with_parent, daemon=True).start()
     last = 0.0
@@ -136,7 +190,7 @@ def _serve(connection: Connection[object, object], settings: Settings) -> None:
             connection.send((text, fraction))
 
     runner = CellRunner(settings)
-    connection.send("ready")
+    connection.send(_READY)
     while True:
         try:
             cell = connection.recv()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from functools import partial
 
 from harness.run.runner import CellRunner
+from harness.run.work import Work
 
 
 class Backwards:
     """Has all cells under way at once, and ends the last one first."""
 
-    def __init__(self, settings, timeout):
+    def __init__(self, settings, resources):
         self.runner = CellRunner(settings)
 
-    def map(self, cells, watch):
-        cells = list(cells)
+    def map(self, work, watch):
+        cells = work.cells
         for cell in cells:
             watch(cell, "", 0.0)
         for cell in reversed(cells):
@@ -27,5 +28,5 @@ class Backwards:
 class Forgets(Backwards):
     """Leaves the first cell out."""
 
-    def map(self, cells, watch):
-        yield from super().map(list(cells)[1:], watch)
+    def map(self, work, watch):
+        yield from super().map(Work(work.cells[1:]), watch)
