@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from harness.api.contracts import Grid, LayerSummary, QuantSummary
 from methods.core.graph.intercept import Interceptor, OpKey, Transform
 from methods.core.graph.sites import Sites
 from methods.core.numerics.granularity import PerBlock, PerGroup
-from methods.core.numerics.quantizers import Quantizer, Uniform
+from methods.core.numerics.quantizers import Quantizer, Stored, Uniform
 
 
 class MissingParametersError(RuntimeError):
@@ -105,7 +105,13 @@ class Quantized:
         """
         if self.activations is None:
             raise MissingParametersError("the activations of this model are not quantized")
-        layers = tuple(LayerSummary(s.parameter, self._float[s.parameter].numel(), s.bits) for s in self.sites.weights)
+        weights = {s.parameter: _stored(self.weights[s.parameter], s.bits) for s in self.sites.weights}
+        layers = tuple(
+            LayerSummary(s.parameter, self._float[s.parameter].numel(), s.bits, *(weights[s.parameter] or ()))
+            for s in self.sites.weights
+        )
+        activations = {str(s): _stored(self.activations[s.point], s.bits) for s in self.sites.activations}
+        told = {label: stored for label, stored in activations.items() if stored is not None}
         total = sum(p.numel() for p in self._float.values())
         return QuantSummary(
             weight_sites=len(self.sites.weights),
@@ -118,4 +124,12 @@ class Quantized:
             },
             activation_bits={str(s): s.bits for s in self.sites.activations},
             bit_operations=self.sites.bit_operations,
+            activation_formats={label: number_format for label, (number_format, _) in told.items()},
+            activation_scale_bits={label: bits for label, (_, bits) in told.items()},
         )
+
+
+def _stored(quantizer: object, bits: int) -> Stored | None:
+    """What a quantizer tells of its format; None if it tells nothing."""
+    tell: Callable[[int], Stored | None] | None = getattr(quantizer, "stored_as", None)
+    return None if tell is None else tell(bits)

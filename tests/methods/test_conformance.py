@@ -137,6 +137,12 @@ def test_contract(name: str, network: str, scheme: str) -> None:
     assert sum(layer.size for layer in summary.layers) + summary.float_values == total
     assert {layer.bits for layer in summary.layers} == {4}
     assert all(low <= 0.0 <= high for low, high in summary.activation_ranges.values())
+    # All of it says how it is stored.
+    assert all(layer.format is not None and layer.format.bits == 4 and layer.scale_bits for layer in summary.layers)
+    stored = summary.activation_formats
+    assert {site: shown.bits for site, shown in stored.items()} == summary.activation_bits
+    assert summary.activation_scale_bits.keys() == stored.keys()
+    assert all(bits >= 0 for bits in summary.activation_scale_bits.values())
     # What layers receive and the weights that they use have no more values than their bits allow, site by site.
     audited, findings = audit(model, quantized, x, scheme=scheme, spec=BitSpec(4, 6), thorough=True)
     assert not findings

@@ -8,7 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from harness.api.formats import Format
 from methods.core.numerics.affine import to_codes_
+from methods.core.numerics.quantizers import Stored
 
 RESOLUTION = 37  # r: bases are 2^(q / r)
 BASES = (10, 138)  # smallest and largest q: bases from 1.2 to 13.3
@@ -60,6 +62,11 @@ class AdaLog:
         """Quantize and dequantize `x`."""
         code = codes_of((x + self.shift).clamp_(min=0), self.scale, self.base, self.codes)
         return self._values[code]
+
+    def stored_as(self, bits: int) -> Stored:
+        """Logarithmic codes under one scale; the base is no scale."""
+        found = Format(bits, "log")
+        return found, found.scale_bits(1)
 
     @cached_property
     def _values(self) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from methods.core.numerics.affine import quantize
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.quantizers import Stored, Uniform
 
 _CHUNK = 2**24  # values of an input that are turned to double at once
 
@@ -131,6 +131,10 @@ class Coded:
     def __call__(self, weight: Tensor) -> Tensor:
         """The quantized weight."""
         return self.codes.to(weight) * self.base.aligned(weight.shape)[0]
+
+    def stored_as(self, bits: int) -> Stored | None:
+        """As the grid."""
+        return self.base.stored_as(bits)
 
     @property
     def low(self) -> Tensor:

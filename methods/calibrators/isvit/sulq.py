@@ -9,8 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from harness.api.formats import Format
 from methods.core.numerics.affine import fake_quantize_, parameters
 from methods.core.numerics.percentile import squared_errors
+from methods.core.numerics.quantizers import Stored
 
 _FINEST = 2.0**-16  # of the step, relative and absolute
 
@@ -56,6 +58,11 @@ class Sulq:
             passed: Tensor = _Rounded.apply(x, self)
             return passed
         return shift_log2(x, self.shift, self.scale, self.zero_point, self.top)
+
+    def stored_as(self, bits: int) -> Stored:
+        """Logarithmic codes under one scale, of the logarithm; the shift is no scale."""
+        found = Format(bits, "log")
+        return found, found.scale_bits(1)
 
     def values(self) -> Tensor:
         """What each code stands for, ascending (top + 1,); neighbouring codes may stand for the same."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from methods.core.numerics.affine import fake_quantize_
 from methods.core.numerics.chunks import at_once
 from methods.core.numerics.granularity import PerChannel
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.quantizers import Stored, Uniform
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Noisy:
     def __call__(self, x: Tensor) -> Tensor:
         """Add the noise, then round."""
         return self.quantizer(x + self.noise)
+
+    def stored_as(self, bits: int) -> Stored | None:
+        """As the quantizer behind the noise."""
+        return self.quantizer.stored_as(bits)
 
     @property
     def low(self) -> Tensor:

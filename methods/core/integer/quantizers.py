@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.api.formats import Format
 from methods.core.numerics.granularity import PerChannel
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.quantizers import Stored, Uniform
 
 
 class FactorSearch:
@@ -38,13 +39,26 @@ class FactorSearch:
         errors = torch.stack([(q(x) - x).double().square_().sum(others) for q in self._candidates])
         self._errors = errors if self._errors is None else self._errors + errors
 
-    def best(self) -> Uniform:
+    def best(self) -> Factored:
         """The quantizer with the least error in each channel; of equal ones that with the smallest step."""
         assert self._errors is not None
         whole = self._candidates[0]
         scale = torch.stack([q.scale for q in self._candidates])[self._errors.argmin(0)]
         zero_point = whole.zero_point.expand_as(scale).contiguous()
-        return Uniform(scale, zero_point, whole.qmin, whole.qmax, PerChannel(self._axis))
+        grid = PerChannel(self._axis)
+        return Factored(scale, zero_point, whole.qmin, whole.qmax, grid, len(self._candidates))
+
+
+@dataclass(frozen=True)
+class Factored(Uniform):
+    """Steps s * 2^a with an exponent a for each channel, of which there are `exponents` to choose from."""
+
+    exponents: int = 1
+
+    def stored_as(self, bits: int) -> Stored:
+        """A step for all, and the exponents."""
+        found = Format(bits, granularity="channel")
+        return found, found.scale_bits(1) + self.scale.numel() * (self.exponents - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,10 @@ class Log2:
         """Round `x`; gradients pass straight through."""
         rounded = from_exponents(x.detach().log2().neg_().round_(), self.powers)
         return x + (rounded - x).detach() if x.requires_grad and torch.is_grad_enabled() else rounded
+
+    def stored_as(self, bits: int) -> Stored:
+        """Powers of two themselves, without a scale."""
+        return Format(bits, "log"), 0
 
     @property
     def low(self) -> Tensor:

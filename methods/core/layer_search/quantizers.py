@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.api.formats import Format
 from methods.core.numerics.affine import fake_quantize, to_codes_
+from methods.core.numerics.quantizers import Stored
 
 # The least value of GELU. What precedes GELU reaches it in every network, so that the negative range is fixed.
 GELU_MINIMUM = 0.16997124254703522
@@ -37,6 +39,11 @@ class TwinSoftmax:
     def rounded(self, x: Tensor) -> Tensor:
         """The quantized values."""
         return twin_softmax(x, torch.tensor(self.split, dtype=x.dtype, device=x.device), self.bits, summed=self.summed)
+
+    def stored_as(self, bits: int) -> Stored:
+        """The split is all that the steps depend on, a power of two."""
+        found = Format(bits, scale="e8m0")
+        return found, found.scale_bits(1)
 
     @property
     def low(self) -> Tensor:
@@ -78,6 +85,11 @@ class TwinGelu:
             rounded = twin_gelu(x.detach(), self.negative, self.positive, self.bits)
             return straight_through(x, rounded, self.low, self.high)
         return twin_gelu(x, self.negative, self.positive, self.bits)
+
+    def stored_as(self, bits: int) -> Stored:
+        """Two steps, one for each sign."""
+        found = Format(bits)
+        return found, found.scale_bits(2)
 
     @property
     def low(self) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from harness.api.formats import Format
 from methods.core.numerics.affine import fake_quantize, to_codes_
 from methods.core.numerics.percentile import ends, squared_errors
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.quantizers import Stored, Uniform
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class LogSqrt2:
     def __call__(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`."""
         return log_sqrt2(x, self.scale, self.codes)
+
+    def stored_as(self, bits: int) -> Stored:
+        """Logarithmic codes under one scale."""
+        found = Format(bits, "log")
+        return found, found.scale_bits(1)
 
     @property
     def low(self) -> Tensor:
@@ -80,6 +86,11 @@ class FractionalZero:
     def __call__(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`."""
         return fake_quantize(x, self.scale, -self.zero_point, self.qmax - self.zero_point)
+
+    def stored_as(self, bits: int) -> Stored:
+        """As a uniform one; the value that it has beyond 2^bits is not counted."""
+        found = Format(bits)
+        return found, found.scale_bits(1)
 
     @property
     def low(self) -> Tensor:

@@ -10,13 +10,20 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from harness.api.formats import Format
 from methods.core.numerics.affine import asymmetric_parameters, fake_quantize, symmetric_step
-from methods.core.numerics.granularity import PER_TENSOR, Granularity, PerChannel, PerHead, PerTensor
+from methods.core.numerics.granularity import PER_TENSOR, Granularity, PerChannel, PerGroup, PerHead, PerTensor
 from methods.core.numerics.straight_through import StraightThrough
+
+Stored = tuple[Format, int]  # how values are stored, and the bits of all scales; zero points are not among them
 
 
 class Quantizer(Protocol):
-    """What quantizes an activation: `Uniform`, or a method's own. The ends are scalars, for the summary."""
+    """What quantizes an activation: `Uniform`, or a method's own. The ends are scalars, for the summary.
+
+    One that has `stored_as(bits) -> Stored | None`, as all of this project have, tells records its format. So may a
+    quantizer of weights.
+    """
 
     def __call__(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`; gradients pass straight through inside the range."""
@@ -106,6 +113,21 @@ class Uniform:
     def scaled(self, factor: float | Tensor) -> Self:
         """The same codes with the step multiplied by `factor`; the zero point stays."""
         return type(self)(self.scale * factor, self.zero_point, self.qmin, self.qmax, self.granularity)
+
+    def stored_as(self, bits: int) -> Stored | None:
+        """The format of values of `bits` bits; None for blocks, which have no name among the formats."""
+        match self.granularity:
+            case PerTensor():
+                found = Format(bits)
+            case PerChannel():
+                found = Format(bits, granularity="channel")
+            case PerHead():
+                found = Format(bits, granularity="head")
+            case PerGroup(_, size):
+                found = Format(bits, granularity="group", group=size)
+            case _:
+                return None
+        return found, found.scale_bits(self.scale.numel())
 
     @property
     def axis(self) -> int | None:

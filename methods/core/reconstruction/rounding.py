@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from methods.core.numerics.affine import dequantize
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.quantizers import Stored, Uniform
 
 # The sigmoid is stretched to (-0.1, 1.1), so that 0 and 1 are reached at finite values, and clipped.
 _GAMMA, _ZETA = -0.1, 1.1
@@ -64,6 +64,10 @@ class Rounded:
         """Quantize and dequantize the weight."""
         scale, low, high = self.base.aligned(weight.shape)
         return dequantize((weight / scale).floor_() + self.up, scale, low, high)
+
+    def stored_as(self, bits: int) -> Stored | None:
+        """As the grid."""
+        return self.base.stored_as(bits)
 
     @property
     def low(self) -> Tensor:

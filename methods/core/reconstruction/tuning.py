@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.quantizers import Stored, Uniform
 from methods.core.reconstruction.rounding import SoftRounding
 
 
@@ -46,6 +46,10 @@ class Tuned:
     def __call__(self, weight: Tensor) -> Tensor:
         """The learned weight, on its grid if it has one."""
         return self.weight if self.base is None else self.base(self.weight)
+
+    def stored_as(self, bits: int) -> Stored | None:
+        """As the grid, if it has one."""
+        return None if self.base is None else self.base.stored_as(bits)
 
 
 class TunedFloat:
