@@ -327,11 +327,11 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_run_is_finished_by_the_same_command(cli, tmp_path, by, code):
     marker = tmp_path / "hangs"
-    command = harness("bench", *TOY, "--methods", "toynoise,toyhang,toyreal", "--bits", "W4A8", "--jobs", "1")
+    command = harness("bench", *TOY, "--methods", "toynoise,toyhang,toyreal", "--bits", "W4A8")
     environment = process_environment(TOY_HANG=str(marker))
     # A background shell job ignores SIGINT and its children inherit that; a terminal's Ctrl-C finds the default.
     process = subprocess.Popen(
-        command,
+        [*command, "--jobs", "1"],
         cwd=tmp_path,
         env=environment,
         start_new_session=True,
