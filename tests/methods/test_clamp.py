@@ -28,14 +28,14 @@ from methods.calibrators.clamp_search.genes import Gene
 from methods.calibrators.clamp_search.info import SearchStage
 from methods.calibrators.clamp_search.search import BudgetError, Search
 from methods.calibrators.clamp_search.working import Working
+from methods.core.contrast import output_contrast, patch_contrast
 from methods.core.graph.outputs import split, tensor_pairs
 from methods.core.graph.segments import cut
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import trace
 from methods.core.numerics.quantizers import weight_quantizer
-from methods.core.search.contrast import output_contrast, patch_contrast
-from methods.core.search.suffixes import SegmentRunner, float_outputs
+from methods.core.segment_runner import SegmentRunner, float_outputs
 from methods.end_to_end.clamp.info import INFO as METHOD
 from methods.end_to_end.clamp.info import ClampOptions
 from methods.end_to_end.clamp.method import Clamp

@@ -18,7 +18,7 @@ from methods.core.graph.sites import NoSitesError, find_sites
 from methods.core.graph.structure import to_grid
 from methods.core.graph.trace import trace_net
 from methods.core.range_calibrator import RangeCalibrator
-from methods.core.search.suffixes import _side_by_side
+from methods.core.segment_runner import _side_by_side
 
 SPEC = BitSpec(4, 6)
 

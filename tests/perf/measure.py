@@ -35,11 +35,11 @@ from methods.calibrators.clamp_search.working import Working
 from methods.calibrators.minmax.info import INFO as MINMAX
 from methods.calibrators.ptq4vit.info import INFO as PTQ4VIT
 from methods.calibrators.repq.info import INFO as REPQ
+from methods.core.contrast import output_contrast
 from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import trace, trace_net
-from methods.core.search.contrast import output_contrast
 from methods.core.synthesis.descent import start_images
 from methods.core.synthesis.similarity import entropy, patch_similarity
 from methods.end_to_end.clamp.info import INFO as METHOD

@@ -13,13 +13,13 @@ from harness.api.images import ImageSet
 from methods.calibrators.clamp_search.genes import Gene
 from methods.calibrators.clamp_search.info import SearchStage
 from methods.calibrators.clamp_search.working import Working
+from methods.core.contrast import output_contrast
 from methods.core.graph.outputs import split, tensor_pairs
 from methods.core.graph.segments import Segment, channel_axis, cut, reaching_back
 from methods.core.graph.sites import WeightSite
 from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import Trace
-from methods.core.search.contrast import output_contrast
-from methods.core.search.suffixes import SegmentRunner, float_outputs
+from methods.core.segment_runner import SegmentRunner, float_outputs
 
 
 class Fitness:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from harness.api.contracts import VisionModel
 from harness.api.images import ImageSet
+from methods.core.contrast import output_contrast
 from methods.core.graph.outputs import tensor_pairs
 from methods.core.graph.segments import Segment
 from methods.core.graph.structure import Block
 from methods.core.graph.trace import Trace
 from methods.core.quantized import Quantized
-from methods.core.search.contrast import output_contrast
-from methods.core.search.suffixes import SegmentRunner
+from methods.core.segment_runner import SegmentRunner
 
 _SMALLEST = 1e-8  # scale
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from harness.api.contracts import CalibrationData, RunContext, VisionModel
 from harness.api.spec import MAX_BITS, BitSpec
 from methods.core.calibrate import weight_quantizers
+from methods.core.contrast import patch_contrast
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, Transform, tap_transforms
 from methods.core.graph.outputs import tensor_pairs
 from methods.core.graph.sites import Sites, find_sites
 from methods.core.graph.structure import find_blocks, patch_grid, to_grid
 from methods.core.graph.trace import Trace, trace
 from methods.core.quantized import Quantized
-from methods.core.search.contrast import patch_contrast
 from methods.core.synthesis.descent import learning_rate, optimise_images, start_images, variation_loss
 from methods.sources.clamp.info import SynthesisStage
 

@@ -1,1 +1,0 @@
-"""What searches over quantizers share: losses of candidates and cheap evaluation."""
