@@ -57,6 +57,11 @@ def arithmetic_variables(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in sorted(variables.items()) if _chooses_arithmetic(name)}
 
 
+def told_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of the environment that records tell, whether they choose the order of rounding or not."""
+    return {name: value for name, value in sorted(variables.items()) if _is_told(name)}
+
+
 def processor_of(device: torch.device) -> dict[str, str]:
     """What computes: the GPU by its name, or the CPU with the instructions that torch uses."""
     import torch
@@ -100,7 +105,7 @@ def collect(code: Code, device: str, threads: int) -> Provenance:
         device=device,
         threads=threads,
         git=_git_state(),
-        variables={name: value for name, value in sorted(os.environ.items()) if _is_told(name)},
+        variables=told_variables(os.environ),
     )
 
 

@@ -11,16 +11,25 @@ import time
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import NamedTuple
 
+from harness.api.errors import first_line
 from harness.catalog.code import is_builtin
 from harness.identity.cell import Cell
 from harness.io.streams import tolerate
+from harness.results.provenance import processor_of
 from harness.results.record import Failure
-from harness.run.runner import CellRunner, Measured, Progress, Settings, failed_record, now
+from harness.run.runner import CellRunner, Measured, Progress, Settings, failed_record, now, resolve_device
 
 _exit = os._exit  # as it is before any cell runs, see `exits_raised`
 _PROGRESS_INTERVAL = 0.2  # seconds between two progress messages of a worker
-_READY = "ready"
+
+
+class _Ready(NamedTuple):
+    """What a worker says when it has started: what computes there, and what keeps it from working, if anything."""
+
+    processor: Mapping[str, str]
+    fault: str = ""
 
 
 class WorkerProcess:
@@ -57,6 +66,28 @@ class WorkerProcess:
             if measured is not None:
                 return measured
 
+    def start(self) -> Mapping[str, str]:
+        """Start the process already now, if it is not there; what computes in it, as
+        `harness.results.provenance.processor_of` tells it.
+
+        Raises:
+            RuntimeError: it cannot work, for example because torch sees no CUDA device.
+        """
+        self._stop()
+        self._start()
+        assert self._connection is not None
+        try:
+            wait(self.handles)
+            ready = self._connection.recv()
+        except (EOFError, OSError):
+            raise RuntimeError(self._cause_of_death()) from None
+        assert isinstance(ready, _Ready)
+        self._waits = False
+        if ready.fault:
+            self._stop()
+            raise RuntimeError(ready.fault)
+        return ready.processor
+
     @property
     def handles(self) -> list[Connection[object, object] | int]:
         """What becomes ready when the worker has something to say, or has died."""
@@ -91,7 +122,9 @@ class WorkerProcess:
         try:
             while self._connection.poll():
                 message = self._connection.recv()
-                if message == _READY:
+                if isinstance(message, _Ready):
+                    if message.fault:
+                        return self._failed("WorkerDied", f"worker did not start ({message.fault})")
                     self._waits = False
                     self._started, self._clock = now(), time.monotonic()
                     self._send()
@@ -189,8 +222,13 @@ def _serve(connection: Connection[object, object], settings: Settings, environme
             last = time.monotonic()
             connection.send((text, fraction))
 
-    runner = CellRunner(settings)
-    connection.send(_READY)
+    try:
+        runner = CellRunner(settings)
+        ready = _Ready(processor_of(resolve_device(settings.device)))
+    except Exception as error:
+        connection.send(_Ready({}, f"{type(error).__name__}: {first_line(error)}"))
+        raise
+    connection.send(ready)
     while True:
         try:
             cell = connection.recv()
