@@ -37,7 +37,7 @@ def install(session: nox.Session) -> str:
             # virtualenv comes with nox, and unlike venv it needs no ensurepip, which some distributions leave out.
             session.run(sys.executable, "-m", "virtualenv", "--clear", "--quiet", str(ENVIRONMENT))
         pip = (str(PYTHON), "-m", "pip", "--disable-pip-version-check")
-        session.run(*pip, "install", "--editable", ".[dev,dense]", "--constraint", "constraints.txt")
+        session.run(*pip, "install", "--editable", ".[dev,dense,ray]", "--constraint", "constraints.txt")
         # mmcv asks for the OpenCV that opens windows, which needs a system library that servers lack. Both own the same
         # files, so the other one is written anew even if it was there.
         session.run(*pip, "uninstall", "--yes", "opencv-python")

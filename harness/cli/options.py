@@ -98,6 +98,7 @@ def resources(
     gpus: float | None,
     slurm: str,
     detach: bool,
+    wait: float | None,
 ) -> Resources:
     """What the user says of where cells run.
 
@@ -106,8 +107,9 @@ def resources(
     """
     from harness.run.executors.base import Resources
 
-    if timeout is not None and not 0 < timeout <= LONGEST:
-        raise UsageError(f"--timeout must be a number of seconds above 0 and at most {LONGEST:,}, not {timeout:g}")
+    for name, seconds in (("timeout", timeout), ("wait", wait)):
+        if seconds is not None and not 0 < seconds <= LONGEST:
+            raise UsageError(f"--{name} must be a number of seconds above 0 and at most {LONGEST:,}, not {seconds:g}")
     for name, number, most in (("jobs", jobs, MOST_JOBS), ("cpus", cpus, MOST_THREADS)):
         if number is not None and not 1 <= number <= most:
             raise UsageError(f"--{name} must be 1 to {most:,}, not {number}")
@@ -119,7 +121,7 @@ def resources(
         if not (equals and name.strip() and value.strip()):
             raise UsageError(f"--slurm '{part}' is not of the form NAME=VALUE; for example partition=gpu,time=120")
         asked[name.strip()] = value.strip()
-    return Resources(timeout, jobs, address or None, cpus, gpus, asked, detach)
+    return Resources(timeout, jobs, address or None, cpus, gpus, asked, detach, wait)
 
 
 def make_console() -> Console:

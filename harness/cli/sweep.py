@@ -93,6 +93,10 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     gpus: Annotated[
         float | None, typer.Option(help="GPUs of each host of a cluster; below 1, hosts share one.")
     ] = None,
+    wait: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which a cluster without a free host is an error; 600 if left out."),
+    ] = None,
     slurm: Annotated[str, typer.Option(help="What Slurm is asked for: NAME=VALUE, by comma.")] = "",
     detach: Annotated[bool, typer.Option("--detach", help="Submit to the cluster and end.")] = False,
     no_references: Annotated[
@@ -104,7 +108,9 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     """Plan what the options ask for, and unless the command is `plan`, measure and report it."""
     check_known("--device", device, DEVICES)
     check_threads(threads)
-    asked = resources(timeout=timeout, jobs=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm, detach=detach)
+    asked = resources(
+        timeout=timeout, jobs=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm, detach=detach, wait=wait
+    )
     request = Request(
         methods=once(split_names(methods)),
         models=once(map(str.strip, split_outside_brackets(models))),

@@ -29,6 +29,7 @@ class Resources:
     gpus: float | None = None  # of each host; below 1, hosts share one
     slurm: Mapping[str, str] = field(default_factory=dict)  # what Slurm is asked for: partition, time, ...
     detach: bool = False  # submit and end
+    wait: float | None = None  # seconds after which having no host is an error
 
     @property
     def said(self) -> tuple[str, ...]:

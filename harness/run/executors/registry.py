@@ -22,7 +22,13 @@ IN_PROCESS = ExecutorInfo(
     summary="one cell at a time in this process, for debugging",
     target="harness.run.executors.in_process:InProcess",
 )
-_BUILTIN = {WORKER.name: f"{__name__}:WORKER", IN_PROCESS.name: f"{__name__}:IN_PROCESS"}
+RAY = ExecutorInfo(
+    name="ray",
+    summary="cells on the nodes of a Ray cluster, one at a time on each host; needs package ray",
+    target="harness.run.executors.ray_cluster:RayCluster",
+    accepts=("timeout", "jobs", "address", "cpus", "gpus", "wait"),
+)
+_BUILTIN = {WORKER.name: f"{__name__}:WORKER", IN_PROCESS.name: f"{__name__}:IN_PROCESS", RAY.name: f"{__name__}:RAY"}
 
 
 def executors() -> Registry[ExecutorInfo]:
