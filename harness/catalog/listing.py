@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -11,17 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.api.errors import UsageError
-from harness.api.plugins import KINDS, PRESETS, PluginInfo
+from harness.api.plugins import KINDS, PRESETS, ExecutorInfo, PluginInfo
 from harness.catalog.catalog import Catalog
-from harness.catalog.registry import check_known
+from harness.catalog.registry import Registry, check_known
 from harness.identity.cell import FLOAT
 from harness.identity.names import Part
 
-LISTED = ("methods", "models", "tasks")
+LISTED = ("methods", "models", "tasks", "executors")
 
 
-def show_list(kind: str, catalog: Catalog, console: Console) -> None:
-    """Print what there is of `kind`.
+def show_list(kind: str, catalog: Catalog, console: Console, executors: Callable[[], Registry[ExecutorInfo]]) -> None:
+    """Print what there is of `kind`; `executors` is called only if they are asked for.
 
     Raises:
         UsageError: an unknown kind.
@@ -31,6 +31,8 @@ def show_list(kind: str, catalog: Catalog, console: Console) -> None:
         _methods(catalog, console)
     elif kind == "models":
         _models(catalog, console)
+    elif kind == "executors":
+        _executors(executors(), console)
     else:
         _tasks(catalog, console)
 
@@ -75,6 +77,17 @@ def _tasks(catalog: Catalog, console: Console) -> None:
         for name, summary in task.suites.items():
             table.add_row("", name, escape(summary))
     console.print(table)
+    _broken(broken, console)
+
+
+def _executors(known: Registry[ExecutorInfo], console: Console) -> None:
+    table = _table("executor", "accepts", "description")
+    usable, broken = known.load_all()
+    for info in usable.values():
+        accepted = " ".join(f"--{name}" for name in info.accepts)
+        table.add_row(escape(info.name), escape(accepted), escape(info.summary))
+    console.print(table)
+    console.print("bench --executor NAME chooses one; where cells run is no part of what they are.", highlight=False)
     _broken(broken, console)
 
 

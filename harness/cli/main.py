@@ -32,6 +32,8 @@ from harness.io.streams import NO_OUTPUT, lost_output, tolerate
 from harness.io.text import visible
 
 if TYPE_CHECKING:
+    from harness.api.plugins import ExecutorInfo
+    from harness.catalog.registry import Registry
     from harness.results.store import Store
 
 USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
@@ -81,11 +83,17 @@ app.command("plan", help="Show what `bench` would run with the same options; run
 
 
 @app.command("list")
-def list_(kind: Annotated[str, typer.Argument(metavar="methods|models|tasks", help="What to list.")]) -> None:
-    """List methods, models or tasks."""
+def list_(kind: Annotated[str, typer.Argument(metavar="methods|models|tasks|executors", help="What to list.")]) -> None:
+    """List methods, models, tasks or executors."""
     from harness.catalog.listing import show_list
 
-    show_list(kind, Catalog.default(), make_console())
+    show_list(kind, Catalog.default(), make_console(), _executors)
+
+
+def _executors() -> Registry[ExecutorInfo]:
+    from harness.run.executors.registry import executors
+
+    return executors()
 
 
 @app.command()

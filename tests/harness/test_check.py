@@ -22,7 +22,7 @@ from harness.check.plugin import check
 from methods import api
 
 DOCS = Path(__file__).parents[2] / "docs"
-GUIDES = [(DOCS / name).read_text("utf-8") for name in ("add-a-method.md", "add-a-task.md")]
+GUIDES = [(DOCS / name).read_text("utf-8") for name in ("add-a-method.md", "add-a-task.md", "add-a-number-format.md")]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def look(monkeypatch, tmp_path, capsys):
 def guide(tmp_path):
     """The guides' modules, importable."""
     codes = [code for text in GUIDES for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
-    for name, code in zip(("smooth", "sigma", "stripes"), codes, strict=True):
+    for name, code in zip(("smooth", "sigma", "stripes", "mxfp4"), codes, strict=True):
         (tmp_path / f"{name}.py").write_text(code, "utf-8")
         sys.modules.pop(name, None)
     importlib.invalidate_caches()
@@ -72,6 +72,21 @@ def test_the_guides_calibrator_keeps_its_contract(look, guide):
     assert "unverified" not in text
 
 
+@pytest.mark.slow
+def test_the_guides_number_format_keeps_its_contract(look, guide):
+    fine, text = look("mxfp4", "calibrators", "mxfp4:MXFP4")
+    assert fine, text
+    assert "unverified" not in text
+
+
+def test_the_guides_number_format_is_what_it_says(guide, monkeypatch):
+    monkeypatch.syspath_prepend(str(guide))
+    quantizer = importlib.import_module("mxfp4").MxFp4(4)
+    weight = torch.tensor([5.1, -6.0, 0.7, 0.2] * 32).view(2, 64)
+    assert quantizer(weight)[0, :4].tolist() == [6.0, -6.0, 0.5, 0.0]
+    assert quantizer.stored_as(4)[1] == 4 * 8
+
+
 def test_the_guides_task_keeps_its_contract(look, guide):
     fine, text = look("stripes", "tasks", "stripes:STRIPES")
     assert fine, text
@@ -82,7 +97,8 @@ def test_every_public_name_is_documented_and_there():
     assert sorted(api.__all__) == sorted(set(api.__all__))
     for name in api.__all__:
         assert hasattr(api, name)
-    used = {part.strip() for line in re.findall(r"from methods.api import (.*)", GUIDES[0]) for part in line.split(",")}
+    lines = re.findall(r"from methods.api import (.*)", "\n".join(GUIDES))
+    used = {part.strip() for line in lines for part in line.split(",")}
     assert used
     assert used <= set(api.__all__)
 

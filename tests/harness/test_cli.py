@@ -252,6 +252,9 @@ def test_list(cli):
     assert "clamp" in methods
     assert "tiny2" in cli("list", "models").output
     assert "toy" in cli("list", "tasks").output
+    executors = cli("list", "executors").output
+    assert re.search(r"^worker +.*--timeout.* cells in processes of their own", executors, re.MULTILINE)
+    assert "in-process" in executors
     assert "did you mean 'models'?" in cli("list", "model", code=2).stderr
 
 
@@ -303,7 +306,7 @@ def imported(cwd: Path, *commands: list[str]) -> set[str]:
 
 
 def test_listing_imports_nothing_heavy(tmp_path):
-    commands = ["list", "methods"], ["list", "models"], ["list", "tasks"], ["describe", "psaq"]
+    commands = ["list", "methods"], ["list", "models"], ["list", "tasks"], ["list", "executors"], ["describe", "psaq"]
     assert imported(tmp_path, *commands) == set()
 
 

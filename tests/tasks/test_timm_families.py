@@ -122,8 +122,9 @@ def test_listing_shows_families(capsys):
     from rich.console import Console
 
     from harness.catalog.listing import show_list
+    from harness.run.executors.registry import executors
 
-    show_list("models", Catalog.default(), Console(width=200))
+    show_list("models", Catalog.default(), Console(width=200), executors)
     shown = capsys.readouterr().out
     assert "timm:NAME@random" in shown
     assert all(f"timm:{family.example}" in shown for family in families())
