@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "tests" / "harness" / "plugins"
 SEEDS_PER_KILL = 2  # more for every start; the toy plugin is foreign code, so each cell has a new worker of 3 s
 BITS = "W4A8"
+MOST_JOBS = 3  # at a time; each start has another number
 LATEST = 5.0  # seconds after the start; importing torch takes about two of them
 
 
@@ -30,13 +31,13 @@ def kill_often(folder: Path, kills: int, seed: int) -> int:
     kept: dict[Path, bytes] = {}
     whom: dict[str, int] = {"sweep": 0, "worker": 0, "both": 0}
     for number in range(kills):
-        process = _start(folder, SEEDS_PER_KILL * (number + 1))
+        process = _start(folder, SEEDS_PER_KILL * (number + 1), jobs=1 + number % MOST_JOBS)
         time.sleep(rng.uniform(0.0, LATEST))
         victim = rng.choice(sorted(whom))
         whom[victim] += _kill(process, victim)
         process.wait(120)
         wrong += _compare(folder, kept, f"after kill {number}")
-    process = _start(folder, SEEDS_PER_KILL * kills)
+    process = _start(folder, SEEDS_PER_KILL * kills, jobs=MOST_JOBS)
     code = process.wait(3600)
     wrong += _compare(folder, kept, "at the end")
     records = Store(folder).records()
@@ -50,9 +51,9 @@ def kill_often(folder: Path, kills: int, seed: int) -> int:
     return wrong + len(leftovers)
 
 
-def _start(folder: Path, seeds: int) -> subprocess.Popen[bytes]:
+def _start(folder: Path, seeds: int, jobs: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "harness", "bench", "--suite", "toy", "--tasks", "toy", "--models", "tiny"]
-    command += ["--methods", "toynoise", "--bits", BITS, "--no-references", "--threads", "1"]
+    command += ["--methods", "toynoise", "--bits", BITS, "--no-references", "--threads", "1", "--jobs", str(jobs)]
     command += ["--seeds", str(seeds), "--out", str(folder), "--cache", str(folder.parent / "cache")]
     path = os.pathsep.join([str(ROOT), str(PLUGINS)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -62,7 +63,7 @@ def _start(folder: Path, seeds: int) -> subprocess.Popen[bytes]:
 
 
 def _kill(process: subprocess.Popen[bytes], victim: str) -> int:
-    """Kill the sweep, its worker or both; 1 if there was one to kill."""
+    """Kill the sweep, its workers or both; 1 if there was one to kill."""
     children = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
     ).stdout.split()
@@ -75,7 +76,7 @@ def _kill(process: subprocess.Popen[bytes], victim: str) -> int:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    if victim == "worker":  # the sweep goes on with a new one; it is stopped for the next round
+    if victim == "worker":  # the sweep goes on with new ones; it is stopped for the next round
         time.sleep(0.5)
         process.kill()
     return int(bool(targets))
