@@ -18,6 +18,7 @@ from typing import Any
 
 import timm
 import torch
+from jobs import measured as side_by_side
 from rich.console import Console
 from rich.table import Table
 from startup import measured
@@ -269,7 +270,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3, help="synthesis steps that the paper preset's time is taken of")
     parser.add_argument(
-        "--only", choices=["startup", "psaq", "search", "calibrators", "paper"], help="measure one of them"
+        "--only", choices=["startup", "jobs", "psaq", "search", "calibrators", "paper"], help="measure one of them"
     )
     parser.add_argument("--preset", default="paper", help="preset of the calibrators")
     args = parser.parse_args()
@@ -278,6 +279,9 @@ def main() -> None:
         table.add_column(column)
     if args.only in (None, "startup"):
         commands(table)
+    if args.only == "jobs":  # half an hour, so only when it is asked for
+        for what, many, one, ratio in side_by_side():
+            table.add_row(what, "seconds", f"{many:.0f}", f"{one:.0f}", f"{ratio:.2f}")
     if args.only in (None, "psaq"):
         psaq(table, args.model, args.batch)
     if args.only in (None, "search"):
