@@ -108,7 +108,7 @@ def diagnose(session: nox.Session) -> None:
 @nox.session
 def data(session: nox.Session) -> None:
     """Download CIFAR-10 (163 MiB), which suite cifar10 runs on, unless it is there."""
-    session.run(install(session), "-m", "tasks.suites.cifar10.data", *session.posargs)
+    session.run(install(session), "-m", "tasks.suites.cifar10.dataset", *session.posargs)
 
 
 @nox.session

@@ -76,13 +76,13 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
     if suite == "embedded":
         if data_root is not None:
             raise UsageError("suite 'embedded' brings its own data and takes no data root; did you mean 'imagenet'?")
-        from tasks.suites.embedded.subset import EmbeddedData
+        from tasks.suites.embedded.dataset import EmbeddedData
         from tasks.suites.embedded.zoo import ZOO
 
         return ClassificationSuite(suite, EmbeddedData(), ZOO.names, ZOO.build_trained, ZOO.input, ZOO.weights)
     if suite == "cifar10":
         from tasks.suites.cifar10 import zoo
-        from tasks.suites.cifar10.data import CifarData
+        from tasks.suites.cifar10.dataset import CifarData
 
         own = zoo.ZOO
         return ClassificationSuite(suite, CifarData(data_root), own.names, own.build_trained, own.input, own.weights)
@@ -91,13 +91,14 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
             raise UsageError(
                 "suite 'imagenet' needs images; write --data-root DIR, where DIR/val holds one folder per class"
             )
-        from tasks.suites.imagenet.folder import ImageFolder
+        from tasks.suites.imagenet.dataset import ImageFolder
 
         return ClassificationSuite(suite, ImageFolder(data_root), IMAGENET_MODELS)
     if suite == "tiny":
-        from tasks.suites.tiny import suite as tiny
+        from tasks.suites.tiny import zoo as tiny
+        from tasks.suites.tiny.dataset import TinyData
 
-        return ClassificationSuite(suite, tiny.TinyData(), tuple(tiny.NETWORKS), tiny.build, tiny.INPUT)
+        return ClassificationSuite(suite, TinyData(), tuple(tiny.NETWORKS), tiny.build, tiny.INPUT)
     raise UsageError(f"classification has no suite '{suite}'; it has embedded, cifar10, imagenet, tiny")
 
 

@@ -51,8 +51,8 @@ def open_suite(suite: str, data_root: Path | None = None, *, trust_configs: bool
     if suite == "embedded":
         if data_root is not None:
             raise UsageError("suite 'embedded' brings its own data and takes no data root; did you mean 'coco'?")
+        from tasks.suites.embedded.dense_dataset import SceneData
         from tasks.suites.embedded.dense_zoo import known
-        from tasks.suites.embedded.scene_data import SceneData
 
         return DetectionSuite(suite, SceneData("detection"), Models("mmdet", known("detection"), trust_configs))
     if suite == "coco":
@@ -61,7 +61,7 @@ def open_suite(suite: str, data_root: Path | None = None, *, trust_configs: bool
                 "suite 'coco' needs the images: name a folder that holds annotations/, train2017/ and val2017/ with "
                 "--data-root"
             )
-        from tasks.suites.coco.folder import CocoFolder
+        from tasks.suites.coco.dataset import CocoFolder
 
         return DetectionSuite(suite, CocoFolder(data_root), replace(COCO_MODELS, trusted=trust_configs))
     raise UsageError(f"detection has no suite '{suite}'; it has embedded, coco")

@@ -50,8 +50,8 @@ def open_suite(suite: str, data_root: Path | None = None, *, trust_configs: bool
     if suite == "embedded":
         if data_root is not None:
             raise UsageError("suite 'embedded' brings its own data and takes no data root; did you mean 'ade20k'?")
+        from tasks.suites.embedded.dense_dataset import SceneData
         from tasks.suites.embedded.dense_zoo import known
-        from tasks.suites.embedded.scene_data import SceneData
 
         return SegmentationSuite(
             suite, SceneData("segmentation"), Models("mmseg", known("segmentation"), trust_configs)
@@ -62,7 +62,7 @@ def open_suite(suite: str, data_root: Path | None = None, *, trust_configs: bool
                 "suite 'ade20k' needs the images: name the folder ADEChallengeData2016, which holds images/ and "
                 "annotations/, with --data-root"
             )
-        from tasks.suites.ade20k.folder import AdeFolder
+        from tasks.suites.ade20k.dataset import AdeFolder
 
         return SegmentationSuite(suite, AdeFolder(data_root), replace(ADE_MODELS, trusted=trust_configs))
     raise UsageError(f"segmentation has no suite '{suite}'; it has embedded, ade20k")

@@ -85,7 +85,7 @@ def _train_classifier(name: str, root: Path, work: Path, output: Path | None) ->
 
 
 def _train_cifar(name: str, args: argparse.Namespace) -> None:
-    from tasks.suites.cifar10.data import download as download_cifar
+    from tasks.suites.cifar10.dataset import download as download_cifar
     from tasks.suites.cifar10.train import train
 
     root = download_cifar() if args.download else args.data_root

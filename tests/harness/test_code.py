@@ -174,7 +174,7 @@ def test_built_in_plugins_depend_on_their_own_code():
         "tasks.classification.suite",
         "tasks.models.timm_models",
         "tasks.suites.embedded.fashion",
-        "tasks.suites.cifar10.data",
+        "tasks.suites.cifar10.dataset",
     } <= tasks
     assert not tasks & {"tasks.training.cli", "tasks.detection.suite", "tasks.dense.drawing", "tasks.metrics.mean_iou"}
 

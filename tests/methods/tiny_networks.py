@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from harness.api.contracts import VisionModel
 from tasks.models.attention import unfused
-from tasks.suites.tiny.suite import CLASSES, NETWORKS, SHAPE
+from tasks.suites.tiny.zoo import CLASSES, NETWORKS, SHAPE
 
 
 def _distance(quantized: Tensor, reference: Tensor) -> Tensor:

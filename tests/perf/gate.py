@@ -30,7 +30,7 @@ from harness.regress.rule import Limits, detectable, seen
 from harness.regress.suite import plan_cases, read_suite
 from harness.results.store import Store
 from methods.core import range_calibrator
-from tasks.suites.embedded.subset import EmbeddedData
+from tasks.suites.embedded.dataset import EmbeddedData
 
 FACTORS = (1.0005, 1.001, 1.002, 1.005, 1.01, 1.02, 1.05)
 Fault = Callable[[], AbstractContextManager[Any]]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.files import coco_format as coco
-from tasks.suites.embedded.scene_data import CLASS_NAMES
+from tasks.suites.embedded.dense_dataset import CLASS_NAMES
 from tasks.suites.embedded.scene_splits import calibration_scenes, evaluation_scenes
 from tasks.suites.embedded.scenes import SIZE
 

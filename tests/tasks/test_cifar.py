@@ -25,10 +25,10 @@ from PIL import Image
 from harness.api.errors import DataFreeViolation, UsageError
 from harness.api.sealing import sealed_data
 from tasks.classification.suite import open_suite
-from tasks.suites.cifar10 import data as cifar
+from tasks.suites.cifar10 import dataset as cifar
 from tasks.suites.cifar10 import train as training
 from tasks.suites.cifar10.architectures import build, fold
-from tasks.suites.cifar10.data import ORIGINAL, PACKED, CifarData, normalise
+from tasks.suites.cifar10.dataset import ORIGINAL, PACKED, CifarData, normalise
 from tasks.suites.cifar10.train import augment
 from tasks.suites.cifar10.zoo import ZOO
 from tasks.training import cli as zoo_cli
@@ -303,7 +303,9 @@ def test_other_data_need_another_command(tmp_path, capsys):
     assert "use two commands" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["tasks.suites.cifar10.data", "tasks.suites.embedded.fashion", "tasks.training.cli"])
+@pytest.mark.parametrize(
+    "module", ["tasks.suites.cifar10.dataset", "tasks.suites.embedded.fashion", "tasks.training.cli"]
+)
 def test_a_user_without_a_home_gets_a_sentence_only_when_one_is_needed(module, monkeypatch):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is without HOME and without an account
     spec = importlib.util.find_spec(module)

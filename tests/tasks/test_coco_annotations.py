@@ -16,8 +16,8 @@ from harness.api.errors import UsageError
 from tasks.dense.suite import Facts
 from tasks.files import coco_format as coco
 from tasks.suites.coco.annotations import mask_fault
-from tasks.suites.coco.folder import ANNOTATIONS, CocoFolder
-from tasks.suites.embedded.scene_data import CLASS_NAMES
+from tasks.suites.coco.dataset import ANNOTATIONS, CocoFolder
+from tasks.suites.embedded.dense_dataset import CLASS_NAMES
 
 PIPELINE = ({"type": "LoadImageFromFile"},)
 FACTS = Facts(CLASS_NAMES, PIPELINE)

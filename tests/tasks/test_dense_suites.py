@@ -34,15 +34,15 @@ from tasks.metrics.mean_iou import mean_iou_of
 from tasks.models.openmmlab import ops
 from tasks.models.openmmlab.models import build_random, read_config
 from tasks.suites.embedded import dense_zoo
-from tasks.suites.embedded.scene_data import CLASS_NAMES
+from tasks.suites.embedded.dense_dataset import CLASS_NAMES
 
 for package in ("mmdet", "mmseg", "mmcv", "faster_coco_eval"):
     pytest.importorskip(package, exc_type=ImportError)
 
 from tasks.detection import suite as mmdet_det  # noqa: E402
 from tasks.segmentation import suite as mmseg_seg  # noqa: E402
-from tasks.suites.ade20k.folder import AdeFolder  # noqa: E402
-from tasks.suites.coco.folder import CocoFolder  # noqa: E402
+from tasks.suites.ade20k.dataset import AdeFolder  # noqa: E402
+from tasks.suites.coco.dataset import CocoFolder  # noqa: E402
 
 # The configs of these tests are in Python.
 open_detection = partial(mmdet_det.open_suite, trust_configs=True)

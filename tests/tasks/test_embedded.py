@@ -21,9 +21,9 @@ from tasks.classification.suite import open_suite
 from tasks.models.timm_models import kl_divergence
 from tasks.suites.embedded import zoo
 from tasks.suites.embedded.architectures import build
+from tasks.suites.embedded.dataset import FILE, EmbeddedData
 from tasks.suites.embedded.fashion import default_root
 from tasks.suites.embedded.make_subset import choose, make_subset
-from tasks.suites.embedded.subset import FILE, EmbeddedData
 from tasks.training.cli import main as zoo_main
 
 CPU = torch.device("cpu")

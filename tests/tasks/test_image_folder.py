@@ -17,7 +17,7 @@ from harness.api.errors import DataFreeViolation, UsageError
 from harness.api.sealing import sealed_data
 from tasks.classification.suite import IMAGENET_MODELS, open_suite
 from tasks.models.preprocessing import Preprocessing
-from tasks.suites.imagenet.folder import ImageFolder, transform_for
+from tasks.suites.imagenet.dataset import ImageFolder, transform_for
 
 CPU = torch.device("cpu")
 MODEL = "timm:vit_tiny_patch16_224@random"
@@ -264,7 +264,7 @@ def test_unusable_training_images_get_a_sentence(root, damage, message):
 @pytest.mark.parametrize("images_per_worker", [200, 1])
 def test_an_image_that_shrinks_after_planning_is_named(root, images_per_worker, model, monkeypatch):
     """A further member of K2 and K3: planned with one file, evaluated with another."""
-    monkeypatch.setattr("tasks.suites.imagenet.folder._IMAGES_PER_WORKER", images_per_worker)
+    monkeypatch.setattr("tasks.suites.imagenet.dataset._IMAGES_PER_WORKER", images_per_worker)
     suite = open_suite("imagenet", data_root=root)
     suite.data_identity()
     file = root / "val" / "n01" / "n01_0.JPEG"
@@ -310,7 +310,7 @@ def test_root_is_required():
 
 def test_worker_processes_change_nothing(suite, model, monkeypatch):
     plain = suite.evaluate(model, model.net, 4).outcomes
-    monkeypatch.setattr("tasks.suites.imagenet.folder._IMAGES_PER_WORKER", 2)
+    monkeypatch.setattr("tasks.suites.imagenet.dataset._IMAGES_PER_WORKER", 2)
     pd.testing.assert_frame_equal(suite.evaluate(model, model.net, 4).outcomes, plain)
 
 

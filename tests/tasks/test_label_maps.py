@@ -14,8 +14,8 @@ from harness.api.errors import UsageError
 from tasks.dense.suite import Facts
 from tasks.models.openmmlab import ops
 from tasks.models.openmmlab.data_config import check_ignored, class_names, label_names, reduces_zero_label
-from tasks.suites.ade20k.folder import AdeFolder
-from tasks.suites.embedded.scene_data import CLASS_NAMES, SceneData
+from tasks.suites.ade20k.dataset import AdeFolder
+from tasks.suites.embedded.dense_dataset import CLASS_NAMES, SceneData
 
 PIPELINE = ({"type": "LoadImageFromFile"},)
 NAMES = (*CLASS_NAMES, "background")

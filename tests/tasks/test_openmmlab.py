@@ -99,7 +99,7 @@ def test_without_mmcv_a_sentence_says_what_to_install(monkeypatch):
 def test_nothing_but_a_dense_run_imports_openmmlab():
     code = (
         "import sys, tasks.models.openmmlab.samples, tasks.detection.suite, tasks.segmentation.suite; "
-        "import tasks.suites.embedded.scene_data; "
+        "import tasks.suites.embedded.dense_dataset; "
         "import harness.cli.main, typer.testing as t; run = t.CliRunner().invoke; "
         "assert run(harness.cli.main.app, ['list', 'tasks']).output; "
         "assert not run(harness.cli.main.app, ['plan', '--methods', 'minmax']).exit_code; "

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from harness.api.errors import UsageError
 from tasks.suites.embedded import scenes as module
+from tasks.suites.embedded.dataset import FILE
 from tasks.suites.embedded.scene_splits import calibration_scenes, evaluation_scenes
 from tasks.suites.embedded.scenes import SIZE, VISIBLE_PIXELS, VISIBLE_SHARE, Scene, Scenes, compose, resize, silhouette
-from tasks.suites.embedded.subset import FILE
 
 TEST = evaluation_scenes()
 

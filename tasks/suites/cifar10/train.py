@@ -15,7 +15,7 @@ from torch.nn import functional
 from tasks.models.attention import unfused
 from tasks.models.class_order import in_turn
 from tasks.suites.cifar10.architectures import build, fold
-from tasks.suites.cifar10.data import normalise, open_splits
+from tasks.suites.cifar10.dataset import normalise, open_splits
 from tasks.suites.embedded.train import Recipe, accuracy, fit, halved
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def train(name: str, data_root: Path | None, work: Path) -> dict[str, Any]:
         The card's facts (recipe, seconds, learning curve, full-test accuracy) with the weights under `state`.
 
     Raises:
-        UsageError: CIFAR-10 is not in `data_root`; see `tasks.suites.cifar10.data.open_splits`.
+        UsageError: CIFAR-10 is not in `data_root`; see `tasks.suites.cifar10.dataset.open_splits`.
     """
     recipe = RECIPES[name]
     train_split, test_split, _ = open_splits(data_root)

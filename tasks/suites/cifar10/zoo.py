@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tasks.models.classifier_zoo import ClassifierZoo
 from tasks.suites.cifar10.architectures import CLASSES, build
-from tasks.suites.cifar10.data import INPUT
+from tasks.suites.cifar10.dataset import INPUT
 
 HEAD = """# CIFAR-10 zoo
 

@@ -14,7 +14,7 @@ from tasks.metrics.average_precision import average_precision
 from tasks.metrics.mean_iou import confusion, mean_iou
 from tasks.models.openmmlab.models import build, read_config
 from tasks.models.openmmlab.samples import detection_sample, segmentation_sample, to_detections, to_label_map
-from tasks.suites.embedded.scene_data import CLASS_NAMES, FRAME
+from tasks.suites.embedded.dense_dataset import CLASS_NAMES, FRAME
 from tasks.suites.embedded.scenes import Scene
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.suites.embedded.architectures import CLASSES
+from tasks.suites.embedded.dataset import FILE
 from tasks.suites.embedded.fashion import default_root, load_split
-from tasks.suites.embedded.subset import FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

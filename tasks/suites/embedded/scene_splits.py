@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.api.errors import DAMAGED_ARRAYS
+from tasks.suites.embedded.dataset import FILE, damaged
 from tasks.suites.embedded.fashion import load_split
 from tasks.suites.embedded.scenes import Scenes
-from tasks.suites.embedded.subset import FILE, damaged
 
 if TYPE_CHECKING:
     from pathlib import Path

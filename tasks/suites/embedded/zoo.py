@@ -20,7 +20,7 @@ def _embedded_accuracy(net: nn.Module) -> float:
     import torch
 
     from tasks.models.timm_models import vision_model
-    from tasks.suites.embedded.subset import EmbeddedData
+    from tasks.suites.embedded.dataset import EmbeddedData
 
     data = EmbeddedData()
     model = vision_model("card", net, INPUT, torch.device("cpu"))

@@ -16,9 +16,9 @@ from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
 from tasks.dense.suite import Facts, Split
 from tasks.files import coco_format as coco
+from tasks.suites.embedded.dataset import FILE
 from tasks.suites.embedded.scene_splits import EVALUATION_COUNT, calibration_scenes, evaluation_scenes
 from tasks.suites.embedded.scenes import SIZE, Scene
-from tasks.suites.embedded.subset import FILE
 
 if TYPE_CHECKING:
     from mmengine.config import Config
