@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
 from harness.api.errors import DataFreeViolation
 from harness.api.sealing import check_not_sealed, sealed_data
@@ -74,6 +78,36 @@ def test_float(runner, toy_cell):
     record = runner.measure(toy_cell("float"), quiet).record
     assert record.status == "ok"
     assert record.quantization is None
+
+
+def test_a_part_alone_is_quantized_where_the_scheme_names_it(runner, toy_cell, monkeypatch):
+    """`full:backbone`: sites, weights and multiplications of the rest of the network stay in float, and are held to."""
+    toy = importlib.import_module("dfq_toy_suite")
+
+    class Parted(toy.Suite):
+        parts = ("backbone",)
+
+        def load(self, model, device):
+            torch.manual_seed(0)
+            backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 8))
+            net = nn.Sequential(OrderedDict(backbone=backbone, head=nn.Linear(8, 5))).eval().requires_grad_(False)
+            return replace(super().load(model, device), net=net.to(device), parts={"backbone": "backbone"})
+
+    monkeypatch.setattr(toy, "open_suite", lambda suite, data_root=None: Parted())
+    part, whole = (
+        runner.measure(toy_cell("noise+minmax", bits="W4A4", scheme=scheme), quiet).record
+        for scheme in ("full:backbone", "full")
+    )
+    assert part.status == whole.status == "ok", (part.failure, whole.failure)
+    assert part.unverified is whole.unverified is None
+    assert part.key != whole.key
+    inner = ["backbone.1.weight", "backbone.3.weight"]
+    assert [layer.name for layer in part.quantization.layers] == inner
+    assert [layer.name for layer in whole.quantization.layers] == [*inner, "head.weight"]
+    assert part.quantization.float_values == whole.quantization.float_values + 8 * 5
+    assert all(site.startswith("backbone") for site in part.quantization.activation_ranges)
+    assert part.quantization.activation_ranges.keys() < whole.quantization.activation_ranges.keys()
+    assert part.quantization.bit_operations > whole.quantization.bit_operations  # the head counts 32 x 32 bits
 
 
 def test_a_method_that_chooses_no_widths_is_skipped_in_mixed_precision(runner, toy_cell):

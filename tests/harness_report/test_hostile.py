@@ -5,24 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import unicodedata
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from typer.testing import CliRunner
 
 from harness.cli.main import app
 from harness.report import write_report
+from harness.report.files import save
 from harness.report.page import Images, page
 from harness.results.record import Failure, Notice, Provenance
 
 from . import synthetic as fake
 
+LONG = "x" * 300
 NAMES = (
     *("$x^2$ $\\frac$", "\x1b[31mred\x1b[0m", "=cmd|' /C calc'!A0", "<script>alert(1)</script>", "a|b", "[red]x[/red]"),
-    *("a\nb\u2028c", "\u202etxt", "**bold**", "[a](javascript:alert(1))", "-2+3", "x" * 300, "a[b", "p+", "\\|"),
+    *("a\nb\u2028c", "\u202etxt", "**bold**", "[a](javascript:alert(1))", "-2+3", LONG, "a[b", "p+", "\\|"),
 )
 SUITE, TASK = "\x1b]0;title\x07", "classification"
 
@@ -87,6 +91,8 @@ def test_k5_hostile_names_are_text_in_every_file(told):
     assert html.count("<script") == len([tag for tag in tags.found if tag[0] == "script"]) <= 2
     folder = store.folder / "report"
     assert {path.suffix for path in folder.iterdir()} >= {".md", ".csv", ".tex", ".png", ".svg"}
+    for text in (output, html, *((folder / f"comparison.{kind}").read_text("utf-8") for kind in ("md", "csv", "tex"))):
+        assert LONG in text  # as a whole, wherever it is told
     for path in folder.iterdir():
         if path.suffix == ".png":
             continue
@@ -101,6 +107,16 @@ def test_k5_hostile_names_are_text_in_every_file(told):
             assert rows and not blocks
             assert "<script" not in text.replace("\\<", "")
             assert "](" not in text
+
+
+def test_k5_models_of_any_length_have_figures_of_their_own(tmp_path):
+    """Names of files have 255 bytes at most; a model's may have as many as a path to a checkpoint has."""
+    names = ["x" * 3000, "x" * 3000 + "y", "é" * 200, "é" * 200 + "/", "x" * 160, "x" * 161, "$" * 300]
+    paths = [save(Figure(figsize=(1, 1)), tmp_path, "iterations", name) for name in names]
+    assert len(set(paths)) == len(names)
+    assert set(tmp_path.iterdir()) == set(paths)
+    assert max(len(os.fsencode(path.name)) for path in paths) <= 255
+    assert save(Figure(figsize=(1, 1)), tmp_path, "iterations", names[0]) == paths[0]
 
 
 @pytest.mark.fast(diagnostics={"sensitivity": {"layers": [1], "sizes": 3}})
