@@ -14,7 +14,8 @@ def exit_code(plan: Plan, records: Iterable[Record]) -> int:
 
     A run without one quantized result measured nothing, unless it asked for the float reference only.
     """
-    of_plan = [record for record in records if record.cell.key in plan.keys]
+    keys = plan.keys
+    of_plan = [record for record in records if record.cell.key in keys]
     only_float = all(planned.cell.is_float for planned in plan.cells)
     failed = any(record.status == "failed" for record in of_plan)
     ok = [record for record in of_plan if record.status == "ok"]

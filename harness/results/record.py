@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainSerializer,
+    field_validator,
+)
+from pydantic.dataclasses import dataclass
 
 from harness.api.plugins import Origin, Trains
 from harness.identity.cell import Cell
+from harness.io.shared import Pairs, Pool
 
 SCHEMA_VERSION = 3  # harness/results/upgrade.py reads the older ones
 Status = Literal["ok", "skipped", "failed"]
@@ -20,12 +32,17 @@ Told = Annotated[
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # JSON knows integers of any length
 
 
+# Infinite values (an activation range that nothing bounds) survive JSON as strings.
+_CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
 class _Part(BaseModel):
-    # Infinite values (an activation range that nothing bounds) survive JSON as strings.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(**_CONFIG, frozen=True)
 
 
-class Stage(_Part):
+# A record has dozens of some parts, and a report has all records in memory: those parts are dataclasses with slots.
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Stage:
     """Seconds spent in a stage. If `cached`, some of them were spent in an earlier run whose result was reused."""
 
     seconds: FiniteFloat
@@ -45,7 +62,8 @@ class Failure(_Part):
         return f"{self.type}: {(self.message.splitlines() or [''])[0]}"
 
 
-class Layer(_Part):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Layer:
     """One quantized weight: parameter name, number of values, bits of each; its format (`harness.api.formats`) and the
     bits of all of its scales, None where the method did not tell.
     """
@@ -55,6 +73,15 @@ class Layer(_Part):
     bits: Whole
     format: Told | None = None
     scale_bits: Whole | None = None
+
+
+_Ranges = Annotated[
+    Mapping[str, tuple[float, float]],
+    AfterValidator(Pairs),
+    PlainSerializer(dict, return_type=dict[str, tuple[float, float]]),
+]
+_layers: Pool[list[Layer]] = Pool(tuple)
+_widths: Pool[dict[str, int]] = Pool(lambda widths: tuple(widths.items()))
 
 
 class Quantization(_Part):
@@ -69,9 +96,9 @@ class Quantization(_Part):
     activation_sites: Whole
     weight_mib: FiniteFloat
     float_values: Whole
-    layers: list[Layer]
-    activation_ranges: dict[str, tuple[float, float]]
-    activation_bits: dict[str, Whole] = Field(default_factory=dict)
+    layers: Annotated[list[Layer], AfterValidator(_layers)]
+    activation_ranges: _Ranges
+    activation_bits: Annotated[dict[str, Whole], AfterValidator(_widths)] = Field(default_factory=dict)
     bit_operations: Whole | None = None
     activation_formats: dict[str, Told] = Field(default_factory=dict)  # of the sites of which the method told
     activation_scale_bits: dict[str, Whole] = Field(default_factory=dict)
@@ -102,7 +129,8 @@ class Notice(_Part):
     count: Whole
 
 
-class Sidecar(_Part):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Sidecar:
     """What a file beside the record is: SHA-256 of its bytes, and the shape of every array, or column, in it."""
 
     sha256: str
@@ -126,6 +154,10 @@ class Provenance(_Part):
     decisive: list[str] | None = None  # None in records that do not tell
 
 
+def _as_json(part: BaseModel) -> str:
+    return part.model_dump_json()
+
+
 class ImagesFrom(_Part):
     """What made images that came from the cache: fingerprint and versions of the code, threads, the `processor` by
     device and name, and variables of the environment that choose the order of rounding.
@@ -136,6 +168,10 @@ class ImagesFrom(_Part):
     threads: Whole
     processor: dict[str, str]
     variables: dict[str, str]
+
+
+_places: Pool[Provenance] = Pool(_as_json)
+_makers: Pool[ImagesFrom] = Pool(_as_json)
 
 
 class Record(_Part):
@@ -172,12 +208,12 @@ class Record(_Part):
     data: Literal["none", "images"] = "none"
     origin: Origin = "baseline"
     trains: Trains = ""
-    images_from: ImagesFrom | None = None
+    images_from: Annotated[ImagesFrom, AfterValidator(_makers)] | None = None
     warnings: list[Notice] | None = None
     sidecars: dict[str, Sidecar] | None = None
     preprocessing: dict[str, Any] = Field(default_factory=dict)
     unverified: str | None = None
-    provenance: Provenance
+    provenance: Annotated[Provenance, AfterValidator(_places)]
     started: str
     finished: str
 

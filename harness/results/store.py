@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pydantic_core
 from pydantic import ValidationError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+T = TypeVar("T")
 _RECORD_NAME = re.compile(r"([0-9a-f]{64})\.json")
 LISTED = 20  # problems that are said one by one
 _WORTH_KEEPING = 100  # outcomes, of which reading and checking take a tenth of a second
@@ -230,21 +231,40 @@ class Store:
         content = self._content(self._path(record.key, OUTCOMES))
         if content is None:
             return False
+        digest = self._digest(record, content)
+        known, problem = self._outcomes.get(record.key, (b"", None))
+        if known != digest:
+            trusted = self._checked().get(record.key) == digest.hex()
+            self._judged(record, digest, lambda: None if trusted else self._check(record, content))
+        elif problem is not None:
+            self._problem(*problem)
+        return self._outcomes[record.key][1] is None
+
+    def outcomes_of(self, record: Record) -> pd.DataFrame | None:
+        """Outcome of every evaluation image of a record that is ok, in data order; None, and a problem, if they are not
+        `complete`.
+        """
+        content = self._content(self._path(record.key, OUTCOMES))
+        if content is None:
+            return None
+        return self._judged(record, self._digest(record, content), lambda: self._table(record, content))
+
+    def _judged(self, record: Record, digest: bytes, look: Callable[[], T]) -> T | None:
+        """What `look` found in the outcomes of a record; None, and a problem, if they are damaged."""
+        result, problem = None, None
+        try:
+            result = look()
+        except Damaged as error:
+            problem = self._blamed(record.key, error), str(error)
+            self._problem(*problem)
+        self._outcomes[record.key] = digest, problem
+        return result
+
+    def _digest(self, record: Record, content: bytes) -> bytes:
+        """Hash of the outcomes' file and of all that decides whether they are the record's."""
         said = (record.metrics, record.primary_metric, record.cell.limit, self._metric(record.cell.task))
         whole = repr((said, record.sidecars and record.sidecars.get(OUTCOMES)))
-        digest = hashlib.sha256(whole.encode() + content).digest()
-        known, found = self._outcomes.get(record.key, (b"", None))
-        if known != digest:
-            try:
-                found = None
-                if self._checked().get(record.key) != digest.hex():
-                    self._check(record, content)
-            except Damaged as error:
-                found = self._blamed(record.key, error), str(error)
-            self._outcomes[record.key] = digest, found
-        if found is not None:
-            self._problem(*found)
-        return found is None
+        return hashlib.sha256(whole.encode() + content).digest()
 
     def remember(self) -> None:
         """Keep what `complete` has found, so that a later run need not read so many outcomes again."""
