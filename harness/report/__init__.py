@@ -15,7 +15,6 @@ from harness.report.files import save, save_svg
 from harness.report.gallery import galleries, gallery_figure
 from harness.report.pictures import KINDS, pictures
 from harness.report.prediction_figures import prediction_figures
-from harness.report.range_figures import range_frame
 from harness.report.results import Results, load
 from harness.results.store import Store
 
@@ -94,8 +93,9 @@ def _write_tables(results: Results, folder: Path) -> tuple[str, str]:
     _write_or_remove(folder, "ranks", results.ranks, own)
     own = {"md": conflicts.conflict_markdown(results.conflicts), "csv": tables.csv(results.conflicts)}
     _write_or_remove(folder, "conflicts", results.conflicts, own)
-    ranges = range_frame(results.records, cells)
-    _write_or_remove(folder, "ranges", ranges, {"csv": tables.csv(ranges)})
+    (folder / "ranges.csv").unlink(missing_ok=True)
+    if not results.ranges.empty:
+        tables.write_csv(results.ranges, folder / "ranges.csv")
     # Made of other records; who asks for published numbers or the page writes them after.
     for name in ("published.md", "published.csv", "published.tex", PAGE):
         (folder / name).unlink(missing_ok=True)

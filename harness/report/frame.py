@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,31 @@ from harness.results.record import Record
 # Which images every method was right on, or its metric on resampled images, by cell key; cells without are absent.
 Outcome = NDArray[np.bool_] | stats.Resampled
 Outcomes = Mapping[str, Outcome]
+
+
+class Right(Outcomes):
+    """Outcomes with a bit for every image: those of a large folder would fill the memory as truth values."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[NDArray[np.uint8], int] | stats.Resampled] = {}
+
+    def add(self, key: str, outcome: Outcome) -> None:
+        """Keep the outcome of a cell."""
+        own = outcome if isinstance(outcome, stats.Resampled) else (np.packbits(outcome), len(outcome))
+        self._found[key] = own
+
+    def __getitem__(self, key: str) -> Outcome:
+        found = self._found[key]
+        if isinstance(found, stats.Resampled):
+            return found
+        return np.unpackbits(found[0], count=found[1]).view(np.bool_)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
 
 # What makes two numbers comparable: methods are ranked only within such a group.
 CONTEXT = ["suite", "task", "data", "limit"]

@@ -16,7 +16,7 @@ from harness.report.figures import accuracy_figure
 from harness.report.frame import CONTEXT
 from harness.report.gallery import MOSAIC_IMAGES, iterations_figure, one_precision
 from harness.report.pareto_figures import pareto_figure
-from harness.report.range_figures import range_figure, range_frame
+from harness.report.range_figures import range_figure
 from harness.report.results import Results
 from harness.report.search_figures import search_figure, search_frame
 from harness.report.stage_figures import stage_figure
@@ -57,7 +57,7 @@ def pictures(results: Results, snapshots: Snapshots) -> Iterator[Picture]:
         "cross": (results.crossed, cross_figure),
         "bits": (bits_frame(records, cells), bits_figure),
         "sensitivity": (sensitivity_frame(records, cells), sensitivity_figure),
-        "ranges": (range_frame(records, cells), range_figure),
+        "ranges": (results.ranges, range_figure),
         "search": (search_frame(records, cells), search_figure),
         "stages": (summary, stage_figure),
     }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from harness.report.figures import Style, calibration, method_styles
 from harness.report.frame import CONTEXT
@@ -35,7 +36,9 @@ def range_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
     """
     by_key = {record.key: record for record in records}
     measured = cells[(cells["status"] == "ok") & cells["key"].isin(by_key)]
-    rows: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    sites: list[list[str]] = []  # of every pair
+    numbers: list[dict[str, NDArray[np.float64]]] = []  # likewise
     for coordinates, group in measured.groupby(SAME, sort=True):
         references = {
             str(method): key
@@ -50,12 +53,33 @@ def range_frame(records: Iterable[Record], cells: pd.DataFrame) -> pd.DataFrame:
             if role not in ("method", "floor") or reference is None:
                 continue
             ours, real = (_ranges(by_key[k]) for k in (key, references[reference]))
-            own = {**common, "method": method, "role": role, "calibration_images": images, "reference": reference}
-            for place, site in enumerate(site for site in ours if site in real):
-                rows.append({**own, "place": place, "site": site, **_agreement(ours[site], real[site])})
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    order = ["overlap", "closeness", *SAME, "method", "place"]
-    return frame.assign(closeness=-frame["log2_width"].abs()).sort_values(order, ignore_index=True)[COLUMNS]
+            sites.append([site for site in ours if site in real])
+            numbers.append(_agreement(*(np.array([each[site] for site in sites[-1]]) for each in (ours, real))))
+            pairs.append(
+                {**common, "method": method, "role": role, "calibration_images": images, "reference": reference}
+            )
+    return _sorted(pairs, sites, numbers)
+
+
+def _sorted(
+    pairs: list[dict[str, Any]], sites: list[list[str]], numbers: list[dict[str, NDArray[np.float64]]]
+) -> pd.DataFrame:
+    """The frame, from what is common to the rows of every pair of records and what is not.
+
+    A large folder has millions of rows, so that texts are numbers of categories.
+    """
+    lengths = [len(own) for own in sites]
+    frame = pd.DataFrame(pairs, columns=[name for name in COLUMNS if name not in ("place", "site", *RANGES)])
+    texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
+    frame = frame.astype(dict.fromkeys(texts, "category")).take(np.repeat(np.arange(len(pairs)), lengths))
+    frame = frame.reset_index(drop=True)
+    frame["place"] = np.concatenate([np.arange(length) for length in lengths] or [np.arange(0)])
+    frame["site"] = pd.Categorical(list(chain.from_iterable(sites)))
+    for name in RANGES:
+        frame[name] = np.concatenate([own[name] for own in numbers] or [np.zeros(0)])
+    keys = [frame["overlap"], -frame["log2_width"].abs(), *(frame[name] for name in (*SAME, "method", "place"))]
+    codes = [key.cat.codes if isinstance(key.dtype, pd.CategoricalDtype) else key for key in reversed(keys)]
+    return frame[COLUMNS].take(np.lexsort(codes)).reset_index(drop=True)
 
 
 def _plain(method: str) -> list[str]:
@@ -79,16 +103,19 @@ def _ranges(record: Record) -> Mapping[str, tuple[float, float]]:
     return record.quantization.activation_ranges if record.quantization else {}
 
 
-def _agreement(ours: tuple[float, float], real: tuple[float, float]) -> dict[str, float]:
-    width, real_width = ours[1] - ours[0], real[1] - real[0]
-    union = max(ours[1], real[1]) - min(ours[0], real[0])
-    shared = max(0.0, min(ours[1], real[1]) - max(ours[0], real[0]))
-    known = math.isfinite(width) and math.isfinite(real_width) and width > 0 and real_width > 0
-    return {
-        **{"low": ours[0], "high": ours[1], "real_low": real[0], "real_high": real[1]},
-        "log2_width": float(np.log2(width / real_width)) if known else np.nan,
-        "overlap": shared / union if known else np.nan,
-    }
+def _agreement(ours: NDArray[np.float64], real: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Columns of `RANGES` from ranges (sites, 2)."""
+    (low, high), (real_low, real_high) = ours.reshape(-1, 2).T, real.reshape(-1, 2).T
+    with np.errstate(all="ignore"):
+        width, real_width = high - low, real_high - real_low
+        union = np.maximum(high, real_high) - np.minimum(low, real_low)
+        shared = np.maximum(0.0, np.minimum(high, real_high) - np.maximum(low, real_low))
+        known = np.isfinite(width) & np.isfinite(real_width) & (width > 0) & (real_width > 0)
+        return {
+            **{"low": low, "high": high, "real_low": real_low, "real_high": real_high},
+            "log2_width": np.where(known, np.log2(width / real_width), np.nan),
+            "overlap": np.where(known, shared / union, np.nan),
+        }
 
 
 def range_figure(frame: pd.DataFrame) -> Figure | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from harness.catalog.catalog import Catalog
 from harness.report import ablation, cross, ranks, stats
 from harness.report.conflicts import conflict_frame
 from harness.report.diagnostics import odd
-from harness.report.frame import Outcome, Outcomes, cells_frame, method_names
+from harness.report.frame import Outcomes, Right, cells_frame, method_names
 from harness.report.summary import summarise
 from harness.results.record import Record
 from harness.results.store import Store
@@ -38,6 +39,13 @@ class Results:
     crossed: pd.DataFrame
     ranks: pd.DataFrame
     conflicts: pd.DataFrame = field(default_factory=lambda: conflict_frame(()))
+
+    @cached_property
+    def ranges(self) -> pd.DataFrame:
+        """The frame of activation ranges, which is large."""
+        from harness.report.range_figures import range_frame
+
+        return range_frame(self.records, self.cells)
 
 
 def assemble(records: Iterable[Record], outcomes: Outcomes, catalog: Catalog) -> Results:
@@ -63,19 +71,24 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
         UsageError: the folder cannot be read.
     """
     there = store.records()
-    records = [record for record in there if (keys is None or record.cell.key in keys) and store.complete(record)]
+    records: list[Record] = []
+    outcomes = Right()
+    for record in there:
+        if keys is not None and record.cell.key not in keys:
+            continue
+        if record.status == "ok":
+            frame = store.outcomes_of(record)
+            if frame is None:
+                continue
+            if "correct" in frame:
+                outcomes.add(record.key, frame["correct"].to_numpy(dtype=bool))
+            elif resampling := _resampling(catalog, record.cell.task):
+                outcomes.add(record.key, stats.resample(import_target(resampling)(frame), len(frame)))
+        records.append(record)
     store.remember()
-    outcomes: dict[str, Outcome] = {}
     for record in records:
         for name in odd(record):
             store.remark(record.key, f"has a diagnostic '{name}' of another form than the report's figures need")
-    for record in records:
-        if record.status == "ok":
-            frame = store.outcomes(record.key)
-            if "correct" in frame:
-                outcomes[record.key] = frame["correct"].to_numpy(dtype=bool)
-            elif resampling := _resampling(catalog, record.cell.task):
-                outcomes[record.key] = stats.resample(import_target(resampling)(frame), len(frame))
     conflicts = [conflict for conflict in store.conflicts(there) if keys is None or conflict.other.cell.key in keys]
     return replace(assemble(records, outcomes, catalog), conflicts=conflict_frame(conflicts))
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from harness.catalog.metrics import secondary
 from harness.report import stats
 from harness.report.frame import CONTEXT, GROUP, STAGES, Outcome, Outcomes
 from harness.report.verdicts import unverified
 
-Seeds = dict[int, Outcome]  # of a method, by seed
+Seeds = Mapping[int, Outcome]  # of a method, by seed
 # What `paired` finds, and among how many the reference was `chosen`; NaN and 0 where nothing was compared.
 COMPARED = ["to_best", "seed_error", "image_error", "common_seeds", "p_value", "chosen"]
 UNPAIRED = {**dict.fromkeys(COMPARED, np.nan), "common_seeds": 0, "chosen": 0}
@@ -73,10 +74,9 @@ def _columns() -> list[str]:
 def _compare(cells: pd.DataFrame, reference: pd.DataFrame, outcomes: Outcomes) -> list[dict[str, Any]]:
     """Rows of one model in one group: the float reference, then the methods."""
     wanted = int(cells["seed"].nunique())
-    floats = [{**_average(reference), "method": "float", "seeds_wanted": 0}] if len(reference) else []
+    floats = [{**average, "method": "float", "seeds_wanted": 0} for average in _averages(reference, "model").values()]
     methods = [
-        {**_average(of_method), "method": method, "seeds_wanted": wanted}
-        for method, of_method in cells.groupby("method", sort=True)
+        {**average, "method": method, "seeds_wanted": wanted} for method, average in _averages(cells, "method").items()
     ]
     rows = floats + methods
     top = floats[0]["accuracy"] if floats else np.nan
@@ -106,13 +106,31 @@ def adjusted(rows: Sequence[Mapping[Any, Any]]) -> list[float]:
     return [float(p) for p in stats.holm(raw)]
 
 
+class _Seeds(Seeds):
+    """Looks outcomes up when they are asked for."""
+
+    def __init__(self, outcomes: Outcomes) -> None:
+        self.keys_of: dict[int, str] = {}  # seed -> key of the cell
+        self._outcomes = outcomes
+
+    def __getitem__(self, seed: int) -> Outcome:
+        return self._outcomes[self.keys_of[seed]]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.keys_of)
+
+    def __len__(self) -> int:
+        return len(self.keys_of)
+
+
 def by_seed(cells: pd.DataFrame, outcomes: Outcomes) -> dict[str, Seeds]:
     """Outcomes of every method, of cells of one model in one group."""
-    right: dict[str, Seeds] = {}
-    for method, seed, key in cells.loc[cells["status"] == "ok", ["method", "seed", "key"]].itertuples(index=False):
+    right: dict[str, _Seeds] = {}
+    measured = cells[cells["status"] == "ok"]
+    for method, seed, key in zip(measured["method"], measured["seed"], measured["key"], strict=True):
         if key in outcomes:
-            right.setdefault(method, {})[seed] = outcomes[key]
-    return right
+            right.setdefault(method, _Seeds(outcomes)).keys_of[seed] = key
+    return dict(right)
 
 
 def paired(ours: Seeds, best: Seeds) -> dict[str, Any]:
@@ -122,9 +140,9 @@ def paired(ours: Seeds, best: Seeds) -> dict[str, Any]:
     With one seed in common there is a difference and no p-value, since another seed could reverse it.
     """
     seeds = sorted(ours.keys() & best.keys())
-    if not seeds or any(len(ours[seed]) != len(best[seed]) for seed in seeds):
-        return {}
     first, second = [ours[seed] for seed in seeds], [best[seed] for seed in seeds]
+    if not seeds or any(len(a) != len(b) for a, b in zip(first, second, strict=True)):
+        return {}
     a = [outcome for outcome in first if isinstance(outcome, stats.Resampled)]
     b = [outcome for outcome in second if isinstance(outcome, stats.Resampled)]
     resampled = bool(a and b)
@@ -138,22 +156,44 @@ def paired(ours: Seeds, best: Seeds) -> dict[str, Any]:
     }
 
 
-def _average(cells: pd.DataFrame) -> dict[str, Any]:
-    measured = cells[cells["status"] == "ok"]
-    statuses = set(cells["status"])
-    return {
-        "role": cells["role"].iloc[0],
-        "origin": cells["origin"].iloc[0],
-        "trains": cells["trains"].iloc[0],
-        "status": "ok" if len(measured) else "failed" if "failed" in statuses else "skipped",
-        "verified": not unverified(measured).any(),
-        "metric": measured["metric"].iloc[0] if len(measured) else None,
-        "per_image": bool(measured["per_image"].all()),
-        "images": measured["images"].max(),
-        "seeds": len(measured),
-        "seed_list": ",".join(str(seed) for seed in sorted(measured["seed"])),
-        "accuracy": measured["accuracy"].mean(),
-        "accuracy_sd": measured["accuracy"].std(ddof=1),
-        "synthesize_cached": bool(measured["synthesize_cached"].any()),
-        **{name: pd.to_numeric(measured[name]).mean() for name in _averaged()},
-    }
+def _averages(cells: pd.DataFrame, by: str) -> dict[str, dict[str, Any]]:
+    """What the cells of every method, or whatever else is in column `by`, have in common or on average, by its name."""
+    names = ["accuracy", *_averaged()]
+    # Frames take a tenth of a millisecond for each small thing that is asked of them, and there are many methods.
+    numbers = np.array([pd.to_numeric(cells[name]).to_numpy(np.float64) for name in names])
+    texts = {name: cells[name].to_numpy() for name in ("role", "origin", "trains", "status", "metric")}
+    trusted, per_image = ~unverified(cells).to_numpy(), cells["per_image"].to_numpy(dtype=bool)
+    seeds, cached = cells["seed"].to_numpy(), cells["synthesize_cached"].to_numpy(dtype=bool)
+    found = {}
+    for name, rows in sorted(cells.groupby(by).indices.items()):
+        first, statuses = rows[0], set(texts["status"][rows])
+        measured = rows[texts["status"][rows] == "ok"]
+        means, deviations = _mean_and_deviation(np.take(numbers, measured, axis=1))
+        found[str(name)] = {
+            "role": texts["role"][first],
+            "origin": texts["origin"][first],
+            "trains": texts["trains"][first],
+            "status": "ok" if len(measured) else "failed" if "failed" in statuses else "skipped",
+            "verified": bool(trusted[measured].all()),
+            "metric": texts["metric"][measured[0]] if len(measured) else None,
+            "per_image": bool(per_image[measured].all()),
+            "images": cells["images"].iloc[measured].max(),
+            "seeds": len(measured),
+            "seed_list": ",".join(str(seed) for seed in sorted(seeds[measured])),
+            "accuracy": means[0],
+            "accuracy_sd": deviations[0],
+            "synthesize_cached": bool(cached[measured].any()),
+            **dict(zip(names[1:], means[1:], strict=True)),
+        }
+    return found
+
+
+def _mean_and_deviation(values: NDArray[np.float64]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the known values of every row (rows, cells), to the last bit as a frame's are."""
+    known = ~np.isnan(values)
+    counts = known.sum(axis=1).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.where(known, values, 0.0).sum(axis=1) / counts
+        squares = np.where(known, (means[:, None] - values) ** 2, 0.0).sum(axis=1)
+        deviations = np.where(counts > 1, np.sqrt(squares / (counts - 1)), np.nan)
+    return means.tolist(), deviations.tolist()

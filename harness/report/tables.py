@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,10 +159,26 @@ def latex(summary: pd.DataFrame) -> str:
 
 def csv(frame: pd.DataFrame) -> str:
     """Every column at full precision."""
-    texts = [str(name) for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
-    shown = frame[texts].map(lambda value: safe.csv(value) if isinstance(value, str) else value)
-    shown = frame.assign(**{name: shown[name] for name in texts})
-    return shown.to_csv(index=False, lineterminator="\n")
+    return _for_csv(frame).to_csv(index=False, lineterminator="\n")
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write the same to a file, piece by piece."""
+    _for_csv(frame).to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
+
+
+def _for_csv(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with texts that no spreadsheet takes for formulas."""
+
+    def escaped(value: Any) -> Any:
+        return safe.csv(value) if isinstance(value, str) else value
+
+    def shown(column: pd.Series[Any]) -> pd.Series[Any]:
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            return column.cat.rename_categories(escaped)
+        return column if pd.api.types.is_numeric_dtype(column) else column.map(escaped)
+
+    return frame.assign(**{str(name): shown(frame[name]) for name in frame})
 
 
 def groups(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
