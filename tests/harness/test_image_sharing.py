@@ -17,10 +17,11 @@ import torch
 
 from harness.identity.cell import Cell
 from harness.identity.code import Code
-from harness.io.claims import Owner, Pace
+from harness.io.claims import Claim, Owner, Pace
 from harness.run import image_cache
 from harness.run.clock import Clock, Waiting
 from harness.run.context import Context
+from harness.run.executors.worker import WorkerProcess
 from harness.run.image_cache import ImageCache, prepare_cache
 
 IDENTITY = {"source": "x"}
@@ -206,3 +207,26 @@ def test_processes_share_images_bit_for_bit(settings, toy_cell, tmp_path, number
     assert got == [expected] * len(others)
     for path in together.glob("waits.*"):
         assert path.read_text().startswith("waits for images that process ")
+
+
+@pytest.mark.slow
+def test_a_cell_that_waits_for_another_is_not_failed_by_its_timeout(settings, toy_cell):
+    worker, cell, longest = WorkerProcess(settings, timeout=6.0), toy_cell(), [0.0]
+    try:
+        assert worker.measure(cell, lambda *_: None).record.status == "ok"
+        (images,) = settings.cache.iterdir()
+        images.unlink()
+        ours = Claim(images.with_suffix(".claim"), Pace())
+        assert ours.take()
+
+        def progress(text, fraction):
+            longest.append(getattr(text, "seconds", 0.0))
+            if longest[-1] > 9.0:
+                ours.give_up()
+
+        record = worker.measure(cell, progress).record
+    finally:
+        worker.close()
+    assert max(longest) > 9.0
+    assert record.status == "ok", record.failure
+    assert record.seconds < 6.0

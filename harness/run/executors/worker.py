@@ -19,6 +19,7 @@ from harness.identity.cell import Cell
 from harness.io.streams import tolerate
 from harness.results.provenance import processor_of
 from harness.results.record import Failure
+from harness.run.clock import Waiting
 from harness.run.runner import CellRunner, Measured, Progress, Settings, failed_record, now, resolve_device
 
 _exit = os._exit  # as it is before any cell runs, see `exits_raised`
@@ -56,6 +57,7 @@ class WorkerProcess:
         self._cell: Cell | None = None
         self._waits = False  # until the process has started; importing torch does not count as the cell's time
         self._started, self._clock = "", 0.0
+        self._waited = 0.0  # seconds that the cell spends waiting for others, which count neither
 
     def measure(self, cell: Cell, progress: Progress) -> Measured:
         """The result of `cell`; if the worker dies or takes too long, the cell has failed."""
@@ -101,13 +103,13 @@ class WorkerProcess:
         """Seconds until the cell has taken too long; None if it may take as long as it likes."""
         if self._timeout is None or self._waits:
             return None
-        return max(self._clock + self._timeout - time.monotonic(), 0.0)
+        return max(self._clock + self._waited + self._timeout - time.monotonic(), 0.0)
 
     def begin(self, cell: Cell) -> None:
         """Start measuring; the worker must not be at work already."""
         assert self._cell is None
         self._cell = cell
-        self._started, self._clock = now(), time.monotonic()
+        self._started, self._clock, self._waited = now(), time.monotonic(), 0.0
         if self._connection is None or self._process is None or not self._process.is_alive():
             self._stop()
             self._start()
@@ -131,6 +133,8 @@ class WorkerProcess:
                 elif isinstance(message, Measured):
                     return self._done(message)
                 elif isinstance(message, tuple):
+                    if isinstance(message[0], Waiting):
+                        self._waited = message[0].seconds
                     progress(*message)
             if not self._process.is_alive() and not self._connection.poll():
                 raise EOFError
@@ -156,7 +160,7 @@ class WorkerProcess:
         assert self._cell is not None
         cell, self._cell = self._cell, None
         self._stop()
-        seconds = time.monotonic() - self._clock
+        seconds = max(time.monotonic() - self._clock - self._waited, 0.0)
         failure = Failure(type=kind, message=why)
         return Measured(failed_record(self._settings, cell, failure, self._started, seconds))
 
