@@ -81,7 +81,7 @@ _Ranges = Annotated[
     PlainSerializer(dict, return_type=dict[str, tuple[float, float]]),
 ]
 _layers: Pool[list[Layer]] = Pool(tuple)
-_widths: Pool[dict[str, int]] = Pool(lambda widths: tuple(widths.items()))
+_by_site: Pool[dict[str, Any]] = Pool(lambda named: tuple(named.items()))
 
 
 class Quantization(_Part):
@@ -98,10 +98,11 @@ class Quantization(_Part):
     float_values: Whole
     layers: Annotated[list[Layer], AfterValidator(_layers)]
     activation_ranges: _Ranges
-    activation_bits: Annotated[dict[str, Whole], AfterValidator(_widths)] = Field(default_factory=dict)
+    activation_bits: Annotated[dict[str, Whole], AfterValidator(_by_site)] = Field(default_factory=dict)
     bit_operations: Whole | None = None
-    activation_formats: dict[str, Told] = Field(default_factory=dict)  # of the sites of which the method told
-    activation_scale_bits: dict[str, Whole] = Field(default_factory=dict)
+    # Of the sites of which the method told.
+    activation_formats: Annotated[dict[str, Told], AfterValidator(_by_site)] = Field(default_factory=dict)
+    activation_scale_bits: Annotated[dict[str, Whole], AfterValidator(_by_site)] = Field(default_factory=dict)
 
     @property
     def mean_weight_bits(self) -> float:

@@ -64,5 +64,5 @@ def test_a_record_has_the_formats_of_which_the_method_told():
 
 
 def test_records_without_formats_are_read():
-    layer = Layer.model_validate({"name": "a", "size": 64, "bits": 4})
+    layer = Layer(name="a", size=64, bits=4)
     assert (layer.format, layer.scale_bits) == (None, None)
