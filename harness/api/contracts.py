@@ -221,6 +221,44 @@ class QuantizedModel(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class DeployedProduct:
+    """A layer or matrix product of a deployed model: the operation, its multiply-accumulates for one image, whether
+    both factors are codes of eight bits, and if not, why.
+    """
+
+    op: str
+    macs: int
+    integer: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A quantized model as it can be written as a file whose products are of integers.
+
+    `module` takes normalised images (n, *input_shape), any n, and computes with the operators of
+    `harness.api.integers`; `torch.export` takes it. `products` are in the order in which they run.
+    """
+
+    module: nn.Module
+    products: tuple[DeployedProduct, ...]
+    codes: Mapping[str, int]  # buffers of `module` that hold weights' codes -> bits that they need, 4 or 8
+    unpacked: frozenset[str] = frozenset()  # those of them whose products are in float
+
+
+@runtime_checkable
+class Deployable(Protocol):
+    """What a quantized model may have beside its contract: a way to be exported. One without it is refused.
+
+    `deployment` is `module:function`, called as `function(quantized, model) -> Deployment` with this and the float
+    model. It is a name, since what is written to a file changes no number of a cell. It raises UsageError, with what
+    follows "METHOD cannot be exported: ", for a model that has no integer form.
+    """
+
+    deployment: str
+
+
 class RunContext(Protocol):
     """What the harness offers a running method."""
 

@@ -34,6 +34,8 @@ class Quantized:
         MissingParametersError: a site was left without a quantizer.
     """
 
+    deployment = "methods.core.deployment:deployed"  # see `harness.api.contracts.Deployable`
+
     def __init__(
         self,
         net: nn.Module,
