@@ -30,7 +30,7 @@ class VisionModel:
     `mean` and `std` per channel.
 
     A network may answer for more than the image: a detector's RoI heads look at boxes that go with its number in the
-    set. So whoever runs a part of a set, an order of its own or copies does it by way of
+    set. Whoever runs only some of the images, or runs them in another order or several times, therefore runs a
     `harness.api.images.ImageSet`, which tells such a network the numbers.
 
     `parts` names modules of `net` that may be quantized alone, such as a detector's backbone. Where the user asks for

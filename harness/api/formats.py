@@ -39,7 +39,9 @@ class Format:
         known = {"kind": Kind, "granularity": Granularity, "scale": ScaleFormat}
         for name, values in known.items():
             if getattr(self, name) not in get_args(values):
-                raise UsageError(f"{name} '{getattr(self, name)}' of a format is none of {', '.join(get_args(values))}")
+                raise UsageError(
+                    f"unknown {name} '{getattr(self, name)}' of a format; known: {', '.join(get_args(values))}"
+                )
         if self.bits < 1:
             raise UsageError(f"a format has at least 1 bit, not {self.bits}")
         if (self.granularity == "group") != (self.group is not None) or (self.group or 1) < 1:

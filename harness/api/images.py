@@ -30,8 +30,8 @@ class Numbered(Protocol):
 class ImageSet:
     """Images of a set, all of them or some, with the numbers that they have in it.
 
-    A detector's RoI heads look at boxes that go with an image's number. So whoever runs a part of a set, an order of
-    its own or copies does it by way of this, and each image is seen at its own boxes whatever batch it is in.
+    A detector's RoI heads look at boxes that go with an image's number. Whoever runs only some of the images, or runs
+    them in another order or several times, therefore runs an `ImageSet`: each image is then seen at its own boxes.
 
     Args:
         images: (n, c, h, w), normalised.

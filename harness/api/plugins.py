@@ -199,7 +199,7 @@ class TaskInfo:
         """Check what can be known without importing the task's code.
 
         Raises:
-            UsageError: no suite, a target of another form, or metrics that are none.
+            UsageError: no suite, a target of another form, or metrics that are no `Metric`s.
         """
         if not self.suites:
             raise UsageError("it has no suite")

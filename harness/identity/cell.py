@@ -1,4 +1,8 @@
-"""Identity of one measurement: everything that a user can choose and that can change the number."""
+"""Identity of one measurement: what is computed, on what, with which options and seed.
+
+Where it is computed (device, threads, versions) can change a number as well. That is not part of the identity; records
+say it.
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ REBUILT = """\
 """
 NOTES = f"""\
 - **Δ** is the difference to the float model in points. **Bold** is the model's data-free method of highest mean, which
-  by itself is not a verdict. **vs best**, the difference to that one,
+  by itself is not a verdict. **vs best** compares the other methods with it and
 {NOTE}{SPREAD}{UNVERIFIED_NOTE}\
 - *floor*: calibrated on noise. *ceiling*: calibrated on real training images, so not data-free and not ranked.
 {REBUILT}"""

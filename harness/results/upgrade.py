@@ -22,7 +22,7 @@ def upgrade(document: Mapping[str, Any]) -> Document:
     """
     version = document.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise UnknownVersion(f"schema version {version!r} is none of 1 to {SCHEMA_VERSION}")
+        raise UnknownVersion(f"schema version {version!r} is not one of 1 to {SCHEMA_VERSION}")
     if version > SCHEMA_VERSION:
         raise UnknownVersion(
             f"schema version {version} is newer than {SCHEMA_VERSION}, the newest that this version of dfqbench knows"

@@ -51,7 +51,7 @@ def flaw(record: Record) -> str | None:
 def _wrong_metrics(record: Record) -> str | None:
     primary = record.primary_metric
     if primary is None or primary not in record.metrics:
-        return f"ranks by '{primary}', which is none of its metrics"
+        return f"ranks by '{primary}', which is not one of its metrics"
     for name in (primary, *secondary()):
         value = record.metrics.get(name, 0.0)
         if not -SLACK <= value <= 100 + SLACK:

@@ -1,4 +1,4 @@
-"""The time that a cell takes. What it waits for others is none of it."""
+"""The time that a cell takes, without what it waits for others."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Scalar = str | int | float | bool
 
 
 class Sink(Protocol):
-    """Where results go, one run of the tracker a cell. Any method may raise anything."""
+    """Where results go, one run of the tracker per cell. Any method may raise anything."""
 
     def start(self, facts: Mapping[str, Scalar]) -> None:
         """A sweep begins; `facts` hold for all of its cells, among them `suite`."""

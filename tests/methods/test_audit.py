@@ -306,7 +306,7 @@ def test_a_summary_that_contradicts_the_network_is_caught() -> None:
         return findings(model, Wrapped(dataclasses.replace(real.summary, **changes), real, real.net))
 
     assert said(layers=tuple(rest))[0].startswith("says nothing of 1 weights that are to be quantized")
-    assert "lists 'cls_token' as a quantized weight, which is none" in said(
+    assert "lists 'cls_token' as a quantized weight, though it is not to be quantized" in said(
         layers=(first, *rest, LayerSummary("cls_token", 16, 4))
     )
     assert said(weight_sites=3) == ["counts 3 weights, where there are 10"]

@@ -86,7 +86,7 @@ def check_summary(summary: QuantSummary, expected: Expected, total: int) -> list
     if missing:
         findings.append(f"says nothing of {len(missing)} weights that are to be quantized, the first is '{missing[0]}'")
     if foreign:
-        findings.append(f"lists '{foreign[0]}' as a quantized weight, which is none")
+        findings.append(f"lists '{foreign[0]}' as a quantized weight, though it is not to be quantized")
     for layer in summary.layers:
         low, high = (MIN_BITS, MAX_BITS) if spec.mixed else (int(spec.weight), int(spec.weight))
         if not low <= layer.bits <= high:

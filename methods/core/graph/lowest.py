@@ -38,7 +38,7 @@ class LowestLevel(TorchDispatchMode):
             self.seen = seen
         self.macs += _macs(func, args, kwargs or {}, result)
         if not seen:
-            with torch._C.DisableTorchFunction():  # what is asked of the tensors is none of the network's operations
+            with torch._C.DisableTorchFunction():  # what is asked of the tensors is no operation of the network
                 self._unseen(func._schema.name.rpartition("::")[2], args, result)
         return result
 
