@@ -138,13 +138,15 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.run.image_cache import prepare_cache
     from harness.run.sinks import open_sink
 
-    runs = find_executor(executor_name(executor, in_process), asked).name
+    found = find_executor(executor_name(executor, in_process), asked)
+    runs = found.name
     tracker = open_sink(sink) if sink else None
     store = Store(out or Path("results", "runs", f"{suite}-ablation" if ablation else suite))
     console = make_console()
     catalog = Catalog.default()
     dry = ctx.info_name == "plan"
-    check_device(device)
+    if "gpus" not in found.accepts:  # else cells run on other machines
+        check_device(device)
     plan = make_plan(request, catalog, store)
     for text in store.sentences():
         typer.echo(text, err=True)

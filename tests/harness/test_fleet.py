@@ -213,9 +213,10 @@ def test_no_room_is_an_error_after_a_while(sweep):
         sweep(nodes=())
 
 
-def test_a_cluster_without_a_usable_host_says_why(sweep):
-    with pytest.raises(UsageError, match="within 100 seconds: machine-a: it has no folder"):
-        sweep(nodes=("a",), a={"fault": "it has no folder /data (--data-root)"})
+def test_a_cluster_without_a_usable_machine_says_why_at_once(sweep):
+    fault = {"fault": "it has no folder /data (--data-root)"}
+    with pytest.raises(UsageError, match=r"no machine of the cluster can take part: machine-a: it .*; machine-b: it"):
+        sweep(wait=1e9, a=fault, b=fault)
 
 
 def test_known_seconds_say_how_many_hosts_are_worth_it(settings, toy_cell):

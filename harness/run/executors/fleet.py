@@ -212,6 +212,8 @@ class Fleet:
         why = self._why_none()
         if len(self._failed) >= _STARTS and not self._hosts:
             raise UsageError(f"no host can be started: {why}; what was measured before is kept")
+        if self._without and not self.cluster.room(self._without) and self.cluster.room(()):
+            raise UsageError(f"no machine of the cluster can take part: {'; '.join(self._without.values())}")
         if waited >= self.wait:
             raise UsageError(f"no host has started within {self.wait:g} seconds: {why}; --wait waits longer")
         if not self._told and not any(host.placed for host in self._hosts) and waited >= min(_TOGETHER, self.wait / 2):
