@@ -118,9 +118,6 @@ class _Mode(TorchDispatchMode):
             mutated = func._schema.is_mutable and _plain(args[0])
             if mutated or any(value.dim() for value in here):
                 raise RuntimeError(f"Expected all tensors to be on the same device: {func} got some of cuda:0 and cpu")
-        generator = next((value for value in flat if isinstance(value, _PLAIN)), None)
-        if generator is not None and on_cuda and not isinstance(generator, _Generator):
-            raise RuntimeError(f"Expected a 'cuda' device type for generator but found '{generator.device}': {func}")
         if on_cuda and name in NOT_REPEATABLE:
             self.noted[f"not repeatable: {name}"] += 1
         if on_cuda and name in RANDOM:
@@ -155,9 +152,15 @@ class _Literals(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         args = tuple(map(_numbered, args))
         kwargs = {name: _numbered(value) for name, value in (kwargs or {}).items()}
+        drawn = kwargs.get("generator")  # asked here, since C++ hands on generators of no class
+        on_cuda = any(isinstance(value, Pretended) for value in args) or kwargs.get("device") == CUDA
+        if isinstance(drawn, _PLAIN) and on_cuda and not isinstance(drawn, _Generator):
+            raise RuntimeError(f"Expected a 'cuda' device type for generator but found '{drawn.device}': {func}")
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and kwargs.get("device") is not None:
             target = kwargs.pop("device")
             return func(*args, **kwargs).to(target)
+        if func is Tensor.new_tensor and isinstance(args[0], Pretended):
+            return torch.tensor(args[1], **({"dtype": args[0].dtype} | kwargs)).to(CUDA)
         if func is Tensor.tolist and isinstance(args[0], Pretended):
             return args[0].held.tolist()
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Pretended):
