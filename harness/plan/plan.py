@@ -27,6 +27,7 @@ RERUN: Mapping[str, tuple[State, ...]] = {
     "stale": ("new", "skip", "failed", "stale"),
     "all": ("new", "skip", "failed", "stale", "done"),
 }
+_SYNTHESIS = "synthesize"  # the stage of making images
 MOST_SEEDS = 1000
 REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
 # What an ablation has where the user says nothing: one precision, repeated, since its differences are small. W4A5 is
@@ -116,6 +117,7 @@ class Estimator:
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self._sums: dict[tuple[str, ...], tuple[float, int]] = {}  # seconds of a group of cells, and their number
+        self._making: dict[tuple[str, ...], float] = {}  # seconds of the last images that were made in a group
         for record in records:
             self.learn(record)
 
@@ -125,11 +127,17 @@ class Estimator:
             for group in _groups(record.cell):
                 total, number = self._sums.get(group, (0.0, 0))
                 self._sums[group] = total + record.seconds, number + 1
+                if _SYNTHESIS in record.stages:
+                    self._making[group] = record.stages[_SYNTHESIS].seconds
 
     def seconds(self, cell: Cell) -> float | None:
         """Estimate, or None if no such method was measured."""
         total, number = next((self._sums[group] for group in _groups(cell) if group in self._sums), (0.0, 0))
         return total / number if number else None
+
+    def making(self, cell: Cell) -> float | None:
+        """Seconds that the synthesis of its images may take, None if no such method was measured."""
+        return next((self._making[group] for group in _groups(cell) if group in self._making), None)
 
 
 def _groups(cell: Cell) -> tuple[tuple[str, ...], ...]:

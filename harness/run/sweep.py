@@ -39,7 +39,7 @@ def run_plan(
     estimator = Estimator(store.records())
     failures: list[Record] = []
     left = {cell.key for cell in cells}
-    work = Work(cells, estimator.seconds, {planned.cell.key: planned.images for planned in plan.todo})
+    work = Work(cells, estimator.seconds, {planned.cell.key: planned.images for planned in plan.todo}, estimator.making)
     with Display(console, cells, estimator.seconds, jobs) as display:
         for measured in executor.map(work, display.progress):
             record = measured.record

@@ -12,13 +12,20 @@ from harness.identity.cell import Cell
 _Model = tuple[str, str, str]  # task, suite and name
 _Place = tuple[_Model, int, str]  # model, repetition and shared images: cells that are alike but for their length
 
+# What takes this share of the time that is left is begun at once: estimates are means, and cells differ from them.
+_EARLY = 3.0
+_LONG = 4.0  # times the mean: what is not longer than others ends when they do
+
 
 class Work:
     """Hands out cells to hosts, each cell to one host; knows nothing of processes, machines and clocks.
 
     A host stays with the model that it has loaded. Otherwise it gets the one with the most work for each host that has
     it. First repetitions come first, so that a sweep that is cut short has one of everything; within a repetition the
-    float reference, then what was never measured, then the longest cells, so that no long one is left for the end.
+    float reference, then what was never measured, then the longest cells, so that no long one is left for the end. What
+    would make the end later if it began later comes before all that, whatever its model and repetition: where images
+    and the cell that makes them, or on hosts that see images apart all cells that share them, take as long as all hosts
+    together need for the rest.
     Cells that share images which another host is making come last, since they could only wait. What is alike comes in
     the order of the plan.
 
@@ -26,6 +33,7 @@ class Work:
         cells: Cells in the order of the plan.
         expected: Seconds that a cell may take, as far as is known now; None: nothing is known.
         images: Key of a cell -> name of the synthetic images that it shares with others of the same name.
+        making: Seconds that making a cell's images may take, 0 if it has none; None: nothing is known.
     """
 
     def __init__(
@@ -33,13 +41,22 @@ class Work:
         cells: Iterable[Cell],
         expected: Callable[[Cell], float | None] = lambda _: None,
         images: Mapping[str, str] | None = None,
+        making: Callable[[Cell], float | None] = lambda _: None,
     ) -> None:
         self.cells = tuple(cells)
         self.expected = expected
+        self._making = making
         self._images = dict(images or {})
         self._position = {cell.key: number for number, cell in enumerate(self.cells)}
         self._waiting: dict[_Model, dict[int, dict[str, list[Cell]]]] = {}  # model, repetition, images: next cell last
         self._seconds: defaultdict[_Model, float] = defaultdict(float)  # of a model's cells that wait
+        self._together: defaultdict[_Place, float] = defaultdict(float)  # the same of a place's cells
+        self._longest: list[
+            _Place
+        ] = []  # places that wait, the longest way to the end first, as it was when last sorted
+        self._ways: dict[_Place, float] = {}  # how long it was then
+        self._apart = False  # hosts of several domains were seen
+        self._seen: set[str] = set()
         self._counted: dict[str, float] = {}  # key -> seconds by which a waiting cell counts there
         self._models: dict[str, _Model] = {}  # host -> the model that it had last
         self._running: dict[str, tuple[Cell, str]] = {}  # key -> the cell, and its host
@@ -68,6 +85,11 @@ class Work:
 
         Hosts of one `domain` see each other's images; cells that share images stay in the domain of the first of them.
         """
+        self._apart = self._apart or any(domain != seen for seen in self._seen)
+        self._seen.add(domain)
+        urgent = self._urgent(host, domain)
+        if urgent is not None:
+            return self._hand_out(urgent, host, domain)
         hosts = self._hosts()
         mine = self._models.get(host)
         others = sorted(
@@ -88,7 +110,7 @@ class Work:
         self._unfinished -= 1
         self._done += 1
         if self._done >= self._sort_at:  # what was learned since may say more of what waits
-            self._sort_at = 2 * self._done
+            self._sort_at = 1 + 3 * self._done // 2
             self._sort()
 
     def give_back(self, cell: Cell) -> None:
@@ -96,6 +118,7 @@ class Work:
         self._leave(cell, made=False)
         self._put(cell)
         self._order(self._place(cell))
+        self._rank_places()
 
     def forget(self, domain: str) -> None:
         """The images of a domain are lost; cells that share them may go anywhere."""
@@ -115,6 +138,42 @@ class Work:
         for cell, _ in self._running.values():
             hosts[_model(cell)] += 1
         return hosts
+
+    def _urgent(self, host: str, domain: str) -> _Place | None:
+        """Where the longest way begins that decides when everything ends, if one does; not one that has to wait."""
+        hosts = len({other for _, other in self._running.values()} | {host})
+        if hosts == 1 or not self._counted:  # one host ends when it ends
+            return None
+        rest = sum(self._seconds.values())
+        enough = max(rest / hosts / _EARLY, rest / len(self._counted) * _LONG)
+        gone = 0
+        found = None
+        for place in self._longest:
+            if self._ways[place] < enough:
+                break
+            if not self._waits(place):
+                gone += 1
+            elif self._fits(place, domain, may_wait=False) and self._way(place) >= enough:
+                found = place
+                break
+        if gone > len(self._longest) // 2:
+            self._longest = [place for place in self._longest if self._waits(place)]
+        return found
+
+    def _waits(self, place: _Place) -> bool:
+        model, repetition, images = place
+        return images in self._waiting.get(model, {}).get(repetition, {})
+
+    def _way(self, place: _Place) -> float:
+        """Seconds that a place needs however many hosts there are, as far as known."""
+        model, repetition, images = place
+        cells = self._waiting[model][repetition][images]
+        longest = self._counted[cells[-1].key]
+        if not images or place in self._made:
+            return self._together[place] if images and self._apart else longest
+        # Others of the place wait until one of its cells is finished, since nobody says when its images are there.
+        make = 0.0 if place in self._makers else self._making(cells[-1]) or 0.0
+        return make + (self._together[place] if self._apart else longest + self._counted[cells[-2:][0].key])
 
     def _best(self, model: _Model, domain: str, *, may_wait: bool) -> _Place | None:
         """Where the best cell of a model is that a host of `domain` may have."""
@@ -140,7 +199,9 @@ class Work:
                 del self._waiting[model][repetition]
             if not self._waiting[model]:
                 del self._waiting[model]
-        self._seconds[model] -= self._counted.pop(cell.key)
+        seconds = self._counted.pop(cell.key)
+        self._seconds[model] -= seconds
+        self._together[place] -= seconds
         self._models[host] = model
         self._running[cell.key] = cell, host
         if images:
@@ -169,12 +230,23 @@ class Work:
     def _sort(self) -> None:
         """Order everything by what is known now."""
         self._seconds.clear()
+        self._together.clear()
         self._counted = dict.fromkeys(self._counted, 0.0)
         for model, repetitions in self._waiting.items():
             self._waiting[model] = dict(sorted(repetitions.items()))
             for repetition, shared in repetitions.items():
                 for images in shared:
                     self._order((model, repetition, images))
+        self._rank_places()
+
+    def _rank_places(self) -> None:
+        self._ways = {
+            (model, repetition, images): self._way((model, repetition, images))
+            for model, repetitions in self._waiting.items()
+            for repetition, shared in repetitions.items()
+            for images in shared
+        }
+        self._longest = sorted(self._ways, key=lambda place: -self._ways[place])
 
     def _order(self, place: _Place) -> None:
         model, repetition, images = place
@@ -185,6 +257,7 @@ class Work:
             # Where nothing is known, the number of cells decides.
             seconds = self.expected(cell) or 1.0
             self._seconds[model] += seconds - self._counted[cell.key]
+            self._together[place] += seconds - self._counted[cell.key]
             self._counted[cell.key] = seconds
 
     def _rank(self, cell: Cell) -> tuple[bool, float, int]:
