@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.api.errors import UsageError
+from harness.results.provenance import told_variables
 from harness.run.executors.base import Resources, Watch
 from harness.run.executors.fleet import Fleet, Lost
 from harness.run.executors.ray_connection import connect
@@ -71,7 +72,7 @@ class RayHosts:
         self._cpus = cpus
         self._gpus = gpus
         self._class = ray.remote(**_ALONE, num_cpus=cpus, num_gpus=gpus)(Host)
-        self._arguments = settings, timeout, dict(os.environ), Path.cwd(), min(gpus or 1.0, 1.0)
+        self._arguments = settings, timeout, told_variables(os.environ), Path.cwd(), min(gpus or 1.0, 1.0)
 
     def room(self, without: Collection[str]) -> int:
         """Hosts that the nodes have room for."""

@@ -23,7 +23,7 @@ class Host:
     Args:
         settings: What cells are run with.
         timeout: Seconds after which a cell counts as failed.
-        variables: The environment of the machine that plans.
+        variables: Those of the machine that plans that records tell.
         folder: Where that machine works.
         share: Part of a GPU's memory that the worker may take.
     """

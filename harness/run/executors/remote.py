@@ -124,7 +124,7 @@ def adopt(variables: Mapping[str, str], environment: MutableMapping[str, str] | 
     for name in told_variables(environment):
         if name != _GIVEN:
             del environment[name]
-    environment.update({name: value for name, value in told_variables(variables).items() if name != _GIVEN})
+    environment.update({name: value for name, value in variables.items() if name != _GIVEN})
 
 
 def enter(folder: Path) -> None:
