@@ -23,7 +23,8 @@ ROOT = Path(code_module.__file__).resolve().parents[2]
 
 def forget() -> None:
     """As in a new process: code that was read stays as it was read."""
-    for function in (code_of, imports.is_installed, imports.file_of, imports.imports, imports._targets, imports._tree):
+    inner = (imports._taken, imports._targets, imports._tree)
+    for function in (code_of, imports.is_installed, imports.file_of, imports.imports, *inner):
         function.cache_clear()
 
 
