@@ -208,6 +208,13 @@ def test_hosts_that_cannot_start_end_the_sweep(sweep):
         sweep(fate=lambda _, what, cell: "No module named 'harness'")
 
 
+def test_a_host_that_dies_while_it_starts_is_replaced(sweep):
+    cluster, results, _, said = sweep(fate=once(lambda host, what, _: host.number == 1 and what == "look"))
+    assert {node for _, node, _ in cluster.log} == {"a", "b"}
+    assert said == []
+    assert not any(record.warnings for record in results.values())
+
+
 def test_no_room_is_an_error_after_a_while(sweep):
     with pytest.raises(UsageError, match=r"no host has started within 100 seconds: each needs 9 CPUs; --wait"):
         sweep(nodes=())

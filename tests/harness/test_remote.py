@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.api.errors import UsageError
 from harness.catalog.code import code_for
+from harness.results.provenance import processor_of
 from harness.run.executors.ray_host import Host
 from harness.run.executors.remote import SHARED, Mark, adopt, enter, look, machine, marked, objection, one_of_each
+from harness.run.executors.worker import WorkerProcess
 
 
 def test_a_machine_that_sees_the_folder_of_images_shares_them(settings, toy_cell):
@@ -79,6 +82,19 @@ def test_a_host_on_a_part_of_a_gpu_takes_its_share_of_the_memory(settings, tmp_p
     asked = os.environ["PYTORCH_CUDA_ALLOC_CONF"]
     assert asked == "expandable_segments:True,per_process_memory_fraction:0.25"
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_started_early_says_what_computes_or_what_is_wrong(settings, toy_cell):
+    worker = WorkerProcess(settings)
+    try:
+        assert worker.start() == processor_of(torch.device("cpu"))
+        assert worker.measure(toy_cell(), lambda *_: None).record.status == "ok"
+    finally:
+        worker.close()
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match=r"RuntimeError|AssertionError"):
+            WorkerProcess(replace(settings, device="cuda")).start()
 
 
 def test_cells_of_one_method_have_the_same_code(toy_cell):

@@ -25,6 +25,7 @@ _LONGEST = 300  # characters of a reason
 _REASONS = {
     "NODE_OUT_OF_MEMORY": "its node ran out of memory",
     "because its node has died": "its node died or cannot be reached",
+    "temporarily unavailable": "it cannot be reached",
     "worker process has died": "its process died or was killed",
 }
 _SLICE = 0.2  # seconds; Ray itself looks once a second whether the user has interrupted

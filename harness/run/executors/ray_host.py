@@ -48,7 +48,11 @@ class Host:
         self._said = "", "", 0.0
 
     def look(self, cells: Sequence[Cell], mark: Mark) -> Facts:
-        """What there is to say of this host; its worker is ready afterwards, unless there is a fault."""
+        """What there is to say of this host; its worker is ready afterwards, unless there is a fault.
+
+        Raises:
+            ChildProcessError: the worker died while it started.
+        """
         import ray
 
         facts = look(self._settings, cells, mark, ray.get_runtime_context().get_node_id())

@@ -74,6 +74,7 @@ class WorkerProcess:
 
         Raises:
             RuntimeError: it cannot work, for example because torch sees no CUDA device.
+            ChildProcessError: it died, which another may not.
         """
         self._stop()
         self._start()
@@ -82,7 +83,7 @@ class WorkerProcess:
             wait(self.handles)
             ready = self._connection.recv()
         except (EOFError, OSError):
-            raise RuntimeError(self._cause_of_death()) from None
+            raise ChildProcessError(self._cause_of_death()) from None
         assert isinstance(ready, _Ready)
         self._waits = False
         if ready.fault:
