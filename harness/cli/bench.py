@@ -10,7 +10,7 @@ from harness.plan.plan import Plan
 from harness.results.provenance import versions
 from harness.results.record import Record
 from harness.results.store import Store
-from harness.run.executors.base import Resources
+from harness.run.executors.base import Detached, Resources
 from harness.run.executors.registry import open_executor
 from harness.run.runner import Settings
 from harness.run.sinks import Reporter, Sink
@@ -41,6 +41,9 @@ def run_and_report(
         try:
             reporter.start({"suite": plan.cells[0].cell.suite, "threads": settings.threads, **versions()})
             failures = run_plan(plan, store, runs, console, tell=reporter.cell, jobs=resources.jobs or 1)
+        except Detached as handed_over:
+            console.print(str(handed_over), markup=False, highlight=False, soft_wrap=True)
+            return OK
         finally:
             runs.close()
             reporter.finish()

@@ -161,6 +161,17 @@ def _measured(out: Path) -> Store:
 
 
 @app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Results folder of `bench --executor slurm`.")],
+    once: Annotated[bool, typer.Option("--once", help="Show how it is now, and end.")] = False,
+) -> None:
+    """Show how far the jobs of a cluster are that measure into a results folder."""
+    from harness.run.executors.slurm.show import watch as look
+
+    look(folder, make_console(), once=once)
+
+
+@app.command()
 def merge(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Results folders.")],
     into: Annotated[Path, typer.Option(help="Folder that gets their records; it may have some.")],

@@ -164,6 +164,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.run.runner import Settings
 
     root = data_root and data_root.absolute()
-    settings = Settings(catalog, device, threads, cache.absolute(), root, plan.requested, trust_configs, plan.skips)
+    kept, made = store.folder.absolute(), cache.absolute()
+    settings = Settings(catalog, device, threads, made, root, plan.requested, trust_configs, plan.skips, kept)
     code = run_and_report(plan, store, settings, console, executor=runs, resources=asked, sink=tracker)
     raise typer.Exit(code)

@@ -62,6 +62,7 @@ class Settings:
     requested: Mapping[str, str] = field(default_factory=dict)  # canonical model name -> the user's, where they differ
     trust_configs: bool = False  # configs of models may run code
     skips: Mapping[str, str] = field(default_factory=dict)  # key -> why the cell makes no sense, known when planned
+    results: Path | None = None  # folder of the records, for executors whose hosts write them
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Measured:
     images: np.ndarray | None = None
     snapshots: Mapping[int, np.ndarray] = field(default_factory=dict)
     pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    kept: bool = False  # whoever measured it has put it into the results folder
 
 
 def now() -> str:

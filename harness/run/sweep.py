@@ -35,15 +35,19 @@ def run_plan(
     Raises:
         UsageError: a record cannot be written, for example because the disk is full, or the executor left cells out.
     """
-    cells = [planned.cell for planned in plan.todo]
     estimator = Estimator(store.records())
+    # Whoever else measures into this folder may have been faster than this process was since it planned.
+    todo = [each for each in plan.todo if not (each.state in ("new", "failed") and store.has_result(each.cell.key))]
+    cells = [planned.cell for planned in todo]
     failures: list[Record] = []
     left = {cell.key for cell in cells}
-    work = Work(cells, estimator.seconds, {planned.cell.key: planned.images for planned in plan.todo}, estimator.making)
+    images = {planned.cell.key: planned.images for planned in todo}
+    work = Work(cells, estimator.seconds, images, estimator.making)
     with Display(console, cells, estimator.seconds, jobs) as display:
         for measured in executor.map(work, display.progress):
             record = measured.record
-            _keep(measured, store)
+            if not measured.kept:
+                keep(measured, store)
             failures += [record] * (record.status == "failed")
             estimator.learn(record)
             display.finished(record)
@@ -54,7 +58,7 @@ def run_plan(
     return failures
 
 
-def _keep(measured: Measured, store: Store) -> None:
+def keep(measured: Measured, store: Store) -> None:
     """Store a result; a failure does not take the place of an earlier one, be it another process's."""
     cell = measured.record.cell
     if measured.record.status == "failed" and any(map(store.has_result, (cell.key, cell.labelled_key))):

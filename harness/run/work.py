@@ -76,6 +76,11 @@ class Work:
         return self._unfinished
 
     @property
+    def images(self) -> Mapping[str, str]:
+        """Key of a cell -> name of the synthetic images that it shares; empty or missing if it shares none."""
+        return self._images
+
+    @property
     def waiting(self) -> int:
         """How many cells no host has."""
         return len(self._counted)
@@ -101,8 +106,12 @@ class Work:
             for model in models:
                 place = self._best(model, domain, may_wait=may_wait)
                 if place is not None:
-                    return self._hand_out(place, host, domain)
+                    return self._hand_out(self._waiting[model][place[1]][place[2]][-1], host, domain)
         return None
+
+    def took(self, cell: Cell, host: str, domain: str = "") -> None:
+        """`host` has taken `cell`, which waits here, by itself: from a queue that others take from as well."""
+        self._hand_out(cell, host, domain)
 
     def finished(self, cell: Cell) -> None:
         """A cell has its result."""
@@ -189,10 +198,10 @@ class Work:
             return True
         return self._domains.get(place, domain) == domain and (may_wait or place not in self._makers)
 
-    def _hand_out(self, place: _Place, host: str, domain: str) -> Cell:
-        model, repetition, images = place
+    def _hand_out(self, cell: Cell, host: str, domain: str) -> Cell:
+        place = model, repetition, images = self._place(cell)
         cells = self._waiting[model][repetition][images]
-        cell = cells.pop()
+        del cells[next(number for number in range(len(cells) - 1, -1, -1) if cells[number].key == cell.key)]
         if not cells:
             del self._waiting[model][repetition][images]
             if not self._waiting[model][repetition]:

@@ -37,6 +37,10 @@ class Resources:
         return tuple(each.name for each in fields(self) if getattr(self, each.name) not in (None, {}, False))
 
 
+class Detached(Exception):
+    """Cells were handed over and go on without this process; the message says what to do next."""
+
+
 class Executor(Protocol):
     """Measures cells with `harness.run.runner.CellRunner`, wherever and however many at a time.
 
@@ -53,6 +57,7 @@ class Executor(Protocol):
 
         Raises:
             KeyboardInterrupt: the user interrupted.
+            Detached: with `Resources.detach`, once the cells are handed over.
         """
 
     def close(self) -> None:

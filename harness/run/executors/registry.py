@@ -28,7 +28,18 @@ RAY = ExecutorInfo(
     target="harness.run.executors.ray_cluster:RayCluster",
     accepts=("timeout", "jobs", "address", "cpus", "gpus", "wait"),
 )
-_BUILTIN = {WORKER.name: f"{__name__}:WORKER", IN_PROCESS.name: f"{__name__}:IN_PROCESS", RAY.name: f"{__name__}:RAY"}
+SLURM = ExecutorInfo(
+    name="slurm",
+    summary="cells as jobs of a Slurm cluster that write to a shared disk; may go on without this process",
+    target="harness.run.executors.slurm.executor:SlurmExecutor",
+    accepts=("timeout", "jobs", "cpus", "gpus", "slurm", "detach"),
+)
+_BUILTIN = {
+    WORKER.name: f"{__name__}:WORKER",
+    IN_PROCESS.name: f"{__name__}:IN_PROCESS",
+    RAY.name: f"{__name__}:RAY",
+    SLURM.name: f"{__name__}:SLURM",
+}
 
 
 def executors() -> Registry[ExecutorInfo]:

@@ -34,7 +34,7 @@ from harness.io.files import is_alive, names_in, read_regular, write_atomically,
 from harness.results.record import Record, Status
 
 FOLDER = "queue"  # in a results folder: one queue for each submission
-MOST_LOSSES = 2  # hosts that a cell may lose; then it has failed
+MOST_LOSSES = 2  # hosts that a cell may be lost with; then it has failed
 LOST_AFTER = 120.0  # seconds without a beat; machines' clocks may differ by some of them
 _ENDED_NAME = re.compile(r"(?P<key>[0-9a-f]{64})\.(?P<status>\w+)\.json")
 
