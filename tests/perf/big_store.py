@@ -189,11 +189,12 @@ def _record(cell: Cell, number: int, accuracy: float, said: Mapping[str, Sidecar
             for name, share in (("load", 0.01), ("synthesize", 0.4), ("other", 0.01), ("calibrate", 0.5))
         },
         "seconds": seconds,
-        "quantization": None if cell.is_float else _quantization(cell.bits, number),
+        "quantization": None if cell.is_float else _quantization(cell.bits, number % TABLES),
     }
     return template.model_copy(update=changes)
 
 
+@cache
 def _quantization(bits: str, number: int) -> Quantization:
     weights, activations = int(bits[1]), int(bits[3])
     layers = [f"blocks.{block}.{name}.weight" for block in range(12) for name in ("qkv", "proj", "fc1", "fc2")]
