@@ -77,13 +77,15 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
         if keys is not None and record.cell.key not in keys:
             continue
         if record.status == "ok":
-            frame = store.outcomes_of(record)
-            if frame is None:
+            found = store.outcomes_of(record)
+            if found is None:
                 continue
-            if "correct" in frame:
-                outcomes.add(record.key, frame["correct"].to_numpy(dtype=bool))
+            if not isinstance(found, pd.DataFrame):
+                outcomes.add(record.key, found)
+            elif "correct" in found:
+                outcomes.add(record.key, found["correct"].to_numpy(dtype=bool))
             elif resampling := _resampling(catalog, record.cell.task):
-                outcomes.add(record.key, stats.resample(import_target(resampling)(frame), len(frame)))
+                outcomes.add(record.key, stats.resample(import_target(resampling)(found), len(found)))
         records.append(record)
     store.remember()
     for record in records:

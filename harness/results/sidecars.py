@@ -16,6 +16,7 @@ from harness.results.record import Sidecar
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 OUTCOMES, IMAGES, SNAPSHOTS, PICTURES = "outcomes", "images", "snapshots", "pictures"
 SUFFIXES = {OUTCOMES: ".parquet", IMAGES: ".images.npz", SNAPSHOTS: ".snapshots.npz", PICTURES: ".pictures.npz"}
@@ -81,8 +82,8 @@ def table(content: bytes, said: Sidecar | None) -> pd.DataFrame:
     return found
 
 
-def right_of(content: bytes, said: Sidecar) -> tuple[int, int] | None:
-    """How many images are right by column `correct` of outcomes, and how many there are, in a tenth of `table`'s time.
+def right_of(content: bytes, said: Sidecar) -> NDArray[np.bool_] | None:
+    """Which images are right by column `correct` of outcomes, in a tenth of `table`'s time.
 
     Only for a file that the record was saved with, of which the other columns need no look. None if it is not that, or
     has no such column; `table` says what is wrong.
@@ -100,7 +101,7 @@ def right_of(content: bytes, said: Sidecar) -> tuple[int, int] | None:
     except Exception:  # a reader of damaged bytes may raise anything
         return None
     plain = pa.types.is_boolean(correct.type) and not correct.null_count and len(correct) == images
-    return (sum(chunk.true_count for chunk in correct.chunks), images) if plain else None
+    return correct.to_numpy() if plain else None
 
 
 def arrays(content: bytes, said: Sidecar | None) -> dict[str, np.ndarray]:

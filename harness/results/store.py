@@ -32,6 +32,7 @@ from harness.results.verify import agrees, checker, contradiction, flaw, resampl
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 _RECORD_NAME = re.compile(r"([0-9a-f]{64})\.json")
@@ -240,14 +241,18 @@ class Store:
             self._problem(*problem)
         return self._outcomes[record.key][1] is None
 
-    def outcomes_of(self, record: Record) -> pd.DataFrame | None:
-        """Outcome of every evaluation image of a record that is ok, in data order; None, and a problem, if they are not
-        `complete`.
+    def outcomes_of(self, record: Record) -> NDArray[np.bool_] | pd.DataFrame | None:
+        """Outcomes of a record that is ok, in data order: which images are right, or a table where there is more to
+        say; None, and a problem, if they are not `complete`.
         """
         content = self._content(self._path(record.key, OUTCOMES))
         if content is None:
             return None
-        return self._judged(record, self._digest(record, content), lambda: self._table(record, content))
+        digest, right = self._digest(record, content), self._right(record, content)
+        if right is None:
+            return self._judged(record, digest, lambda: self._table(record, content))
+        self._outcomes[record.key] = digest, None
+        return right
 
     def _judged(self, record: Record, digest: bytes, look: Callable[[], T]) -> T | None:
         """What `look` found in the outcomes of a record; None, and a problem, if they are damaged."""
@@ -305,12 +310,16 @@ class Store:
 
     def _check(self, record: Record, content: bytes) -> None:
         """Raise what `_table` does; where all goes well and images are right or wrong, without making the frame."""
+        if self._right(record, content) is None:
+            self._table(record, content)
+
+    def _right(self, record: Record, content: bytes) -> NDArray[np.bool_] | None:
+        """Which images are right; None where outcomes say more than that, or something may be wrong."""
         said = (record.sidecars or {}).get(OUTCOMES)
-        if said is not None and self._metric(record.cell.task)[0] == "":
-            right = sidecars.right_of(content, said)
-            if right is not None and agrees(record, *right):
-                return
-        self._table(record, content)
+        if said is None or self._metric(record.cell.task)[0] != "":
+            return None
+        right = sidecars.right_of(content, said)
+        return right if right is not None and agrees(record, int(right.sum()), len(right)) else None
 
     def _table(self, record: Record, content: bytes) -> pd.DataFrame:
         """Outcomes of a record from the bytes of their file; Damaged if they cannot be read or contradict it."""
