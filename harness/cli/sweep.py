@@ -134,8 +134,9 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.io.files import prepare_folder
     from harness.results.store import Store
     from harness.run.display import show_plan
-    from harness.run.executors.registry import divided, find_executor
+    from harness.run.executors.registry import HERE, divided, find_executor
     from harness.run.image_cache import prepare_cache
+    from harness.run.machine import computes
     from harness.run.sinks import open_sink
 
     found = find_executor(executor_name(executor, in_process), asked)
@@ -153,8 +154,9 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     if not dry:  # after planning, so that a mistyped name leaves no folder behind
         prepare_folder(store.folder, "--out")
         prepare_cache(cache, "--cache")
-    show_plan(plan, console)
     asked, threads, text = divided(runs, device, asked, threads)
+    at_home = runs in HERE
+    show_plan(plan, console, asked.jobs or (1 if at_home else None), computes(device) if at_home else None)
     if plan.todo:
         console.print(text)
     if dry:

@@ -60,6 +60,14 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Basis:
+    """What an estimate stands on: GPUs or processors that measured, and whether only other models were measured."""
+
+    machines: frozenset[str]
+    other_models: bool
+
+
+@dataclass(frozen=True)
 class Planned:
     """A cell, what is known of it, and the seconds it may take (None: nothing like it was measured before).
 
@@ -74,6 +82,7 @@ class Planned:
     requested: str
     reason: str | None = None
     images: str = ""
+    basis: Basis | None = None  # of the estimate
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ class Estimator:
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self._sums: dict[tuple[str, ...], tuple[float, int]] = {}  # seconds of a group of cells, and their number
+        self._machines: dict[tuple[str, ...], frozenset[str]] = {}  # what measured a group
         self._making: dict[tuple[str, ...], float] = {}  # seconds of the last images that were made in a group
         for record in records:
             self.learn(record)
@@ -124,9 +134,12 @@ class Estimator:
     def learn(self, record: Record) -> None:
         """Take a record into account, unless it ended early."""
         if record.status == "ok":
+            machine = _machine(record)
             for group in _groups(record.cell):
                 total, number = self._sums.get(group, (0.0, 0))
                 self._sums[group] = total + record.seconds, number + 1
+                if machine not in self._machines.get(group, ()):
+                    self._machines[group] = self._machines.get(group, frozenset()) | {machine}
                 if _SYNTHESIS in record.stages:
                     self._making[group] = record.stages[_SYNTHESIS].seconds
 
@@ -135,9 +148,21 @@ class Estimator:
         total, number = next((self._sums[group] for group in _groups(cell) if group in self._sums), (0.0, 0))
         return total / number if number else None
 
+    def basis(self, cell: Cell) -> Basis | None:
+        """What `seconds` stands on; None if it is None."""
+        for number, group in enumerate(_groups(cell)):
+            if group in self._sums:
+                return Basis(self._machines[group], other_models=number % 2 == 1)
+        return None
+
     def making(self, cell: Cell) -> float | None:
         """Seconds that the synthesis of its images may take, None if no such method was measured."""
         return next((self._making[group] for group in _groups(cell) if group in self._making), None)
+
+
+def _machine(record: Record) -> str:
+    hardware = record.provenance.hardware
+    return str(hardware.get("gpu") or hardware.get("processor") or "an unknown machine")
 
 
 def _groups(cell: Cell) -> tuple[tuple[str, ...], ...]:
@@ -188,7 +213,8 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
             state = "skip"
         seconds = estimator.seconds(cell) if reason is None else 0.0
         images = shared.get(cell.method, "") if reason is None else ""
-        planned.append(Planned(cell, state, state in RERUN[request.rerun], seconds, requested, reason, images))
+        run, basis = state in RERUN[request.rerun], estimator.basis(cell)
+        planned.append(Planned(cell, state, run, seconds, requested, reason, images, basis))
     store.remember()
     return Plan(tuple(planned), tuple(dict.fromkeys(notices)))
 

@@ -72,6 +72,11 @@ def processor_of(device: torch.device) -> dict[str, str]:
     return {"device": device.type, "processor": str(_hardware()["processor"]), "instructions": instructions}
 
 
+def this_processor() -> str:
+    """The name of this machine's processor, as records have it."""
+    return str(_hardware()["processor"])
+
+
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter, without importing them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -13,24 +13,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from harness.identity.cell import Cell
-from harness.io.text import visible
+from harness.io.text import duration, visible
 from harness.plan.plan import Plan, Planned
 from harness.results.record import Record
+from harness.run.forecast import sentences
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole else "under 1 s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def show_plan(plan: Plan, console: Console) -> None:
-    """Cells by model and method, and one sentence about the time."""
+def show_plan(plan: Plan, console: Console, jobs: int | None = 1, here: Iterable[str] | None = ()) -> None:
+    """Cells by model and method, and how long they may take; `jobs` and `here` as in `harness.run.forecast`."""
     table = Table(title="Plan", title_justify="left")
     for name in ("task", "model", "method"):
         table.add_column(name, overflow="fold")
@@ -48,7 +38,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     for text in _skips(plan):
         console.print(visible(text), style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(_time_sentence(plan))
+    for text in sentences(plan, jobs, here):
+        console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
     if plan.reused_stale:
         console.print(
             f"[yellow]{plan.reused_stale} stale cells were measured with other code or versions and are used as they "
@@ -72,19 +63,6 @@ def _estimate(seconds: Sequence[float | None]) -> str:
         return ""
     known = [value for value in seconds if value is not None]
     return duration(sum(known)) if len(known) == len(seconds) else "?"
-
-
-def _time_sentence(plan: Plan) -> str:
-    run = [planned.estimate for planned in plan.todo if planned.state != "skip"]
-    known = [value for value in run if value is not None]
-    if not run:
-        return f"{len(plan.cells)} cells, all of them done: nothing to run."
-    text = f"{len(run)} of {len(plan.cells)} cells to run"
-    if not known:
-        return f"{text}; no time estimate, since nothing like them was measured here before."
-    text += f", about {duration(sum(known))}"
-    unknown = len(run) - len(known)
-    return f"{text} plus {unknown} without an estimate (?), never measured here before." if unknown else f"{text}."
 
 
 @dataclass

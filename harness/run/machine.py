@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.results.provenance import this_processor
+
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 _DEVICES = Path("/dev")
 _MEMORY_PER_JOB = 2 * 2**30  # bytes; a worker with the embedded models takes 0.6 GiB, one with a DeiT-S at most 2
@@ -65,6 +67,16 @@ def memory_bytes() -> int:
         return min(found, int(CPU_QUOTA.with_name("memory.max").read_text()))
     except (OSError, ValueError):
         return found
+
+
+def computes(device: str) -> frozenset[str]:
+    """Names of what would compute cells here, as records have them: of the GPUs, or of the processor."""
+    cards = gpus(device)
+    if not cards:
+        return frozenset((this_processor(),))
+    import torch
+
+    return frozenset(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
 
 
 def gpus(device: str) -> tuple[str, ...]:

@@ -163,8 +163,11 @@ class Work:
             if not self._waits(place):
                 gone += 1
             elif self._fits(place, domain, may_wait=False) and self._way(place) >= enough:
-                found = place
-                break
+                found = found or place
+                # Where others do not see its images a host ends what it began before it begins more.
+                if not self._apart or self._domains.get(place) == domain:
+                    found = place
+                    break
         if gone > len(self._longest) // 2:
             self._longest = [place for place in self._longest if self._waits(place)]
         return found

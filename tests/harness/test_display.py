@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from harness.io.text import duration
 from harness.results.record import Failure, Provenance, Record
-from harness.run.display import Display, duration
+from harness.run.display import Display
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_only_cells_that_the_plan_gives_images_share_them(bench, monkeypatch):
     seen = []
     monkeypatch.setattr("harness.run.sweep.Work", lambda *given: seen.append(given) or Work(*given))
     bench("--in-process")
-    (_, _, images), *_ = seen
+    (_, _, images, _), *_ = seen
     assert len({*images.values()} - {""}) == 1  # the noise of both models and precisions has one name
     assert sum(not name for name in images.values()) == 2  # float references
 

@@ -1,10 +1,10 @@
 """How well hosts are used, simulated: `python tests/perf/scheduling.py`, a minute on one core.
 
 The scheduler is the real one (`harness.run.work.Work`, with what `harness.plan.plan.Estimator` learns on the way);
-hosts, time and failures are not. Durations are recorded ones: durations.csv has the seconds of 221 cells of the
-embedded suite (2,000 images, preset default) and of cifar10 (1,000 images, preset quick), measured one after the other
-with one thread on an Intel Xeon, by suite, model, method, bits and seed: `seconds` without the synthesis of the images,
-`images` that synthesis, which cells of one method, model and seed share where their images do not depend on the width.
+hosts, time and failures are not. Durations are recorded ones: durations.csv has the seconds of 221 cells of the suites
+embedded (2,000 images, preset default) and cifar10 (1,000 images, preset quick), measured one after the other with one
+thread on an Intel Xeon, by suite, model, method, bits and seed: `seconds` without the synthesis of the images, `images`
+that synthesis, which cells of one method, model and seed share where their images do not depend on the width.
 
 The sweep has 10,000 cells: three models of the size 1, 4 and 12 for each of the four recorded ones (as DeiT-T, -S and
 -B are to each other), on each the sources noise, real and psaq with ten calibrators and clamp, at four widths, in as
@@ -221,6 +221,7 @@ class Simulation:
         self.outcome.useful += job.seconds
         self.outcome.order.append(job.cell.key)
         record: Any = SimpleNamespace(status="ok", cell=job.cell, seconds=now - host.since, stages={})
+        record.provenance = SimpleNamespace(hardware={})
         if job.images:
             record.stages["synthesize"] = SimpleNamespace(seconds=job.images_seconds)
         self._estimator.learn(record)

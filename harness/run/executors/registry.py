@@ -47,6 +47,9 @@ def executors() -> Registry[ExecutorInfo]:
     return Registry("executor", _BUILTIN, "dfqbench.executors", ExecutorInfo)
 
 
+HERE = (WORKER.name, IN_PROCESS.name)  # run cells on this machine
+
+
 def find_executor(name: str, resources: Resources | None = None) -> ExecutorInfo:
     """The executor called `name`.
 
