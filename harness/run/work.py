@@ -94,7 +94,7 @@ class Work:
         self._seen.add(domain)
         urgent = self._urgent(host, domain)
         if urgent is not None:
-            return self._hand_out(urgent, host, domain)
+            return self._hand_out(self._next(urgent), host, domain)
         hosts = self._hosts()
         mine = self._models.get(host)
         others = sorted(
@@ -106,7 +106,7 @@ class Work:
             for model in models:
                 place = self._best(model, domain, may_wait=may_wait)
                 if place is not None:
-                    return self._hand_out(self._waiting[model][place[1]][place[2]][-1], host, domain)
+                    return self._hand_out(self._next(place), host, domain)
         return None
 
     def took(self, cell: Cell, host: str, domain: str = "") -> None:
@@ -171,6 +171,10 @@ class Work:
         if gone > len(self._longest) // 2:
             self._longest = [place for place in self._longest if self._waits(place)]
         return found
+
+    def _next(self, place: _Place) -> Cell:
+        model, repetition, images = place
+        return self._waiting[model][repetition][images][-1]
 
     def _waits(self, place: _Place) -> bool:
         model, repetition, images = place
