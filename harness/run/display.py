@@ -86,6 +86,7 @@ class Display:
     ) -> None:
         self._console = console
         self._expected = expected
+        self._estimate_at = len(cells)  # cells left at which the estimate is made anew
         self._jobs = jobs
         self._total = len(cells)
         self._left = {cell.key: cell for cell in cells}
@@ -113,7 +114,9 @@ class Display:
         if cell.key not in self._running:
             line = self._bar.add_task("", total=1.0, done="", left="")
             self._running[cell.key] = _Running(time.monotonic(), self._expected(cell), line)
-            self._seconds = self._estimate()
+            # It looks at every cell, so that of very many it must not be made for each.
+            if self._seconds is None or len(self._left) <= self._estimate_at:
+                self._seconds, self._estimate_at = self._estimate(), len(self._left) * 49 // 50
         running = self._running[cell.key]
         running.fraction = fraction
         shown = f"{text} {fraction:.0%}" if text else ""
