@@ -115,3 +115,12 @@ def test_a_cell_given_back_is_taken_again(cells):
     work.finished(again)
     assert [cell.key for cell in work] == [known["a q 0"].key]
     assert work.left == 0
+
+
+def test_what_a_host_took_by_itself_is_handed_to_nobody_else(cells):
+    known = cells("a float 0", "a x 0", "a y 0", "b x 0")
+    work = Work(known.values())
+    work.took(known["a x 0"], "one")
+    assert names(work, known, "one", "two", "one") == ["a float 0", "b x 0", "a y 0"]
+    work.finished(known["a x 0"])
+    assert work.left == 3
