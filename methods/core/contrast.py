@@ -12,6 +12,8 @@ PatchForm = Literal["infonce", "log-of-sums"]
 Gradient = Literal["float", "quantized", "both"]
 Pooling = Literal["tokens", "channels", "none"]
 LocalForm = Literal["infonce", "relational", "cosine", "mse"]
+Anchors = Literal["quantized", "float", "both"]
+Negatives = Literal["other", "both"]
 
 
 def patch_contrast(
@@ -77,30 +79,57 @@ def output_contrast(
     *,
     pooling: Pooling = "tokens",
     form: LocalForm = "infonce",
+    anchors: Anchors = "quantized",
+    negatives: Negatives = "other",
+    centred: bool = False,
 ) -> Tensor:
     """Stage 2 loss L^C2 of one layer output for k candidates at once: (k,) (our reconstruction; figure 2).
 
     `reference` (n, ..., d) is the float model's output, `quantized` (k * n, ..., d) that of k candidates, candidate by
-    candidate. Both are averaged over tokens (or channels, or not at all). `infonce`: image j's quantized vector shall
+    candidate. Both are averaged over tokens (or channels, or not at all). `centred` takes the float vectors' mean over
+    images from both, so that what all images have in common does not count. `infonce`: image j's quantized vector shall
     be most similar to its own float vector among the n of the batch, mean_j of - log softmax_m(cos(u_j, v_m) /
     temperature)_j. InfoNCE is not least at equality: where images are alike it rewards moving away from the other
     images' vectors. The other forms are: `relational`, the KL divergence of that softmax from the float vectors' own,
     so that each image shall keep its similarities to all; `cosine`, mean_j of 1 - cos(u_j, v_j); `mse`, squared error
     relative to the float vectors' squares.
+
+    Of `infonce` alone: `anchors` are the model's whose vectors are compared with the other's, or both in turn
+    (symmetric, the mean of the two). `negatives` are the other images' vectors of the anchor's opposite model (n - 1)
+    or of both models (2n - 2, as in NT-Xent).
     """
     n = len(reference)
     u, v = _pool(quantized, pooling), _pool(reference, pooling)
+    if centred:
+        mean = v.mean(0)
+        u, v = u - mean, v - mean
     u = u.reshape(-1, n, u.shape[-1])
     if form == "mse":
         return (u - v).square().mean((1, 2)) / v.square().mean().clamp(min=1e-12)
     u, v = functional.normalize(u, dim=-1), functional.normalize(v, dim=-1)
     if form == "cosine":
         return (1.0 - (u * v).sum(-1)).mean(1)
-    scores = u @ v.T / temperature
     if form == "relational":
+        scores = u @ v.T / temperature
         wanted = (v @ v.T / temperature).log_softmax(-1)
         return (wanted.exp() * (wanted - scores.log_softmax(-1))).sum(-1).mean(1)
-    return (scores.logsumexp(-1) - scores.diagonal(dim1=1, dim2=2)).mean(1)
+    losses = []
+    if anchors != "float":
+        losses.append(_infonce(u, v, temperature, negatives))
+    if anchors != "quantized":
+        losses.append(_infonce(v, u, temperature, negatives))
+    return torch.stack(losses).mean(0)
+
+
+def _infonce(anchors: Tensor, others: Tensor, temperature: float, negatives: Negatives) -> Tensor:
+    """(k,) from unit vectors, of which one of the two is (k, n, d) and the other (n, d)."""
+    scores = anchors @ others.mT / temperature
+    every = scores
+    if negatives == "both":
+        own = anchors @ anchors.mT / temperature
+        alike = torch.eye(own.shape[-1], dtype=torch.bool, device=own.device)
+        every = torch.cat([scores, own.masked_fill(alike, -torch.inf).expand_as(scores)], dim=-1)
+    return (every.logsumexp(-1) - scores.diagonal(dim1=1, dim2=2)).mean(1)
 
 
 def _pool(x: Tensor, pooling: Pooling) -> Tensor:

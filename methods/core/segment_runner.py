@@ -7,7 +7,7 @@ layer plus the rest of its segment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harness.api.images import ImageSet
 from methods.core.graph.intercept import OpKey
 from methods.core.graph.layers import LAYERS
-from methods.core.graph.segments import Segment, finish, first_arguments, replaced
+from methods.core.graph.segments import Segment, finish, first_arguments, replaced, tapped
 from methods.core.graph.sites import WeightSite
 from methods.core.graph.structure import Block
 from methods.core.graph.trace import Trace
@@ -155,6 +155,32 @@ class SegmentRunner:
         """
         known = [_copied(x, 1) for x in self._outputs[: segment.index]]
         return finish(self._quantized.net, self._modules, segment, self._images, known, output=output)
+
+    def onward(self, segment: Segment, output: Any) -> tuple[Any, list[Tensor], list[Tensor]]:
+        """The same with what it passes: inputs and outputs of all blocks."""
+        with tapped(self._modules) as (inputs, outputs):
+            return self.logits(segment, output), inputs, outputs
+
+    def suffix(
+        self, known: Sequence[Tensor], copies: int, weights: Mapping[WeightSite, Tensor]
+    ) -> tuple[Any, list[Tensor], list[Tensor]]:
+        """Run `copies` networks side by side from where they are known: the output, inputs and outputs of all blocks.
+
+        Args:
+            known: outputs of the first blocks, (copies * n, ...), network by network; the run may write into them.
+            copies: how many networks.
+            weights: (copies, *weight.shape) of the layers in which they differ; else all have the weights in use.
+        """
+        self._mode.instead = {site.op: _side_by_side(site.op.kind, w, alike=False) for site, w in weights.items()}
+        try:
+            with replaced(self._modules[: len(known)], known), tapped(self._modules) as (inputs, outputs):
+                return self._images.repeated(copies).through(self._quantized.net), inputs, outputs
+        finally:
+            self._mode.instead = {}
+
+    def sees_images(self, layer: WeightSite) -> bool:
+        """Whether the layer's result depends on the images, so that networks side by side may differ in it."""
+        return layer.op in self._batched
 
 
 def _copied(x: Tensor, copies: int) -> Tensor:

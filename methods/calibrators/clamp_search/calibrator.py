@@ -7,10 +7,14 @@ from torch import Tensor
 from harness.api.contracts import QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.calibrators.clamp_search.info import SearchStage
+from methods.calibrators.clamp_search.network import NetworkSearch
 from methods.calibrators.clamp_search.search import Search
 from methods.calibrators.clamp_search.working import Working
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
+
+AnySearch = Search | NetworkSearch
+SEARCHES: dict[str, type[AnySearch]] = {"layer": Search, "network": NetworkSearch}  # by option `search`
 
 
 class ClampSearch:
@@ -31,7 +35,7 @@ class ClampSearch:
         graph = trace(model)
         working = Working(model, find_sites(graph, scheme, spec, softmax_bits=o.softmax_bits), spec, o, images)
         with ctx.stage("search"):
-            search = Search(model, graph, working, spec, o, ctx, images)
+            search = SEARCHES[o.search](model, graph, working, spec, o, ctx, images)
             for number in range(o.passes):
                 search.run_pass(number)
         return finished(search, working, ctx)
@@ -47,7 +51,7 @@ def unfit(spec: BitSpec, scheme: str, options: SearchStage) -> str | None:
     return f"{spec} cannot be met with weights of {least} bits or more; allow narrower ones (option widths)"
 
 
-def finished(search: Search, working: Working, ctx: RunContext) -> QuantizedModel:
+def finished(search: AnySearch, working: Working, ctx: RunContext) -> QuantizedModel:
     """The result, with what the search counted and drew handed to `ctx`."""
     ctx.count(images=len(search.images), candidates=search.evaluated)
     ctx.diagnostics("search", search.diagnostics())

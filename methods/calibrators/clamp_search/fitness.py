@@ -61,12 +61,10 @@ class Fitness:
 
     def reference(self, segment: Segment) -> Any:
         """The float model's output of the segment."""
-        if segment.is_block:
-            return self._outputs[segment.index]
-        return self._inputs[segment.index] if segment.index < len(self._inputs) else self._final
+        return self.passed(segment, self._final, self._inputs, self._outputs)
 
     def local(self, segment: Segment, output: Any) -> Tensor:
-        """L^C2 of k candidates' segment outputs, batch k * n: (k,), the mean over the output's tensors."""
+        """Weighted L^C2 of k candidates' segment outputs, batch k * n: (k,), the mean over the output's tensors."""
         tail = segment.is_tail(len(self.blocks))
         values = [
             output_contrast(
@@ -75,10 +73,34 @@ class Fitness:
                 self._o.search_temperature,
                 pooling=self._o.pooling,
                 form=self._o.local_loss,
+                anchors=self._o.anchors,
+                negatives=self._o.negatives,
+                centred=self._o.centred,
             )
             for a, b in tensor_pairs(output, self.reference(segment))
         ]
-        return torch.stack(values).mean(0)
+        return torch.stack(values).mean(0) * self._o.local_weight
+
+    def contrast(self, segment: Segment, output: Any) -> float:
+        """L^C2 of the model as it is, whose segment gives `output`: of that, and of later segments if they count."""
+        value = float(self.local(segment, output))
+        return value + self._beyond(segment, output, whole=False) if self._o.local_scope == "later" else value
+
+    def _beyond(self, segment: Segment, output: Any, *, whole: bool) -> float:
+        """L^C2 of the segments behind one with `output` if they count, and L^O of the `whole` model if that does."""
+        if self._o.local_scope == "own":
+            return self.distance(self.runner.logits(segment, output))
+        final, inputs, outputs = self.runner.onward(segment, output)
+        total = 0.0
+        for later in self.segments[self.segments.index(segment) + 1 :]:
+            total += float(self.local(later, self.passed(later, final, inputs, outputs)))
+        return total + self.distance(final) if whole else total
+
+    def passed(self, segment: Segment, final: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Any:
+        """The segment's output in a run that had these inputs and outputs of blocks, and gave `final`."""
+        if segment.is_block:
+            return outputs[segment.index]
+        return inputs[segment.index] if segment.index < len(inputs) else final
 
     def distance(self, output: Any) -> float:
         """L^O of the whole model's output."""
@@ -100,18 +122,20 @@ class Fitness:
             part = genes[start : start + count]
             output = self.runner.candidates(segment, site, self._w.weights(site.parameter, part))
             values = self.local(segment, output).tolist()
-            if self._o.output_loss == "candidate":
+            whole = self._o.output_loss == "candidate"
+            if whole or self._o.local_scope == "later":
                 singles = split(output, len(part))
                 values = [
-                    v + self.distance(self.runner.logits(segment, single))
-                    for v, single in zip(values, singles, strict=True)
+                    v + self._beyond(segment, single, whole=whole) for v, single in zip(values, singles, strict=True)
                 ]
             found += values
         self.evaluated += len(genes)
         return found
 
     def locals(self, segments: Sequence[Segment]) -> float:
-        """Sum of the local losses of `segments`, given in execution order."""
+        """Sum of the local losses of `segments`, given in execution order, and of all later ones if they count."""
+        if self._o.local_scope == "later":
+            segments = self.segments[self.segments.index(segments[0]) :]
         total = 0.0
         for segment in segments:
             self.runner.enter(segment)

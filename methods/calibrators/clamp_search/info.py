@@ -13,26 +13,79 @@ from methods.core.citations import CLAMP, CLAMP_CODE
 class SearchStage(Options):
     """Stage 2."""
 
-    population: int = Field(15, ge=2, description="candidates per layer (Evol-Q's value)")
+    search: Literal["layer", "network"] = Field(
+        "layer",
+        description="what a candidate is: one layer's width and multiplier, each layer with a population and a fitness "
+        "of its own; or those of all layers with one fitness, as the method's figure draws it (what a figure leaves "
+        "open is our reconstruction)",
+    )
+    population: int = Field(15, ge=2, description="candidates, per layer or (search=network) in all (Evol-Q's value)")
     passes: int = Field(10, ge=1, description="passes over all layers (figure 5a)")
     cycles: int = Field(6, ge=1, description="evolution cycles per layer and pass (figure 5a)")
     tournament: int = Field(10, ge=1, description="draws of a parent's tournament (Evol-Q's value)")
-    crossover: float = Field(0.5, ge=0, le=1, description="probability of blending with a second parent")
+    crossover: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="probability of blending with a second parent, or (search=network) of exchanging cells with it",
+    )
+    exchange: Literal["across", "aligned"] = Field(
+        "across",
+        description="search=network: cells are exchanged between any layers, widths for widths and multipliers for "
+        "multipliers (the figure), or of the same layer",
+    )
+    exchanged: int = Field(
+        1, ge=1, description="search=network: pairs of cells of a kind that a crossover exchanges (drawn: 1)"
+    )
+    mutated: int = Field(
+        3, ge=1, description="search=network: cells that a mutation replaces, one of the selected layer's (drawn: 3)"
+    )
     mutation: float = Field(0.03, gt=0, lt=1, description="largest relative change of a scale multiplier")
     spread: float = Field(0.3, ge=0, lt=1, description="initial multipliers reach down to 1 - spread")
-    diversity: bool = Field(True, description="each cycle adds a child of a random parent")
+    diversity: bool = Field(
+        True,
+        description="each cycle adds a child of a random parent, or (search=network) two by mixing a child with the "
+        "candidate least like it (that two are mixed: the figure; which: inferred)",
+    )
     order: Literal["first-to-last", "last-to-first"] = Field(
         "first-to-last", description="order of the layers in a pass (Evol-Q: last to first)"
     )
     local_loss: Literal["infonce", "relational", "cosine", "mse"] = Field(
         "infonce", description="form of the layer-output loss; all but infonce are least where outputs are equal"
     )
+    local_scope: Literal["own", "later"] = Field(
+        "own",
+        description="search=layer: outputs in a candidate's layer-output loss: of its own block (or the piece between "
+        "two blocks that it is in), or of that and all later ones, summed; the figure's sum is over all layers, and a "
+        "layer changes those from its own on",
+    )
+    local_outputs: Literal["pieces", "blocks"] = Field(
+        "pieces",
+        description="search=network: outputs that the layer-output loss is summed over, of all pieces with weights, "
+        "stem and head among them, or of transformer blocks alone",
+    )
+    local_weight: float = Field(
+        1.0, ge=0, description="weight of the layer-output loss beside the output loss (the figure shows none)"
+    )
+    anchors: Literal["quantized", "float", "both"] = Field(
+        "quantized",
+        description="local_loss=infonce: whose vectors are the anchors, with the other model's as positives; both is "
+        "the mean of the two (the figure's colours allow either)",
+    )
+    negatives: Literal["other", "both"] = Field(
+        "other",
+        description="local_loss=infonce: other images' vectors that repel, of the model that the anchor is not of, or "
+        "of both models (the figure shows negatives in both)",
+    )
+    centred: bool = Field(
+        False, description="layer outputs are compared less the float model's mean over images (own choice)"
+    )
     pooling: Literal["tokens", "channels", "none"] = Field("tokens", description="what layer outputs are averaged over")
     search_temperature: float = Field(0.1, gt=0, description="of the layer-output contrastive loss (own choice)")
     output_loss: Literal["candidate", "accept", "none"] = Field(
         "candidate",
         description="where the output loss enters fitness: for every candidate (the paper's figure); once per layer, "
-        "when its best gene is accepted (many times cheaper); or nowhere",
+        "when its best gene is accepted (many times cheaper; search=network: as for every candidate); or nowhere",
     )
     output_distance: Literal["task", "l1"] = Field(
         "task", description="output loss: the task's distance to the float output (classification: KL), or L1"
@@ -56,6 +109,11 @@ class SearchStage(Options):
     def _candidates(self) -> Self:
         if list(self.widths) != sorted(set(self.widths)) or not all(2 <= b <= 8 for b in self.widths):
             raise ValueError("widths must rise from 2 to 8 at most")
+        whole = self.output_loss == "candidate" or (self.search == "network" and self.output_loss == "accept")
+        if not self.local_weight and not whole:
+            raise ValueError(
+                "local_weight=0 leaves nothing to rank candidates by; take output_loss=candidate, or a weight above 0"
+            )
         return self
 
 
@@ -67,6 +125,14 @@ SEARCH = (
     "a gene is a layer's bit-width and one multiplier on its per-channel scales; activation ranges are min-max on the "
     "images",
     "crossover, mutation width, initial spread and the layer-output loss are inferred",
+    "search=layer keeps a population for each layer, whose crossover blends multipliers into one child; the method's "
+    "figure draws one vector of all layers with one fitness, cells exchanged between two vectors, two children, and a "
+    "mixing step (search=network)",
+    "search=network is a reconstruction of that drawing: how many cells change and by how much, who is mixed with "
+    "whom, the first population, that mutation follows crossover, and the repair of budgets are inferred or ours",
+    "the layer-output loss of a candidate is that of its own block's output (search=layer), with negatives of one "
+    "model and in one direction; the figure sums over layers and shows negatives in both models (options local_scope, "
+    "anchors, negatives)",
     "presets quick and default rank candidates by their layer's loss, and the output loss of the whole model counts "
     "once, when the best one is accepted (output_loss=accept), for its cost; preset paper has both for every "
     "candidate, as the paper's figure has",

@@ -26,6 +26,19 @@ class BudgetError(RuntimeError):
     """The narrowest candidate widths exceed the budget."""
 
 
+def check_images(images: Tensor, options: SearchStage, *, whole: bool) -> None:
+    """Whether candidates can be ranked; `whole`: by the output loss too.
+
+    Raises:
+        ValueError: there is one image, and candidates are ranked by a loss between images alone.
+    """
+    if len(images) < 2 and not whole and options.local_loss in BETWEEN_IMAGES:
+        raise ValueError(
+            f"one image has no other to contrast with: local_loss={options.local_loss} ranks no candidates; "
+            "take at least 2 images, or local_loss=mse"
+        )
+
+
 class Search:
     """Evolution of all layers of one quantized model, pass by pass.
 
@@ -67,11 +80,7 @@ class Search:
         images: Tensor,
         refresh: Refresh | None = None,
     ) -> None:
-        if len(images) < 2 and options.output_loss != "candidate" and options.local_loss in BETWEEN_IMAGES:
-            raise ValueError(
-                f"one image has no other to contrast with: local_loss={options.local_loss} ranks no candidates; "
-                "take at least 2 images, or local_loss=mse"
-            )
+        check_images(images, options, whole=options.output_loss == "candidate")
         self._w = working
         self._o = options
         self._ctx = ctx
@@ -183,7 +192,7 @@ class Search:
         """Fitness of the whole population on the present images; returns that of the gene in use."""
         population.fitness.clear()
         chosen = population.chosen
-        self._base = float(self._f.local(segment, self._f.runner.record(segment)))
+        self._base = self._f.contrast(segment, self._f.runner.record(segment))
         first = population.fitness[chosen] = self._base + (loss if self._o.output_loss == "candidate" else 0.0)
         self._terms = dict.fromkeys(self._w.widths, 0.0)
         if self._budget is not None:
@@ -304,7 +313,7 @@ class Search:
             self._w.set({name: gene})
             self._f.renew_activations(segment, name)
             output = self._f.runner.run(segment)
-            costs[bits] = float(self._f.local(segment, output))
+            costs[bits] = self._f.contrast(segment, output)
             if self._o.output_loss != "none":
                 costs[bits] += loss if bits == old.bits else self._f.distance(self._f.runner.logits(segment, output))
             self._f.evaluated += 1

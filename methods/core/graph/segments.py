@@ -41,7 +41,7 @@ def channel_axis(output: Tensor, *, tail: bool) -> int:
 
 def cut(graph: Trace, blocks: list[Block], weights: tuple[WeightSite, ...]) -> list[Segment]:
     """Segments that hold weights, in execution order."""
-    place = _places(graph, blocks)
+    place = places(graph, blocks)
     layers: dict[tuple[int, bool], list[WeightSite]] = {}
     for site in weights:
         layers.setdefault(place(site.op), []).append(site)
@@ -50,12 +50,12 @@ def cut(graph: Trace, blocks: list[Block], weights: tuple[WeightSite, ...]) -> l
 
 def reaching_back(graph: Trace, blocks: list[Block], sites: Sites) -> set[str]:
     """Weights with which activations of an earlier segment go: there a change of width changes cached outputs."""
-    place = _places(graph, blocks)
+    place = places(graph, blocks)
     own = {site.parameter: place(site.op) for site in sites.weights}
     return {name for site in sites.activations for name in site.layers if place(site.op) < own[name]}
 
 
-def _places(graph: Trace, blocks: list[Block]) -> Callable[[OpKey], tuple[int, bool]]:
+def places(graph: Trace, blocks: list[Block]) -> Callable[[OpKey], tuple[int, bool]]:
     """(index, is_block) of an operation's segment; a gap comes before the block of the same index."""
     position = {op.key: i for i, op in enumerate(graph.ops)}
     ends = [position[b.output] for b in blocks]
@@ -113,6 +113,25 @@ def finish(
             stack.callback(handle.remove)
         stack.enter_context(replaced(blocks[: len(known)], known))
         return images.through(net)
+
+
+@contextmanager
+def tapped(modules: Sequence[nn.Module]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """While open, note the first argument and the output of each of `modules`, which are called once and in order.
+
+    They are copies, since the network may write into what it passes on.
+    """
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    with ExitStack() as stack:
+        for module in modules:
+            handles = (
+                module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0].clone())),
+                module.register_forward_hook(lambda _module, _args, result: outputs.append(result.clone())),
+            )
+            for handle in handles:
+                stack.callback(handle.remove)
+        yield inputs, outputs
 
 
 @contextmanager

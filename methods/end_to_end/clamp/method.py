@@ -7,8 +7,7 @@ from torch import Tensor
 from harness.api.compose import images_of
 from harness.api.contracts import CalibrationData, QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
-from methods.calibrators.clamp_search.calibrator import finished, unfit
-from methods.calibrators.clamp_search.search import Search
+from methods.calibrators.clamp_search.calibrator import SEARCHES, finished, unfit
 from methods.calibrators.clamp_search.working import Working
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
@@ -69,7 +68,8 @@ class Clamp:
                 )
 
         with ctx.stage("search"):
-            search = Search(model, graph, working, spec, o, ctx, images, refresh if o.refresh == "cycles" else None)
+            within = refresh if o.refresh == "cycles" else None
+            search = SEARCHES[o.search](model, graph, working, spec, o, ctx, images, within)
             for number in range(o.passes):
                 search.run_pass(number)
                 if o.refresh == "pass" and number + 1 < o.passes:
