@@ -24,7 +24,7 @@ TINY = [
     f"--option={name}.{field}={value}"
     for name, fields in {
         "psaq": {"steps": 1, "rounds": 1, "images": 4},
-        "clamp": {"steps": 1, "rounds": 1, "images": 4, "population": 2, "cycles": 1, "passes": 1},
+        "clamp": {"steps": 1, "rounds": 1, "images": 4, "population": 2, "cycles": 1, "passes": 1, "held_out_steps": 1},
     }.items()
     for field, value in fields.items()
 ]

@@ -278,10 +278,18 @@ class RunContext(Protocol):
         """Add to the record's counters, e.g. `count(synthesis_steps=500, images=32)`."""
 
     def cached_images(
-        self, identity: Mapping[str, Any], make: Callable[[], Tensor], by: PluginInfo | None = None
+        self,
+        identity: Mapping[str, Any],
+        make: Callable[[], Tensor],
+        by: PluginInfo | None = None,
+        *,
+        held_out: bool = False,
     ) -> Tensor:
         """Images for `identity` + `scope` from the cache, else from `make()`, then cached. Times it as stage
         `synthesize`; on a hit the seconds that the synthesis took originally are reported, marked as cached.
+
+        `held_out` images calibrate nothing: they are cached apart, their stage is `held-out`, and the record's word of
+        where its images are from is not about them.
 
         They are reused only while the code of the plugin `by`, or else of the whole method, and what it runs on stay
         as they were. A source's images have their identity from `images_of`.

@@ -142,7 +142,12 @@ class Context:
         self.counters.update({name: int(amount) for name, amount in amounts.items()})
 
     def cached_images(
-        self, identity: Mapping[str, Any], make: Callable[[], Tensor], by: PluginInfo | None = None
+        self,
+        identity: Mapping[str, Any],
+        make: Callable[[], Tensor],
+        by: PluginInfo | None = None,
+        *,
+        held_out: bool = False,
     ) -> Tensor:
         """Images from the cache, else from `make()`.
 
@@ -151,14 +156,16 @@ class Context:
         time. The one thing that cannot be restored is a generator that `make` shares with the code outside.
         """
         origin = self._origin(self._code if by is None else self._code_of(by))
-        made_for = {"identity": dict(identity), "scope": dict(self.scope)}
+        made_for: dict[str, Any] = {"identity": dict(identity), "scope": dict(self.scope)}
+        if held_out:
+            made_for["held_out"] = True
         # What made images does not choose their numbers.
         key, seed = digest(made_for | {"made_by": origin.model_dump(mode="json")}), digest(made_for)
         with self._cache.turn(key, self._wait) as found:
             if found is None:
                 known: set[str | int] = {*self.kept_diagnostics, *self._snapshots}
                 seed_everything(derive_seed(key=seed))
-                with self.stage("synthesize"):
+                with self.stage("held-out" if held_out else "synthesize"):
                     # Within the stage: the outer one's time until now is its own and none of the images'.
                     before = dict(self._seconds), Counter(self.counters), known
                     images = make().detach().contiguous()
@@ -166,7 +173,8 @@ class Context:
             else:
                 images = found.images
                 self._take(found)
-                self.images_from = origin
+                if not held_out:
+                    self.images_from = origin
         seed_everything(derive_seed(key=seed, after=True))
         return images.to(self._device)
 

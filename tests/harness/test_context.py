@@ -127,6 +127,22 @@ def test_cached_images_cost_what_making_them_took(context, monkeypatch):
     assert not hit.stages["other"].cached  # what the outer stage took before is none of the images' cost
 
 
+def test_held_out_images_are_cached_apart_and_calibrate_nothing(context):
+    def drawn(ctx, **more):
+        return ctx.cached_images({"source": "x"}, lambda: torch.rand(1, 1, 4, 4), **more)
+
+    miss, hit = context(), context("toyreal")
+    found = [(drawn(ctx, held_out=True), drawn(ctx), ctx.images_from) for ctx in (miss, hit)]
+    assert torch.equal(found[0][0], found[1][0])
+    assert not torch.equal(found[0][0], found[0][1])
+    assert set(hit.stages) == {"held-out", "synthesize"}
+    other = context()
+    drawn(other, held_out=True)
+    assert other.stages["held-out"].cached
+    assert other.images_from is None
+    assert (found[0][2] is None, found[1][2] is None) == (True, False)
+
+
 def test_random_numbers_do_not_depend_on_the_code(context):
     """Only on what the images are for: an edit elsewhere must not move a method that draws torch's own numbers."""
     drawn = []

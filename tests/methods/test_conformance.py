@@ -34,6 +34,7 @@ SMALL = {
     "passes": 2,
     "cycles": 1,
     "refresh_steps": 1,
+    "held_out_steps": 1,
     "scale_steps": 1,
     "alternations": 2,
     "image_steps": 1,

@@ -70,7 +70,9 @@ class FakeContext:
     def count(self, **amounts: int) -> None:
         self.counters.update(amounts)
 
-    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor], by: Any = None) -> Tensor:
+    def cached_images(
+        self, identity: Mapping[str, Any], make: Callable[[], Tensor], by: Any = None, *, held_out: bool = False
+    ) -> Tensor:
         return make()
 
     def keep_images(self, images: Tensor) -> None:

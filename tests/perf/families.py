@@ -50,7 +50,16 @@ CLASSES = 1000
 TINY_RUN = {
     "noise": {"images": 2},
     "psaq": {"images": 2, "rounds": 1, "steps": 1},
-    "clamp": {"images": 2, "rounds": 1, "steps": 1, "passes": 1, "cycles": 1, "population": 2, "refresh_steps": 1},
+    "clamp": {
+        "images": 2,
+        "rounds": 1,
+        "steps": 1,
+        "passes": 1,
+        "cycles": 1,
+        "population": 2,
+        "refresh_steps": 1,
+        "held_out_steps": 1,
+    },
     "qdrop": {"steps": 1, "batch": 2},
 }
 RUNS = ("noise+minmax", "psaq", "clamp", "noise+repq", "noise+qdrop")

@@ -246,7 +246,9 @@ class Quiet:
 
     def count(self, **amounts: int) -> None: ...
 
-    def cached_images(self, identity: Mapping[str, Any], make: Callable[[], Tensor], by: Any = None) -> Tensor:
+    def cached_images(
+        self, identity: Mapping[str, Any], make: Callable[[], Tensor], by: Any = None, *, held_out: bool = False
+    ) -> Tensor:
         return make()
 
     def keep_images(self, images: Tensor) -> None: ...

@@ -479,6 +479,7 @@ def test_clamp_runs_on_dense_models(task, scheme, tmp_path):
     model = dense_model(task)
     before = copy.deepcopy(dict(model.net.state_dict()))
     small = {"images": 4, "rounds": 1, "steps": 2, "population": 3, "passes": 2, "cycles": 1, "refresh_steps": 1}
+    small["held_out_steps"] = 1
     quantized, ctx = quantize(model, tmp_path, "clamp", scheme, **small)
     check(model, quantized, before)
     assert ctx.counters["candidates"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +21,15 @@ from methods.core.numerics.quantizers import Uniform, weight_quantizer
 from methods.core.quantized import Quantized
 
 _OBSERVED_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class State:
+    """A quantized model under search as it was once: genes, and what its activation ranges are from."""
+
+    genes: Mapping[str, Gene]
+    observers: Mapping[Point, Observer]
+    ranged: Mapping[tuple[Point, int], Uniform]
 
 
 class Working:
@@ -79,6 +89,18 @@ class Working:
                 self.quantized.set_weight(name, self._quantizer(name, gene))
         if moved:
             self._apply_activations()
+
+    @property
+    def state(self) -> State:
+        """The model as it is, to go back to."""
+        return State(dict(self.genes), dict(self._observers), dict(self._ranged))
+
+    def restore(self, state: State) -> None:
+        """Be as `state` says again, to the bit."""
+        self._observers = dict(state.observers)
+        self._ranged = dict(state.ranged)
+        self.set(state.genes)
+        self._apply_activations()
 
     def weights(self, name: str, genes: Sequence[Gene]) -> Tensor:
         """The layer's weight as each of `genes` would round it: (len(genes), *weight.shape)."""

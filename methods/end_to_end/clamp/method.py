@@ -11,6 +11,7 @@ from methods.calibrators.clamp_search.calibrator import SEARCHES, finished, unfi
 from methods.calibrators.clamp_search.working import Working
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
+from methods.end_to_end.clamp.held_out import held_out_images, nearer
 from methods.end_to_end.clamp.info import ClampOptions
 from methods.sources.clamp.info import INFO as SOURCE
 from methods.sources.clamp.info import SynthesisStage
@@ -22,7 +23,8 @@ class Clamp:
 
     Stage 1 makes images against the weight-quantized model; activation ranges are taken on them; then each of `passes`
     passes evolves all layers, and images and ranges are refreshed against the model as quantized so far: between
-    passes, within every layer's cycles, or never.
+    passes, within every layer's cycles, or never. What comes out is kept if held-out images say that it is nearer to
+    the float model than what went in.
     """
 
     def __init__(self, options: ClampOptions) -> None:
@@ -52,6 +54,7 @@ class Clamp:
             ctx=ctx,
             make=lambda: stage1.first_images(graph, scheme, spec),
         )
+        judges = held_out_images(o.held_out, o, model, spec=spec, scheme=scheme, ctx=ctx)
         with ctx.stage("calibrate"):
             working = Working(model, sites, spec, o, images)
         refreshed = 0
@@ -70,9 +73,15 @@ class Clamp:
         with ctx.stage("search"):
             within = refresh if o.refresh == "cycles" else None
             search = SEARCHES[o.search](model, graph, working, spec, o, ctx, images, within)
+            start = working.state
             for number in range(o.passes):
                 search.run_pass(number)
                 if o.refresh == "pass" and number + 1 < o.passes:
                     search.renew(refresh)
-        ctx.keep_images(search.images)
+        final = search.images
+        if judges is not None:
+            with ctx.stage("held-out"):
+                if not nearer(model, working, start, judges, ctx):
+                    final = images
+        ctx.keep_images(final)
         return finished(search, working, ctx)
