@@ -16,8 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.api.errors import UsageError
-from harness.io.text import visible
-from harness.run.display import duration
+from harness.io.text import duration, visible
 from harness.run.executors.slurm.queue import Beat, Header, Queue, called, queues
 from harness.run.executors.slurm.scheduler import Job, jobs_of
 
