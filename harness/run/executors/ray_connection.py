@@ -42,9 +42,9 @@ def connect(address: str | None) -> Any:
     try:
         with _quiet():
             ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except ray.exceptions.AuthenticationError:
-        raise UsageError(f"--address {address}: the cluster does not know this user; {_TOKEN}") from None
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+        if type(error).__name__ == "AuthenticationError":  # not in Ray's older versions
+            raise UsageError(f"--address {address}: the cluster does not know this user; {_TOKEN}") from None
         text = " ".join(str(error).split()).rstrip(".")
         raise UsageError(f"--address {address}: Ray cannot connect ({text}); {_TOKEN}") from None
     finally:
