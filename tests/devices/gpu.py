@@ -12,6 +12,7 @@ differs, 4 if there is no GPU.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -47,10 +48,11 @@ WARNED = "does not have a deterministic implementation"
 
 
 class Clock:
-    """Time left of a part."""
+    """Time left of a part; None: as long as it takes, which a rehearsal may."""
 
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
+    def __init__(self, seconds: float | None) -> None:
+        self.longest_cell = None if seconds is None else LONGEST_CELL
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
 
     @property
     def left(self) -> float:
@@ -73,7 +75,7 @@ class Hosts:
             return None
         worker = getattr(self._own, "worker", None)
         if worker is None:
-            worker = self._own.worker = WorkerProcess(self._settings, LONGEST_CELL)
+            worker = self._own.worker = WorkerProcess(self._settings, self._clock.longest_cell)
             self._all.append(worker)
         return worker.measure(cell, lambda *_: None)
 
@@ -115,7 +117,7 @@ class Compared:
 
 
 def compare_methods(
-    names: Sequence[str], device: str, where: Where, *, budget: float, cores: int, folder: Path
+    names: Sequence[str], device: str, where: Where, *, budget: float | None, cores: int, folder: Path
 ) -> Iterator[Compared]:
     """One row for each method, as it is done; the CPU's numbers are measured beside the device's."""
     clock = Clock(budget)
@@ -256,7 +258,7 @@ class Timed:
 
 
 def time_cases(
-    device: str, where: Where, *, steps: int, images: int, budget: float, cores: int, folder: Path
+    device: str, where: Where, *, steps: int, images: int, budget: float | None, cores: int, folder: Path
 ) -> Iterator[Timed]:
     """One row for each case, as it is done."""
     clock = Clock(budget)
@@ -347,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(text)
 
         def shared(part: str) -> dict[str, Any]:
-            return {"budget": BUDGET[part], "cores": cores, "folder": folder}
+            return {"budget": None if dry else BUDGET[part], "cores": cores, "folder": folder}
 
         try:
             if args.only != "throughput":
