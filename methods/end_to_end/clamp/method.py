@@ -8,7 +8,7 @@ from harness.api.compose import images_of
 from harness.api.contracts import CalibrationData, QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.calibrators.clamp_search.calibrator import SEARCHES, finished, unfit
-from methods.calibrators.clamp_search.working import Working
+from methods.calibrators.clamp_search.working import State, Working
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
 from methods.end_to_end.clamp.held_out import held_out_images, nearer
@@ -81,7 +81,11 @@ class Clamp:
         final = search.images
         if judges is not None:
             with ctx.stage("held-out"):
-                if not nearer(model, working, start, judges, ctx):
+                if not self.keeps(model, working, start, judges, ctx):
                     final = images
         ctx.keep_images(final)
         return finished(search, working, ctx)
+
+    def keeps(self, model: VisionModel, working: Working, start: State, images: Tensor, ctx: RunContext) -> bool:
+        """Whether the search's result is kept, by held-out `images`; if not, `working` is as at the `start` again."""
+        return nearer(model, working, start, images, ctx)
