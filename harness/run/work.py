@@ -113,6 +113,10 @@ class Work:
         """`host` has taken `cell`, which waits here, by itself: from a queue that others take from as well."""
         self._hand_out(cell, host, domain)
 
+    def made(self, cell: Cell) -> None:
+        """The images that `cell` shares are there; the cell itself need not be one of these."""
+        self._made.add(self._place(cell))
+
     def finished(self, cell: Cell) -> None:
         """A cell has its result."""
         self._leave(cell, made=True)

@@ -124,3 +124,14 @@ def test_what_a_host_took_by_itself_is_handed_to_nobody_else(cells):
     assert names(work, known, "one", "two", "one") == ["a float 0", "b x 0", "a y 0"]
     work.finished(known["a x 0"])
     assert work.left == 3
+
+
+def test_images_that_are_there_are_waited_for_by_nobody(cells):
+    known = cells("a x 0", "a y 0")
+    images = {cell.key: "shared" for cell in known.values()}
+    work = Work([known["a y 0"]], images=images)
+    work.made(known["a x 0"])
+    assert names(work, known, "one", "two") == ["a y 0", None]
+    together = Work(known.values(), images=images)
+    together.made(known["a x 0"])
+    assert names(together, known, "one", "two") == ["a x 0", "a y 0"]

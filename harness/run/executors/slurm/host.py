@@ -189,29 +189,19 @@ class Drain:
         """The best of the cells for this host, by the policy of all executors."""
         entries = self._queue.entries
         running = {key: host for key, host in self._queue.running().items() if key in entries and key not in fitting}
-        done = self._done()
-        cells = [e.cell for key, e in entries.items() if key in fitting or key in running or key in done]
+        cells = [e.cell for key, e in entries.items() if key in fitting or key in running]
+        if self._last is not None:
+            cells.append(self._last)
         work = Work(cells, self.expected, {key: entry.images for key, entry in entries.items()})
-        for cell in done.values():
-            work.took(cell, self._beat.host if cell is self._last else "")
-            work.finished(cell)
+        if self._last is not None:
+            work.took(self._last, self._beat.host)
+            work.finished(self._last)
+        for key in self._queue.ended():
+            if key in entries and entries[key].images:
+                work.made(entries[key].cell)
         for key, host in running.items():
             work.took(entries[key].cell, host)
         return work.take(self._beat.host)
-
-    def _done(self) -> dict[str, Cell]:
-        """Of the cells that have ended one for all shared images, and at last the one that this host had last."""
-        entries = self._queue.entries
-        makers: dict[tuple[str, ...], Cell] = {}
-        for key in self._queue.ended():
-            entry = entries.get(key)
-            if entry is not None and entry.images:
-                makers[entry.cell.task, entry.cell.model, str(entry.cell.seed), entry.images] = entry.cell
-        done = {cell.key: cell for cell in makers.values()}
-        if self._last is not None:
-            done.pop(self._last.key, None)
-            done[self._last.key] = self._last
-        return done
 
     def _fits(self, cell: Cell) -> bool:
         """Whether the cell may be expected to end in time; a host that has all its time takes what just fits."""

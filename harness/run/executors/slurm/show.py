@@ -21,6 +21,7 @@ from harness.run.executors.slurm.queue import Beat, Header, Queue, called, queue
 from harness.run.executors.slurm.scheduler import Job, jobs_of
 
 _REFRESH = 2.0  # seconds
+_SAMPLE = 200  # cells whose mean stands for those of which nothing is known
 _ASK = 15  # looks at the folder for each question to the scheduler
 
 
@@ -54,8 +55,10 @@ def state_of(queue: Queue) -> State:
     beats = {beat.host: beat for beat in queue.beats()}
     held = {key: host for key, host in claims.items() if key not in lost and key in entries and host in beats}
     hosts = sum(not beat.left and beat.host not in lost.values() for beat in beats.values())
-    seconds = [queue.result(key, status).seconds for key, status in ended.items()]
-    typical = mean(seconds) if seconds else None
+    typical = None
+    if any(entries[key].expected is None for key in {*waiting, *claims} & set(entries)):
+        seconds = [queue.result(key, status).seconds for key, status in list(ended.items())[:_SAMPLE]]
+        typical = mean(seconds) if seconds else None
 
     def expected(key: str) -> float | None:
         known = entries[key].expected
@@ -94,7 +97,9 @@ def watch(results: Path, console: Console, *, once: bool) -> None:
     with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         for look in range(10**9):
             states = []
-            for queue in queues(results):
+            if look % _ASK == 0:  # there may be a new one
+                found = queues(results)
+            for queue in found:
                 with suppress(OSError, ValueError):  # all has ended, and a driver has removed it
                     states.append(state_of(queue))
             for state in states:
