@@ -162,6 +162,19 @@ def test_a_queue_whose_jobs_are_over_is_taken_up_with_its_losses(open_one, cells
     assert notice.message.endswith("was lost: job 9_0 on node far")
 
 
+@pytest.mark.parametrize("jobs", [[RUNS], [OVER]])
+def test_what_ends_while_a_driver_starts_is_not_measured_again(open_one, cells, cluster, store, jobs):
+    cluster.lives = [does_nothing, cluster.drains]
+    with pytest.raises(Detached):
+        run(open_one(detach=True), cells)
+    (queue,) = queues(store.folder)
+    second = open_one()
+    cluster.jobs = jobs
+    cluster.drains(module.Host(queue.folder, store.folder, second._settings))
+    assert {measured.record.key for measured in run(second, cells)} == {cell.key for cell in cells}
+    assert len(cluster.submitted) == 1
+
+
 def test_hosts_that_end_too_early_are_followed_by_others(open_one, cells, cluster):
     cluster.lives = [lambda host: cluster.drains(host, 1), lambda host: cluster.drains(host, 2), cluster.drains]
     assert len(run(open_one(), cells)) == 4

@@ -88,7 +88,6 @@ class Chaos:
         self.kills = kills
         self.kinds = kinds
         self.rng = random.Random(seed)
-        self.hit: list[str] = []  # first letters of the keys of cells that ran where something was killed
         self.done: list[str] = []
         self.logs: dict[Path, str] = {}
         self._down: dict[str, float] = {}  # node -> since when
@@ -135,8 +134,6 @@ class Chaos:
             return
         if what == "node":
             self._down[chosen.node] = time.monotonic()
-        if what != "driver":
-            self.hit.append(chosen.key[:12])
         self.done.append(what)
         say(f"{len(self.done)}. killed {text}, {chosen.key[:12]} after {chosen.seconds:.0f} s")
         self._due = time.monotonic() + self.rng.uniform(1.0, 14.0)
@@ -162,7 +159,7 @@ def main() -> None:
 
 def judge(chaos: Chaos) -> None:
     """Compare with the same sweep without Slurm, and count how often cells were begun and ended."""
-    sweep, logs, hit, done = chaos.sweep, chaos.logs, chaos.hit, chaos.done
+    sweep, logs, done = chaos.sweep, chaos.logs, chaos.done
     here = Sweep(sweep.out.with_name("here"), None)
     here.start()
     assert here.driver is not None
@@ -175,11 +172,12 @@ def judge(chaos: Chaos) -> None:
     say(f"equal outcomes: {sum(one.agrees(records[key], others[key], other) for key in records if key in others)}")
     begun = Counter(re.findall(r" ([0-9a-f]{12}) .*: begins", "\n".join(logs.values())))
     ended = Counter(re.findall(r" ([0-9a-f]{12}) .*: (?:ok|failed|skipped) after", "\n".join(logs.values())))
-    hits = Counter(hit)
-    twice = {key: number for key, number in begun.items() if number > 1 + hits[key]}
-    say(f"begun {sum(begun.values())} times, ended {sum(ended.values())}; begun oftener than they were hit: {twice}")
-    again = {key: number for key, number in ended.items() if number > 1 + hits[key]}
-    say(f"with a result oftener than they were hit: {again}")
+    say(f"begun {sum(begun.values())} times, ended {sum(ended.values())}")
+    lost = sum(begun.values()) - sum(ended.values())
+    kills = sum(what in ("host", "job", "node") for what in done)
+    say(f"begun and lost: {lost}, by {kills} kills of hosts, jobs and nodes")
+    good = Counter(re.findall(r" ([0-9a-f]{12}) .*: (?:ok|skipped) after", "\n".join(logs.values())))
+    say(f"measured well oftener than once: { {key: number for key, number in good.items() if number > 1} }")
     warned = [record for record in others.values() if any(n.category == "HostLost" for n in record.warnings or ())]
     say(f"records that say that their host was lost: {len(warned)}")
 

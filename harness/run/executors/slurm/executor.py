@@ -55,6 +55,8 @@ class SlurmExecutor:
         self._me = host_name("driver")
         self._console = Console(stderr=True)
         self._open: list[Queue] = []  # those that are followed
+        # What ends from now on is news to whoever planned before.
+        self._known = {queue.folder: set(queue.ended()) for queue in queues(self._results)}
 
     def map(self, work: Work, watch: Watch) -> Iterator[Measured]:
         """The cells' results as hosts write them.
@@ -67,18 +69,31 @@ class SlurmExecutor:
         wanted = {cell.key: cell for cell in work.cells}
         losses: dict[str, tuple[str, ...]] = {}
         handed: dict[str, Queue] = {}
+        news: list[Measured] = []
         for queue in queues(self._results):
-            if self._lives(queue):
-                going_on = {*queue.waiting(), *queue.running()} & set(wanted)
-                handed |= dict.fromkeys(going_on, queue)
+            lives = self._lives(queue)
+            if not lives:
+                self._settle(queue)
+            # Cells move on meanwhile, so that those which have ended are looked at last.
+            going_on = {*queue.waiting(), *queue.running(), *queue.waiting()} & set(wanted)
+            ended = {key: status for key, status in queue.ended().items() if key in wanted}
+            for key in set(ended) - self._known.get(queue.folder, set()):
+                measured = self._result(queue, key, ended[key])
+                if measured is not None:
+                    del wanted[key]
+                    news.append(measured)
+            if lives:
+                handed |= dict.fromkeys(going_on & set(wanted), queue)
             else:
-                losses |= self._abandon(queue)
+                losses |= queue.losses()
+                shutil.rmtree(queue.folder, ignore_errors=True)
+        yield from news
         self._open = list({queue.folder: queue for queue in handed.values()}.values())
         for queue in self._open:
             self._say(
                 f"{called(queue.header)} is at work on {_cells(handed, queue)}; nothing of that is submitted again"
             )
-        rest = [cell for cell in work.cells if cell.key not in handed]
+        rest = [cell for cell in wanted.values() if cell.key not in handed]
         if rest:
             queue = self._new(rest, work, losses)
             handed |= {cell.key: queue for cell in rest}
@@ -122,16 +137,13 @@ class SlurmExecutor:
     def _cluster(self) -> str:
         return self._resources.slurm.get("cluster", "slurm")
 
-    def _abandon(self, queue: Queue) -> dict[str, tuple[str, ...]]:
-        """Remove a queue whose jobs are over. Returns the losses of its cells."""
+    def _settle(self, queue: Queue) -> None:
+        """Let the cells of a queue whose jobs are over wait, with their losses, or end."""
         while True:  # a job that was cancelled a moment ago gives back what it has
             recover(queue, self._store, self._settings, self._me, queue.header.lost_after)
             if not queue.running():
                 break
             time.sleep(_POLL)
-        losses = queue.losses()
-        shutil.rmtree(queue.folder, ignore_errors=True)
-        return losses
 
     def _new(self, cells: list[Cell], work: Work, losses: dict[str, tuple[str, ...]]) -> Queue:
         name = f"dfqbench-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
