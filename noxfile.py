@@ -88,6 +88,12 @@ def regress(session: nox.Session) -> None:
 
 
 @nox.session
+def export(session: nox.Session) -> None:
+    """Write a cell's model as an ONNX file that computes with integers: nox -s export -- clamp --models vit"""
+    run_harness(session, "export")
+
+
+@nox.session
 def history(session: nox.Session) -> None:
     """Draw the pinned results over the runs of results/history.csv, with changes of level marked."""
     run_harness(session, "history")

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from harness.api.errors import UsageError
 from harness.catalog.catalog import Catalog
+from harness.cli.export import export
 from harness.cli.options import (
     DataRoot,
     InProcess,
@@ -80,6 +81,8 @@ def main() -> None:
 
 app.command("bench", help="Measure methods and make the comparison table; what is there already is reused.")(sweep)
 app.command("plan", help="Show what `bench` would run with the same options; runs nothing.")(sweep)
+
+app.command("export")(export)
 
 
 @app.command("list")

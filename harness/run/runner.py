@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[str, float], None]
+# Takes what a cell's number was measured with, which else is gone: suite, float model, quantized model.
+Keep = Callable[[Suite, VisionModel, QuantizedModel], None]
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,15 @@ class CellRunner:
         self._intact: _Intact | None = None
         self._process: ProcessState | None = None
 
-    def measure(self, cell: Cell, progress: Progress) -> Measured:
-        """Measure `cell`; whatever goes wrong becomes a failed record."""
+    def measure(self, cell: Cell, progress: Progress, keep: Keep | None = None) -> Measured:
+        """Measure `cell`; whatever goes wrong becomes a failed record. `keep` is given the quantized model of one that
+        went well.
+        """
         started, clock = now(), Clock()
         self._process = None
         with noticed() as log, exits_raised():
             try:
-                measured = self._measure(cell, progress, started, clock)
+                measured = self._measure(cell, progress, started, clock, keep)
             except BaseException as error:  # the code of a cell may raise anything, and ask for the end
                 self._loaded = None  # what raised may have left the float model changed
                 measured = Measured(failed_record(self._settings, cell, _failure(error), started, clock.seconds))
@@ -154,7 +158,9 @@ class CellRunner:
             self._loaded = None
         return replace(measured, record=measured.record.model_copy(update={"warnings": log.notices}))
 
-    def _measure(self, cell: Cell, progress: Progress, started: str, clock: Clock) -> Measured:
+    def _measure(
+        self, cell: Cell, progress: Progress, started: str, clock: Clock, keep: Keep | None = None
+    ) -> Measured:
         catalog = self._settings.catalog
         method = catalog.restore(cell.method, cell.options)
         code = code_for(catalog, cell)
@@ -188,6 +194,7 @@ class CellRunner:
         ctx.restart_memory()
         quantization = None
         peak = None
+        outcome: QuantizedModel | str = ""
         if cell.is_float:
             forward = Evaluated(model, model.net, f"model '{model.name}'")
         else:
@@ -227,6 +234,8 @@ class CellRunner:
         wrong = flaw(record) or contradiction(record, evaluation.outcomes, catalog.tasks.get(cell.task).resampling)
         if wrong is not None:
             raise BadResult(f"the suite's evaluation {wrong}")
+        if keep is not None and not isinstance(outcome, str):
+            keep(suite, model, outcome)
         images, snapshots = ctx.kept_images(model), ctx.kept_snapshots(model)
         return Measured(record, evaluation.outcomes, images, snapshots, evaluation.pictures)
 

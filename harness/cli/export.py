@@ -1,0 +1,136 @@
+"""`export`: a cell's quantized model as a file, checked in the runtimes that run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.api.errors import UsageError
+from harness.api.plugins import PRESETS
+from harness.catalog.catalog import Catalog
+from harness.cli.options import DataRoot, Trust, check_threads, make_console, once, parse_overrides, split
+from harness.identity.names import split_outside_brackets
+
+if TYPE_CHECKING:
+    from harness.identity.cell import Cell
+    from harness.results.store import Store
+
+
+def export(  # noqa: PLR0917 - typer passes them by name
+    method: Annotated[
+        str, typer.Argument(metavar="[METHOD]", help="METHOD or SOURCE+CALIBRATOR, perhaps [OPTION=VALUE,...].")
+    ] = "",
+    models: Annotated[str, typer.Option(help="Models, by comma; those of the suite if left out.")] = "",
+    bits: Annotated[str, typer.Option(help="Bits of weights and activations, by comma.")] = "W8A8",
+    schemes: Annotated[
+        str, typer.Option(help="full, matmul; of detectors and segmentors full:backbone, matmul:backbone.")
+    ] = "matmul",
+    task: Annotated[str, typer.Option(help="The task.")] = "classification",
+    suite: Annotated[str, typer.Option(help="Data and models of the task.")] = "embedded",
+    data_root: DataRoot = None,
+    seed: Annotated[int, typer.Option(help="The repetition.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Evaluate on the first LIMIT images only.")] = None,
+    preset: Annotated[str, typer.Option(help=f"Options of the method: {', '.join(PRESETS)}.")] = "default",
+    option: Annotated[list[str] | None, typer.Option(help="NAME.FIELD=VALUE; repeatable. See `describe`.")] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="FOLDER", help="Export a cell of this results folder instead.")
+    ] = None,
+    key: Annotated[str, typer.Option(help="Which cell of --from: the first digits of its key.")] = "",
+    to: Annotated[Path, typer.Option(help="Folder that gets a folder for each file.")] = Path("exported"),
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder that the cell's record is held against, or goes to.")
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Folder of synthesized images.")] = Path("results/cache"),
+    runtimes: Annotated[str, typer.Option(help="What checks the file: onnxruntime, openvino.")] = "onnxruntime",
+    allow_float: Annotated[
+        bool, typer.Option("--allow-float", help="Export also what runs in float for more than a tenth.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; those of the record, else all cores, if left out.")
+    ] = None,
+    trust_configs: Trust = False,
+) -> None:
+    """Write a cell's model as an ONNX file that computes with integers, and measure it; see docs/export.md."""
+    from harness.export.runtimes import check_installed
+    from harness.export.runtimes import runtimes as named
+
+    check_installed()
+    check_threads(threads)
+    chosen = named(split(runtimes) or ("onnxruntime",))
+    from harness.export.export import Wish, export_cells
+    from harness.export.remake import check_exportable
+    from harness.io.files import prepare_folder
+    from harness.plan.plan import Request, make_plan
+    from harness.results.store import Store
+    from harness.run.image_cache import prepare_cache
+    from harness.run.machine import usable_cores
+    from harness.run.runner import Settings
+
+    if bool(method) == (from_ is not None):
+        raise UsageError("name either a method, or a results folder with --from FOLDER --key KEY")
+    catalog = Catalog.default()
+    request: dict[str, Any] = {"data_root": data_root, "trust_configs": trust_configs, "references": False}
+    if from_ is not None:
+        store = Store(_folder(from_, out))
+        stored = _stored(store, key)
+        check_exportable(stored)
+        request |= {"methods": (stored.method,), "models": once([models or stored.model]), "tasks": (stored.task,)}
+        request |= {"suite": stored.suite, "limit": stored.limit, "bits": (stored.bits,), "schemes": (stored.scheme,)}
+        request |= {"seeds": stored.seed + 1, "preset": stored.preset, "overrides": _overrides(stored)}
+    else:
+        store = Store(out or Path("results", "runs", suite))
+        request |= {"methods": (method,), "models": once(map(str.strip, split_outside_brackets(models)))}
+        request |= {"bits": split(bits), "schemes": split(schemes), "tasks": (task,), "suite": suite, "limit": limit}
+        request |= {"seeds": seed + 1, "preset": preset, "overrides": parse_overrides(option or ())}
+    plan = make_plan(Request(**request), catalog, store)
+    wanted = stored.seed if from_ is not None else seed
+    cells = [each.cell for each in plan.cells if not each.cell.is_float and each.cell.seed == wanted]
+    for cell in cells:
+        check_exportable(cell)
+        if cell.key in plan.skips:
+            raise UsageError(f"{cell.label} cannot be measured: {plan.skips[cell.key]}")
+    if from_ is not None and [cell.key for cell in cells] != [stored.key]:
+        raise UsageError(
+            f"the cell {stored.key[:16]} cannot be planned again: its model, data or options are others now; "
+            "export it by its method's name instead"
+        )
+    prepare_folder(to, "--to")
+    prepare_folder(store.folder, "--out")
+    prepare_cache(cache, "--cache")
+    records = {record.cell.key: record for record in store.records()}
+    if threads is None:
+        known = {records[cell.key].provenance.threads for cell in cells if cell.key in records}
+        threads = known.pop() if len(known) == 1 else usable_cores()
+    root = data_root and data_root.absolute()
+    settings = Settings(catalog, "cpu", threads, cache.absolute(), root, plan.requested, trust_configs, plan.skips)
+    raise typer.Exit(export_cells(cells, settings, store, Wish(to, chosen, allow_float), make_console()))
+
+
+def _folder(from_: Path, out: Path | None) -> Path:
+    from harness.io.files import is_folder
+
+    if out is not None:
+        raise UsageError("--from is the results folder; leave --out out")
+    if not is_folder(from_):
+        raise UsageError(f"there is no results folder {from_}; run bench first or give another --from")
+    return from_
+
+
+def _stored(store: Store, key: str) -> Cell:
+    """The cell of `store` whose key begins with `key`."""
+    if not key:
+        raise UsageError("--from needs --key, the first digits of a cell's key (its record's name)")
+    found = [r for r in store.records() if r.cell.key.startswith(key.lower()) and r.status == "ok"]
+    if len(found) != 1:
+        what = "no measured cell" if not found else f"{len(found)} cells"
+        raise UsageError(f"{store.folder} has {what} whose key begins with '{key}'; its records are named after them")
+    return found[0].cell
+
+
+def _overrides(cell: Cell) -> dict[str, dict[str, Any]]:
+    """All options of a cell, as the command line would give them."""
+    parts = cell.options.get("parts", {})
+    assert isinstance(parts, dict)
+    return {name.partition(":")[2]: dict(values) for name, values in parts.items() if isinstance(values, dict)}
