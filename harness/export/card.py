@@ -24,12 +24,13 @@ def script(model: VisionModel) -> str:
     resample = _FILTERS.get(str(model.preprocessing.get("interpolation", "")), "BICUBIC")
     whole = (round(width / crop), round(height / crop))
     left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    box = (left, top, left + width, top + height)
     return "\n".join(
         (
             "import numpy as np, onnxruntime",
             "from PIL import Image, ImageOps",
             f'image = Image.open("{EXAMPLE}").convert("{"L" if channels == 1 else "RGB"}")',
-            f"image = ImageOps.fit(image, {whole}, Image.Resampling.{resample}).crop({(left, top, left + width, top + height)})",
+            f"image = ImageOps.fit(image, {whole}, Image.Resampling.{resample}).crop({box})",
             f"pixels = np.asarray(image, np.float32).reshape({height}, {width}, {channels}) / 255",
             f"pixels = (pixels - np.float32({_list(model.mean)})) / np.float32({_list(model.std)})",
             'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,3 @@ class Runtime(Protocol):
 
         What the runtime gives no account of is left out.
         """
-
-
-Options = dict[str, Any]

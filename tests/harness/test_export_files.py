@@ -1,0 +1,104 @@
+"""Exported files: codes are torch's, products are of integers, weights are packed; what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+
+from harness.api.contracts import Deployment, VisionModel
+from harness.api.plugins import import_target
+from harness.api.spec import BitSpec
+from harness.catalog.catalog import Catalog
+from harness.export.codes import compare_codes
+from harness.export.onnx_file import write_float, write_quantized
+from harness.export.runtimes import RUNTIMES
+from harness.run.checks import probes
+from tasks.classification.suite import open_suite
+
+# Integer kernels of onnxruntime among all layers and matrix products: the patch embedding has no quantized result in
+# scheme matmul, and softmax is in float in scheme full.
+KERNELS = {
+    ("vit", "matmul"): (13, 14),
+    ("vit", "full"): (12, 14),
+    ("swin", "matmul"): (26, 27),
+    ("swin", "full"): (23, 27),
+}
+IMAGES = 60
+
+
+class _Context:
+    """What the minimal methods of these tests ask of a run."""
+
+    scope: ClassVar[dict[str, object]] = {}
+
+    def generator(self, *names: str) -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    def cached_images(self, identity, make, by=None):
+        return make()
+
+    def __getattr__(self, name: str):
+        from contextlib import nullcontext
+
+        return lambda *_, **__: nullcontext()
+
+
+def deployment(method: str, net: str, bits: str, scheme: str) -> tuple[VisionModel, Deployment, object]:
+    model = open_suite("tiny").load(net, torch.device("cpu"))
+    built = Catalog.default().resolve_all([method], "quick", {})[0].build()
+    quantized = built.quantize(model, spec=BitSpec.parse(bits), scheme=scheme, calib=None, ctx=_Context())
+    return model, import_target(quantized.deployment)(quantized, model), quantized
+
+
+@pytest.mark.fast(net="vit", scheme="matmul", bits="W4A4")
+@pytest.mark.parametrize("bits", ["W8A8", "W4A8", "W4A4"])
+@pytest.mark.parametrize("scheme", ["matmul", "full"])
+@pytest.mark.parametrize("net", ["vit", "swin"])
+def test_a_file_computes_with_the_codes_of_torch(tmp_path, net: str, scheme: str, bits: str) -> None:
+    model, deployed, quantized = deployment("noise+minmax", net, bits, scheme)
+    path = tmp_path / "model.onnx"
+    write_quantized(deployed, probes(model, 2), path, {"cell": "0123"})
+    images = probes(model, IMAGES)
+    codes = compare_codes(path, deployed.module, images)
+    assert codes is not None
+    assert codes.share > 99.9
+    assert codes.apart <= 1
+    runtime = RUNTIMES["onnxruntime"]
+    kernels = runtime.kernels(path, [product.op for product in deployed.products])
+    assert set(kernels) == {product.op for product in deployed.products}
+    integer, total = KERNELS[net, scheme]
+    assert (sum(whole for _, whole in kernels.values()), len(kernels)) == (integer, total)
+    assert "MatMulNBits" not in {kernel for kernel, _ in kernels.values()}
+    with torch.no_grad():
+        expected, plain = quantized(images).numpy(), model.net(images).numpy()
+    (found,) = runtime.open(path, 1)(images.numpy())
+    assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.98
+    assert np.square(found - expected).mean() < 0.1 * np.square(expected - plain).mean()
+
+
+def test_weights_of_four_bits_are_packed_and_what_is_in_float_has_no_dequantization(tmp_path) -> None:
+    import onnx
+
+    model, deployed, quantized = deployment("noise+ptq4vit", "vit", "W4A8", "matmul")
+    path, plain = tmp_path / "model.onnx", tmp_path / "float.onnx"
+    write_quantized(deployed, probes(model, 2), path, {"cell": "0123", "mean": "[0.5]"})
+    write_float(model.net, probes(model, 2), plain, {})
+    written = onnx.load(str(path))
+    kinds = Counter(each.data_type for each in written.graph.initializer if "codes" in each.name)
+    assert set(kinds) == {onnx.TensorProto.INT4}
+    assert {each.key: each.value for each in written.metadata_props} == {"cell": "0123", "mean": "[0.5]"}
+    assert not any(node.doc_string or node.metadata_props for node in written.graph.node)
+    kernels = RUNTIMES["onnxruntime"].kernels(path, [product.op for product in deployed.products])
+    assert "MatMulNBits" not in {kernel for kernel, _ in kernels.values()}
+    assert kernels["blocks.0.mlp.fc2/linear.0"] == ("MatMul", False)  # behind GELU, whose quantizer has two steps
+    images = probes(model, 7)  # another number than it was traced with
+    with torch.no_grad():
+        expected, floats = quantized(images).numpy(), model.net(images).numpy()
+    np.testing.assert_allclose(RUNTIMES["onnxruntime"].open(path, 1)(images.numpy())[0], expected, atol=1e-3)
+    np.testing.assert_allclose(RUNTIMES["onnxruntime"].open(plain, 1)(images.numpy())[0], floats, atol=1e-4)
