@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("harness", "methods", "tasks")
+PACKAGES = ("dfqbench", "harness", "methods", "tasks")
 BESIDE = ("docs", "tests", "results/baselines", "results/published")  # folders of the source distribution
 FILES = ("CONTRIBUTING.md", "LICENSE", "README.md", "constraints.txt", "noxfile.py", "pyproject.toml", ".ci/run")
 

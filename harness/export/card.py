@@ -135,6 +135,8 @@ def notes(exported: Exported) -> list[str]:
         "Processors without VNNI add products of eight-bit codes in sixteen bits, which can saturate: results may "
         "differ there. Seven-bit weights (W7A8) avoid it, as does the session option `session.x64quantprecision=1`."
     )
+    if exported.not_kept is None:
+        found.append('In Python: `dfqbench.load("model.safetensors")` is the fake-quantized model again.')
     floats = [one for each in exported.runtimes[:1] for one in each.computed if not one.integer]
     if floats:
         by_reason: dict[str, list[str]] = {}

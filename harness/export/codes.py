@@ -60,7 +60,8 @@ def _of_module(module: nn.Module, images: Tensor) -> list[np.ndarray]:
                 found.append(result.numpy().copy())
             return result
 
-    with torch.no_grad(), Watch():
+    watch = Watch()  # type: ignore[no-untyped-call]  # torch's modes have no types
+    with torch.no_grad(), watch:
         module(images)
     return found
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from harness.api.contracts import Deployment, Evaluation
 from harness.api.errors import UsageError
 from harness.catalog.code import code_for
+from harness.export.artefact import ARTEFACT, save_artefact
 from harness.export.card import table, write_card
 from harness.export.compare import Comparison, arrays, verdict
 from harness.export.competitors import competitors
@@ -92,6 +93,7 @@ def export(remade: Remade, settings: Settings, store: Store, wish: Wish) -> tupl
     try:
         write_float(plain, images, folder / FLOAT, said | {"bits": "FP32"})
         write_quantized(deployment, images, folder / MODEL, said)
+        not_kept = save_artefact(remade, folder / ARTEFACT)
     except OSError as error:
         raise UsageError(f"cannot write to folder {folder} ({error.strerror}); choose another with --to") from None
     found: list[InRuntime] = []
@@ -127,6 +129,7 @@ def export(remade: Remade, settings: Settings, store: Store, wish: Wish) -> tupl
         versions={name: found_version for name in _PACKAGES if (found_version := _version(name))},
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         folder=folder.name,
+        not_kept=not_kept,
     )
     keep_exported(exported, folder / RESULT)
     keep_exported(exported, store.folder / FOLDER / f"{cell.key}.json")

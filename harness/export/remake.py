@@ -28,6 +28,7 @@ class Remade:
     model: VisionModel
     quantized: QuantizedModel
     measured: Measured
+    requested: str  # the model as the user named it
 
     @property
     def record(self) -> Record:
@@ -70,7 +71,7 @@ def remake(runner: CellRunner, settings: Settings, cell: Cell, store: Store, pro
                 f"cannot write to folder {store.folder} ({error.strerror}); choose another --out"
             ) from None
     suite, model, quantized = kept[0]
-    return Remade(cell, suite, model, quantized, measured)
+    return Remade(cell, suite, model, quantized, measured, settings.requested.get(cell.model, cell.model))
 
 
 def _check_same(stored: Record, measured: Measured, store: Store, settings: Settings) -> None:

@@ -112,6 +112,7 @@ class Exported(_Part):
     versions: dict[str, str]
     made: str
     folder: str = ""
+    not_kept: str | None = None  # why there is no model.safetensors
 
 
 def read_exported(folder: Path) -> tuple[list[Exported], list[str]]:
