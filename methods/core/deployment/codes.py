@@ -35,6 +35,19 @@ class Step:
         values: Tensor = dequantize(codes, self.scale, self.zero_point)
         return values
 
+    def late(self, x: Tensor) -> Tensor:
+        """The same, but codes of all eight bits are clipped: runtimes make one product of integers of a product and a
+        quantization that follows it at once. What takes the values as codes has to clip them itself.
+        """
+        codes = quantize(x, self.scale, self.zero_point, -self.zero_point, _TOP - self.zero_point)
+        values: Tensor = dequantize(codes.clamp(max=self.high + self.zero_point), self.scale, self.zero_point)
+        return values
+
+    @property
+    def few(self) -> bool:
+        """Whether it has fewer codes than eight bits, of which 0 is the first."""
+        return self.low == -self.zero_point and self.high < _TOP - self.zero_point
+
     def times(self, factor: float) -> Step:
         """The same codes for values that were multiplied by `factor` > 0."""
         scale = torch.tensor(self.scale) * factor

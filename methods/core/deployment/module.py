@@ -37,23 +37,25 @@ class Weight(nn.Module):
 
 
 def linear(weight: Weight) -> Callable[..., Tensor]:
-    """`functional.linear` with the stored weight: a plain product and a sum, which is what runtimes look for."""
+    """`functional.linear` with the stored weight: a product and then a sum, since a bias that is given with the product
+    is rounded by runtimes to the product of both steps, which is coarse in few bits. Rows have an axis more meanwhile,
+    since the product and the sum of two matrices are put together again.
+    """
 
     def compute(x: Tensor, _: Tensor, bias: Tensor | None = None) -> Tensor:
-        values = weight()
-        if bias is None:
-            return torch.matmul(x, values)
-        return torch.addmm(bias, x, values) if x.dim() == 2 else torch.matmul(x, values) + bias
+        product = torch.matmul(x[:, None], weight())[:, 0] if x.dim() == 2 else torch.matmul(x, weight())
+        return product if bias is None else product + bias
 
     return compute
 
 
 def convolution(weight: Weight, kind: str) -> Callable[..., Tensor]:
-    """The layer of that kind with the stored weight."""
+    """The layer of that kind with the stored weight, and the bias apart as in `linear`."""
     function = LAYERS[kind]
 
-    def compute(x: Tensor, _: Tensor, *rest: Any, **more: Any) -> Tensor:
-        return function(x, weight(), *rest, **more)
+    def compute(x: Tensor, _: Tensor, bias: Tensor | None = None, *rest: Any, **more: Any) -> Tensor:
+        product = function(x, weight(), None, *rest, **more)
+        return product if bias is None else product + bias.view(-1, 1, 1)
 
     return compute
 

@@ -14,6 +14,7 @@ from methods.core.deployment.codes import Indexed, Step, StoredCodes, grid_of, s
 from methods.core.deployment.module import Deployed, key_of
 from methods.core.graph.flow import TRACED_IMAGES, Op
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, Transform, tap_transforms
+from methods.core.graph.operations import MULTIPLYING
 from methods.core.graph.sites import Point
 from methods.core.graph.trace import Trace, trace_net
 from methods.core.numerics.quantizers import Quantizer
@@ -69,10 +70,7 @@ class _Plan:
         self._factors = _factors(quantized, graph, model)
 
     def deployment(self) -> Deployment:
-        transforms: dict[Point, Transform] = {
-            point: step if isinstance(step := uniform_step(quantizer), Step) else quantizer
-            for point, quantizer in self._activations.items()
-        }
+        transforms = {point: _transform(point, quantizer) for point, quantizer in self._activations.items()}
         layers: dict[OpKey, str] = {}
         products, unpacked = [], set()
         for op in self._ops:
@@ -144,6 +142,14 @@ class _Plan:
         if scales:
             whole = scales[0] if len(scales) == 1 else scales[0] * scales[1]
             transforms[op.key, OUTPUT] = _multiplied(whole, transforms.get((op.key, OUTPUT)))
+
+
+def _transform(point: Point, quantizer: Quantizer) -> Transform:
+    step = uniform_step(quantizer)
+    if not isinstance(step, Step):
+        return quantizer
+    op, slot = point
+    return step.late if slot == OUTPUT and op.kind in MULTIPLYING and step.few else step
 
 
 def _divided(scale: Tensor, unit: Step) -> Transform:
