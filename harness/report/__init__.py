@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.catalog.catalog import Catalog
 from harness.io.files import prepare_folder, writing_report
-from harness.report import ablation, conflicts, cross, ranks, tables
+from harness.report import ablation, conflicts, cross, exported, ranks, tables
 from harness.report.files import save, save_svg
 from harness.report.gallery import galleries, gallery_figure
 from harness.report.pictures import KINDS, pictures
@@ -34,11 +34,12 @@ def write_report(
         store: The results.
         out_dir: Folder that gets the subfolder `report` with comparison.md, comparison.csv, comparison.tex, costs.md,
             costs.csv, costs.tex, cells.csv; ablation.md, ablation.csv and ablation.tex if a method was run with
-            variants of it; conflicts.md and conflicts.csv if records contradict each other; cross.md, cross.csv and
-            cross.tex if several sources were run with several calibrators; ranks.md and ranks.csv if real images were
-            among those; ranges.csv if ranges can be compared; accuracy.png, accuracy.svg and for every model those of
-            the `pictures` that have something to show, `<kind>_<model>.png`; gallery_<model>.png if images were kept
-            and predictions_<task>_<model>_<scheme>.png where models' answers were drawn.
+            variants of it; exported.md and exported.csv if cells were exported; conflicts.md and conflicts.csv if
+            records contradict each other; cross.md, cross.csv and cross.tex if several sources were run with several
+            calibrators; ranks.md and ranks.csv if real images were among those; ranges.csv if ranges can be compared;
+            accuracy.png, accuracy.svg and for every model those of the `pictures` that have something to show,
+            `<kind>_<model>.png`; gallery_<model>.png if images were kept and predictions_<task>_<model>_<scheme>.png
+            where models' answers were drawn.
         keys: Cells to report; all if None.
         console: Where the main table is printed.
         catalog: Plugins, for the labels of ablations; the default ones if None.
@@ -93,6 +94,9 @@ def _write_tables(results: Results, folder: Path) -> tuple[str, str]:
     _write_or_remove(folder, "ranks", results.ranks, own)
     own = {"md": conflicts.conflict_markdown(results.conflicts), "csv": tables.csv(results.conflicts)}
     _write_or_remove(folder, "conflicts", results.conflicts, own)
+    made = results.exported
+    own = {"md": "" if made.empty else exported.exported_markdown(made), "csv": tables.csv(made)}
+    _write_or_remove(folder, "exported", made, own)
     (folder / "ranges.csv").unlink(missing_ok=True)
     if not results.ranges.empty:
         tables.write_csv(results.ranges, folder / "ranges.csv")

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from harness.report import ablation, conflicts, cross, grids, html, published, ranks, tables, verdicts
+from harness.report import ablation, conflicts, cross, exported, grids, html, published, ranks, tables, verdicts
 from harness.report.gallery import galleries
 from harness.report.origins import preprocessing_table, provenance_table
 from harness.report.pictures import KINDS, Snapshots, pictures
@@ -158,6 +158,9 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
     crossed = [(title, cross.table(rows), verdicts.sensitivity(rows)) for title, rows in cross.split(results.crossed)]
     for kind, title in KINDS.items():
         body = drawn.get(kind, Markup(""))
+        if kind == "exported" and not results.exported.empty:
+            own = html.table(exported.exported_table(results.exported), "Fake against real")
+            body = Markup("{}{}").format(own, html.notes(exported.NOTES)) + body
         if kind == WITH_TABLES and crossed:
             body = _tables(crossed, cross.NOTES) + body
             same_order = [(title, frame, "") for title, frame in ranks.split(results.ranks)]

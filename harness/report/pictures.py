@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.report.cross_figures import cross_figure
+from harness.report.exported_figures import exported_figure
 from harness.report.figures import accuracy_figure
 from harness.report.frame import CONTEXT
 from harness.report.gallery import MOSAIC_IMAGES, iterations_figure, one_precision
@@ -28,6 +29,7 @@ Draw = Callable[[pd.DataFrame], Figure | None]
 KINDS = {
     "accuracy": "Accuracy against bits",
     "pareto": "Accuracy against size and bit operations",
+    "exported": "Exported models: accuracy against measured time and size of the file",
     "cross": "Image sources × calibrators",
     "bits": "Weight bits of each layer in mixed precision",
     "sensitivity": "Sensitivity of each layer",
@@ -54,6 +56,7 @@ def pictures(results: Results, snapshots: Snapshots) -> Iterator[Picture]:
     records, cells, summary = results.records, results.cells, results.summary
     frames: Mapping[str, tuple[pd.DataFrame, Draw]] = {
         "pareto": (summary, pareto_figure),
+        "exported": (results.exported, exported_figure),
         "cross": (results.crossed, cross_figure),
         "bits": (bits_frame(records, cells), bits_figure),
         "sensitivity": (sensitivity_frame(records, cells), sensitivity_figure),

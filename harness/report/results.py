@@ -15,8 +15,10 @@ from harness.catalog.catalog import Catalog
 from harness.report import ablation, cross, ranks, stats
 from harness.report.conflicts import conflict_frame
 from harness.report.diagnostics import odd
+from harness.report.exported import exported_frame
 from harness.report.frame import Outcomes, Right, cells_frame, method_names
 from harness.report.summary import summarise
+from harness.results.exported import read_exported
 from harness.results.record import Record
 from harness.results.store import Store
 
@@ -27,7 +29,7 @@ class Results:
 
     `names` are the methods' names in the cells, by key, since a frame may add a suffix; `switches` and `crossed` are
     the frames of the ablation and of the cross table, `ranks` that of the calibrators' order, `conflicts` that of
-    records which contradict each other, all empty where there is none.
+    records which contradict each other, `exported` that of exported cells, all empty where there is none.
     """
 
     records: tuple[Record, ...]
@@ -39,6 +41,7 @@ class Results:
     crossed: pd.DataFrame
     ranks: pd.DataFrame
     conflicts: pd.DataFrame = field(default_factory=lambda: conflict_frame(()))
+    exported: pd.DataFrame = field(default_factory=lambda: exported_frame(()))
 
     @cached_property
     def ranges(self) -> pd.DataFrame:
@@ -92,7 +95,10 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
         for name in odd(record):
             store.remark(record.key, f"has a diagnostic '{name}' of another form than the report's figures need")
     conflicts = [conflict for conflict in store.conflicts(there) if keys is None or conflict.other.cell.key in keys]
-    return replace(assemble(records, outcomes, catalog), conflicts=conflict_frame(conflicts))
+    exported, unreadable = read_exported(store.folder)
+    store.problems |= unreadable
+    shown = exported_frame(each for each in exported if keys is None or each.key in keys)
+    return replace(assemble(records, outcomes, catalog), conflicts=conflict_frame(conflicts), exported=shown)
 
 
 def _resampling(catalog: Catalog, task: str) -> str:

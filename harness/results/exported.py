@@ -115,18 +115,20 @@ class Exported(_Part):
     not_kept: str | None = None  # why there is no model.safetensors
 
 
-def read_exported(folder: Path) -> tuple[list[Exported], list[str]]:
-    """What a results folder keeps of exported cells, by key, and a sentence for each file that cannot be used."""
-    place, found, problems = folder / FOLDER, [], []
+def read_exported(folder: Path) -> tuple[list[Exported], dict[Path, str]]:
+    """What a results folder keeps of exported cells, by key, and what is wrong with files that cannot be used."""
+    place = folder / FOLDER
+    found: list[Exported] = []
+    problems: dict[Path, str] = {}
     if not is_folder(place):
-        return [], []
+        return found, problems
     for name in sorted(each for each in names_in(place) if each.endswith(".json")):
         try:
             found.append(Exported.model_validate_json(read_regular(place / name)))
         except OSError as error:
-            problems.append(f"{place / name} cannot be read ({reason(error)}); it is left out")
+            problems[place / name] = f"cannot be read ({reason(error)})"
         except ValidationError as error:
-            problems.append(f"{place / name} is no export ({error.errors()[0]['msg']}); it is left out")
+            problems[place / name] = f"is no export ({error.errors()[0]['msg']})"
     return found, problems
 
 
