@@ -31,7 +31,9 @@ from harness.run.memory import MemoryMeter
 from methods.calibrators.clamp_search.fitness import Fitness
 from methods.calibrators.clamp_search.genes import Gene
 from methods.calibrators.clamp_search.info import SearchStage
+from methods.calibrators.clamp_search.network_fitness import NetworkFitness
 from methods.calibrators.clamp_search.search import Search
+from methods.calibrators.clamp_search.vectors import VectorEvolution
 from methods.calibrators.clamp_search.working import Working
 from methods.calibrators.minmax.info import INFO as MINMAX
 from methods.calibrators.ptq4vit.info import INFO as PTQ4VIT
@@ -172,6 +174,37 @@ def search(table: Table, name: str, batch: int) -> None:
     table.add_row(what, "largest fitness difference", f"{worst:.1e}", "", "")
 
 
+def network(table: Table, name: str, batch: int) -> None:
+    """Children a second of the search of whole networks, against running the whole model from the image for each."""
+    model = bare_model(name)
+    graph, spec, options = trace(model), BitSpec(4, 8), SearchStage(search="network", population=5)
+    images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0))
+    working = Working(model, find_sites(graph, "full", spec), spec, options, images)
+    losses = Fitness(model, graph, working, options, images)
+    fitness = NetworkFitness(losses, working, graph, blocks_alone=False, whole=True)
+    evolution = VectorEvolution(options, working.widths, torch.Generator().manual_seed(0))
+    population = evolution.start(tuple(working.genes[site.parameter] for site in fitness.layers))
+    fast = slow = worst = 0.0
+    count = 0
+    for layer in range(0, len(fitness.layers), len(fitness.layers) // 4):
+        children = evolution.children(population, layer)
+        with losses.runner:
+            fitness.scores(population)  # as they are when their children are run
+            start = time.perf_counter()
+            scores = fitness.scores(children)
+            fast += time.perf_counter() - start
+        for child, score in zip(children, scores, strict=True):
+            working.set({site.parameter: gene for site, gene in zip(fitness.layers, child, strict=True)})
+            start = time.perf_counter()
+            output = losses.whole_loss()
+            slow += time.perf_counter() - start
+            worst = max(worst, abs(output - score.output))
+        count += len(children)
+    what = f"search of networks, {name}, {batch} images, {count} children"
+    table.add_row(what, "children per second", f"{count / fast:.2f}", f"{count / slow:.2f}", f"{slow / fast:.2f}")
+    table.add_row(what, "largest output loss difference", f"{worst:.1e}", "", "")
+
+
 def calibrators(table: Table, name: str, batch: int, preset: str) -> None:
     """Time and memory of calibrators at W4A4 in scheme matmul, against min-max on the same images."""
     images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -272,7 +305,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3, help="synthesis steps that the paper preset's time is taken of")
     parser.add_argument(
-        "--only", choices=["startup", "jobs", "psaq", "search", "calibrators", "paper"], help="measure one of them"
+        "--only", choices=["startup", "jobs", "psaq", "search", "network", "calibrators", "paper"], help="one of them"
     )
     parser.add_argument("--preset", default="paper", help="preset of the calibrators")
     args = parser.parse_args()
@@ -288,6 +321,8 @@ def main() -> None:
         psaq(table, args.model, args.batch)
     if args.only in (None, "search"):
         search(table, args.search_model, args.batch)
+    if args.only in (None, "network"):
+        network(table, args.search_model, args.batch)
     if args.only in (None, "calibrators"):
         calibrators(table, args.search_model, args.batch, args.preset)
     if args.only in (None, "paper"):
