@@ -52,7 +52,7 @@ class NetworkFitness:
 
     Args:
         fitness: the losses.
-        working: the quantized model under search; has the last vector's genes after scoring.
+        working: the quantized model under search; has genes of several vectors after scoring.
         graph: the float model's trace.
         blocks_alone: sum L^C2 over transformer blocks only.
         whole: L^O counts.
@@ -67,9 +67,10 @@ class NetworkFitness:
         self._place = places(graph, fitness.blocks)
         self._largest = max(prod(op.shape) // TRACED_IMAGES for op in graph.ops if op.batched)
         self._blind = [i for i, site in enumerate(self.layers) if not fitness.runner.sees_images(site)]
-        own = [_order(self._place(site.op)) for site in self.layers]
-        # Of each block and the gap before it.
-        self._until = [[i for i, place in enumerate(own) if place // 2 == b] for b in range(len(fitness.blocks))]
+        self._mixed = len(working.widths) > 1
+        self._own = [self._place(site.op) for site in self.layers]
+        # Layers of each block and the gap before it.
+        self._until = [[i for i, (index, _) in enumerate(self._own) if index == b] for b in range(len(fitness.blocks))]
         self._known: OrderedDict[Hashable, _Known] = OrderedDict()
         self._bytes = 0
 
@@ -88,8 +89,7 @@ class NetworkFitness:
         found: dict[Vector, Score] = {}
         count = at_once(self._f.images.device, _SHARE * self._largest * len(self._f.images))
         for group in alike.values():
-            self._use(group[0])
-            activations = self._activations()
+            activations = self._activations(group[0])
             keyed = [(self._keys(vector, activations), vector) for vector in group]
             keyed.sort(key=lambda pair: self._shared(pair[0]))  # those of the same start side by side
             for start in range(0, len(keyed), count):
@@ -97,19 +97,27 @@ class NetworkFitness:
         self._f.evaluated += len(found)
         return [found[vector] for vector in vectors]
 
-    def _use(self, vector: Vector) -> None:
-        self._w.set({site.parameter: gene for site, gene in zip(self.layers, vector, strict=True)})
+    def _use(self, vector: Vector, shared: int) -> None:
+        """Take the vector's weights, but for layers in the first blocks, which are not run."""
+        skipped = 0 if self._mixed else shared  # of all layers come the activations' widths
+        self._w.set(
+            {
+                site.parameter: gene
+                for site, gene, (index, is_block) in zip(self.layers, vector, self._own, strict=True)
+                if not is_block or index >= skipped
+            }
+        )
         self._f.runner.reload()
 
     def _run(self, part: Sequence[tuple[list[Hashable], Vector]]) -> dict[Vector, Score]:
         vectors = [vector for _, vector in part]
         shared = min(self._shared(keys) for keys, _ in part)
         before = [[self._take(key) for key in keys[:shared]] for keys, _ in part]
-        self._use(vectors[0])
+        self._use(vectors[0], shared)
         weights = {
             site: self._w.weights(site.parameter, [vector[i] for vector in vectors])
             for i, site in enumerate(self.layers)
-            if len({vector[i] for vector in vectors}) > 1
+            if len({vector[i] for vector in vectors}) > 1 and (not self._own[i][1] or self._own[i][0] >= shared)
         }
         known = [torch.cat([entry[i].output for entry in before]) for i in range(shared)]  # a copy also of one
         final, inputs, outputs = self._f.runner.suffix(known, len(part), weights)
@@ -147,14 +155,15 @@ class NetworkFitness:
             keys.append(key)
         return keys
 
-    def _activations(self) -> list[Hashable]:
-        """Widths of the activations up to each block from the one before, as they are."""
+    def _activations(self, vector: Vector) -> list[Hashable]:
+        """Widths of the activations up to each block from the one before; none where they are always the same."""
         found: list[list[int]] = [[] for _ in self._f.blocks]
-        if len(self._w.widths) > 1:
+        if self._mixed:
+            self._use(vector, 0)
             for site in self._w.quantized.sites.activations:
-                place = _order(self._place(site.op))
-                if place // 2 < len(found):
-                    found[place // 2].append(site.bits)
+                index, _ = self._place(site.op)
+                if index < len(found):
+                    found[index].append(site.bits)
         return [tuple(widths) for widths in found]
 
     def _shared(self, keys: Sequence[Hashable]) -> int:
