@@ -51,11 +51,11 @@ def test_the_result_is_never_further_from_float_than_the_start(name, search, bit
     judges = held_out_images(
         "psaq", ClampOptions(**SMALL), model, spec=BitSpec.parse(bits), scheme="full", ctx=FakeContext(seed)
     )
-    assert judges is not None
-    distance, searched = (output_distance(model, each, judges) for each in (found, free))
-    assert told["search"] == searched
-    assert told["kept"] == (searched < told["start"])
-    assert distance == min(told["start"], searched)
+    distance, searched = (output_distance(model, each, judges["psaq"]) for each in (found, free))
+    start = told["start"]["psaq"]
+    assert told["search"] == {"psaq": searched}
+    assert told["kept"] == (searched < start)
+    assert distance == min(start, searched)
     x = images()
     assert torch.equal(found(x), free(x)) == told["kept"]
     if told["kept"]:
@@ -85,10 +85,11 @@ def test_a_model_goes_back_to_its_start_to_the_bit(better, monkeypatch):
     working.observe(x * 2)
     working.set({name: Gene(3 + i % 5, 0.9) for i, name in enumerate(working.genes)})
     after = working.quantized(x)
-    distances = iter([1.0, 2.0] if better else [2.0, 2.0])
+    # Two judges, the searched model first: it must be better by both.
+    distances = iter([1.0, 1.0, 2.0, 2.0] if better else [1.0, 2.0, 2.0, 2.0])
     monkeypatch.setattr("methods.end_to_end.clamp.held_out.output_distance", lambda *_: next(distances))
     ctx = FakeContext()
-    assert nearer(model, working, start, x, ctx) is better
+    assert nearer(model, working, start, {"psaq": x, "clamp": x}, ctx) is better
     assert torch.equal(working.quantized(x), after if better else before)
     assert better or working.quantized.summary == summary
     assert ctx.found["held_out"]["kept"] is better
@@ -98,7 +99,7 @@ def test_a_model_goes_back_to_its_start_to_the_bit(better, monkeypatch):
 def test_held_out_images_are_of_another_seed_and_leave_no_trace(source):
     model, o, spec = tiny_model("vit"), ClampOptions(**SMALL), BitSpec.parse("W4A8")
     ctx = FakeContext()
-    found = held_out_images(source, o, model, spec=spec, scheme="full", ctx=ctx)
+    found = held_out_images(source, o, model, spec=spec, scheme="full", ctx=ctx)[source]
     assert found.shape == (4, *model.input_shape)
     assert not ctx.found
     assert not ctx.snapshots
@@ -108,7 +109,10 @@ def test_held_out_images_are_of_another_seed_and_leave_no_trace(source):
     own = info.load()(info.resolve("paper", values)).images(model, spec=spec, scheme="full", calib=None, ctx=ctx)
     assert own.shape == found.shape
     assert not torch.allclose(own, found)
-    assert held_out_images("none", o, model, spec=spec, scheme="full", ctx=ctx) is None
+    more = {name: held_out_images(name, o, model, spec=spec, scheme="full", ctx=ctx) for name in ("none", "both")}
+    assert {name: set(images_) for name, images_ in more.items()} == {"none": set(), "both": {"psaq", "clamp"}}
+    if source in more["both"]:
+        assert torch.equal(more["both"][source], found)
 
 
 def test_a_held_out_context_hands_on_what_belongs_to_the_run():

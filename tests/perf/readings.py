@@ -36,8 +36,7 @@ from harness.plan.plan import Request, make_plan
 from harness.results.store import Store
 from harness.run.context import Context
 from methods.calibrators.clamp_search.working import State, Working
-from methods.core.held_out import output_distance
-from methods.end_to_end.clamp.held_out import SOURCES, held_out_images
+from methods.end_to_end.clamp.held_out import SOURCES, distances, held_out_images
 from methods.end_to_end.clamp.info import INFO, ClampOptions
 from methods.end_to_end.clamp.method import Clamp
 
@@ -89,17 +88,16 @@ class Judged(Clamp):
         self.after: Distances = {}
         self._judges = judges
 
-    def keeps(self, model: VisionModel, working: Working, start: State, images: Tensor, ctx: RunContext) -> bool:
+    def keeps(
+        self, model: VisionModel, working: Working, start: State, judges: Mapping[str, Tensor], ctx: RunContext
+    ) -> bool:
         """Measure both, and keep the search's."""
         found = working.state
-        self.after = self._distances(model, working)
+        self.after = distances(model, working, self._judges)
         working.restore(start)
-        self.before = self._distances(model, working)
+        self.before = distances(model, working, self._judges)
         working.restore(found)
         return True
-
-    def _distances(self, model: VisionModel, working: Working) -> Distances:
-        return {name: output_distance(model, working.quantized, images) for name, images in self._judges.items()}
 
 
 class Runner:
@@ -127,9 +125,7 @@ class Runner:
         )
         judges: dict[str, Tensor] = {}
         for name in SOURCES:
-            images = held_out_images(name, options, model, spec=spec, scheme=cell.scheme, ctx=ctx)
-            assert images is not None
-            judges[name] = images
+            judges |= held_out_images(name, options, model, spec=spec, scheme=cell.scheme, ctx=ctx)
         method, began = Judged(options, judges), time.perf_counter()
         method.quantize(model, spec=spec, scheme=cell.scheme, calib=None, ctx=ctx)
         return {"before": method.before, "after": method.after, "seconds": round(time.perf_counter() - began, 1)}

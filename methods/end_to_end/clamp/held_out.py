@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from harness.api.compose import images_of
@@ -16,31 +18,43 @@ from methods.sources.noise.info import INFO as NOISE
 from methods.sources.psaq.info import INFO as PSAQ
 
 SOURCES: dict[str, PluginInfo] = {"noise": NOISE, "psaq": PSAQ, "clamp": CLAMP}
+BOTH = ("psaq", "clamp")  # another source, and the method's own
 
 
 def held_out_images(
-    name: str, options: ClampOptions, model: VisionModel, *, spec: BitSpec, scheme: str, ctx: RunContext
-) -> Tensor | None:
-    """As many images of the source as are searched on, of another seed; None for the source `none`."""
-    if name == "none":
-        return None
-    info = SOURCES[name]
-    wanted = {"images": options.images, "rounds": options.rounds, "steps": options.held_out_steps}
-    resolved = info.resolve("paper", {k: v for k, v in wanted.items() if k in info.options.model_fields})
+    judges: str, options: ClampOptions, model: VisionModel, *, spec: BitSpec, scheme: str, ctx: RunContext
+) -> dict[str, Tensor]:
+    """Images by source, as many of each as are searched on, of another seed.
+
+    `judges` is a source, `both`, or `none`, for which there are none.
+    """
+    names = {"none": (), "both": BOTH}.get(judges, (judges,))
     held_out = HeldOutContext(ctx)
-    return images_of(info, resolved, info.load()(resolved), model, spec=spec, scheme=scheme, ctx=held_out)
+    wanted = {"images": options.images, "rounds": options.rounds, "steps": options.held_out_steps}
+    found = {}
+    for name in names:
+        info = SOURCES[name]
+        resolved = info.resolve("paper", {k: v for k, v in wanted.items() if k in info.options.model_fields})
+        source = info.load()(resolved)
+        found[name] = images_of(info, resolved, source, model, spec=spec, scheme=scheme, ctx=held_out)
+    return found
 
 
-def nearer(model: VisionModel, working: Working, start: State, images: Tensor, ctx: RunContext) -> bool:
-    """Whether the searched model's output on held-out `images` (n, c, h, w) is nearer to the float one's than that of
-    `start`, which it is set back to if not.
+def nearer(model: VisionModel, working: Working, start: State, judges: Mapping[str, Tensor], ctx: RunContext) -> bool:
+    """Whether the searched model's output is nearer to the float one's than that of `start`, on the images (n, c, h, w)
+    of every judge; if not, it is set back to the start.
     """
     found = working.state
-    searched = output_distance(model, working.quantized, images)
+    searched = distances(model, working, judges)
     working.restore(start)
-    before = output_distance(model, working.quantized, images)
-    kept = searched < before
+    before = distances(model, working, judges)
+    kept = all(searched[name] < before[name] for name in judges)
     if kept:
         working.restore(found)
     ctx.diagnostics("held_out", {"start": before, "search": searched, "kept": kept})
     return kept
+
+
+def distances(model: VisionModel, working: Working, judges: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of quantized from float output, on the images of every judge."""
+    return {name: output_distance(model, working.quantized, images) for name, images in judges.items()}

@@ -21,11 +21,11 @@ class ClampOptions(SynthesisStage, SearchStage):
         "C/2, read literally), or never",
     )
     refresh_steps: int = Field(20, ge=1, description="synthesis steps of a refresh, from the images at hand")
-    held_out: Literal["none", "noise", "psaq", "clamp"] = Field(
+    held_out: Literal["none", "noise", "psaq", "clamp", "both"] = Field(
         "psaq",
         description="ours, no source says it: the search's result is kept only if its output is nearer to the float "
-        "model's than before the search, on held-out synthetic images of this source and another seed; none: it is "
-        "kept whatever it is",
+        "model's than before the search, on held-out synthetic images of this source and another seed; both: on those "
+        "of psaq and on those of clamp; none: it is kept whatever it is",
     )
     held_out_steps: int = Field(75, ge=1, description="synthesis steps per round of the held-out images")
 
@@ -79,6 +79,7 @@ _ABLATIONS: dict[str, dict[str, object]] = {
     "refresh: every C/2 cycles, 2 steps": {"refresh": "cycles", "refresh_steps": 2},
     "result of the search always kept": {"held_out": "none"},
     "result of the search judged on noise": {"held_out": "noise"},
+    "result of the search judged by two sources": {"held_out": "both"},
     "softmax in 8 bits": {"softmax_bits": 8},
     "OMSE activation ranges": {"ranges": "omse"},
 }

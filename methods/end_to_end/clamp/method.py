@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from harness.api.compose import images_of
@@ -79,13 +81,15 @@ class Clamp:
                 if o.refresh == "pass" and number + 1 < o.passes:
                     search.renew(refresh)
         final = search.images
-        if judges is not None:
+        if judges:
             with ctx.stage("held-out"):
                 if not self.keeps(model, working, start, judges, ctx):
                     final = images
         ctx.keep_images(final)
         return finished(search, working, ctx)
 
-    def keeps(self, model: VisionModel, working: Working, start: State, images: Tensor, ctx: RunContext) -> bool:
-        """Whether the search's result is kept, by held-out `images`; if not, `working` is as at the `start` again."""
-        return nearer(model, working, start, images, ctx)
+    def keeps(
+        self, model: VisionModel, working: Working, start: State, judges: Mapping[str, Tensor], ctx: RunContext
+    ) -> bool:
+        """Whether the search's result is kept, by held-out images; if not, `working` is as at the `start` again."""
+        return nearer(model, working, start, judges, ctx)
