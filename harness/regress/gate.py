@@ -17,11 +17,12 @@ from harness.io.files import prepare_folder
 from harness.plan.outcome import exit_code
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, renewed, write_baseline
 from harness.regress.environment import Environment, differences
+from harness.regress.exported import exported_faults
 from harness.regress.judge import Verdict, judge
 from harness.regress.measure import Measurement, measurement
 from harness.regress.publish import publish
 from harness.regress.show import Report, print_report
-from harness.regress.suite import Case, Suite, name_of, plan_cases, plan_of, read_suite
+from harness.regress.suite import Case, Suite, exported_request, name_of, plan_cases, plan_of, read_suite
 from harness.results import history
 from harness.results.provenance import revision
 from harness.results.record import Record
@@ -93,6 +94,7 @@ def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], con
         threads, trusted = options.threads or suite.threads, options.trust_configs
         settings = Settings(catalog, "cpu", threads, cache, options.data_root, requested, trusted)
         run = _measure(cases, store, settings, console, executor=options.executor)
+        broken = _exported(suite, settings, Path(temporary), console)
     report = _report(suite, cases, baseline, run)
     if report is not None:
         print_report(report, console)
@@ -114,7 +116,7 @@ def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], con
         return OK
     if options.label is not None:
         _remember(options.history, options.label, run, console)
-    if report is not None and any(verdict.fails for verdict in report.verdicts):
+    if broken or (report is not None and any(verdict.fails for verdict in report.verdicts)):
         return REGRESSION  # also if other cells failed: this much is known
     return run.code
 
@@ -168,6 +170,25 @@ def _measure(cases: Sequence[Case], store: Store, settings: Settings, console: C
     code = exit_code(plan, records)
     # A sweep may skip what makes no sense; a suite is pinned, so that all of its cases must give a number.
     return _Run(SOME_FAILED if code == OK and unmeasured else code, measured, unmeasured, environment)
+
+
+def _exported(suite: Suite, settings: Settings, folder: Path, console: Console) -> bool:
+    """Whether the suite's exported cell, if it has one, is no longer what it was; says what was found."""
+    case = suite.exported
+    if case is None:
+        return False
+    name = f"exported {case.model} {case.method} {case.bits} {case.scheme}"
+    request = exported_request(suite, case, settings.data_root)
+    try:
+        faults = exported_faults(case, request, settings.catalog, settings, folder)
+    except UsageError as error:
+        _say(console, f"NOT CHECKED {name}: {error}")
+        return False
+    for fault in faults:
+        _say(console, f"FAIL {name}: {fault}")
+    if not faults:
+        _say(console, f"ok {name}: codes are torch's, {case.integer} products are of integers.")
+    return bool(faults)
 
 
 def _why(record: Record) -> str:

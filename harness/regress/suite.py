@@ -15,6 +15,7 @@ from harness.catalog.catalog import Catalog
 from harness.identity.cell import Cell
 from harness.io.files import read_regular, reason
 from harness.plan.plan import Plan, Planned, Request, make_plan
+from harness.regress.exported import ExportedCase
 from harness.results.store import Store
 
 Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -55,7 +56,10 @@ class FloatModels(_Part):
 
 
 class Suite(_Part):
-    """The file's content. `threads` are those that the cells are computed with unless the user says otherwise."""
+    """The file's content. `threads` are those that the cells are computed with unless the user says otherwise.
+
+    `exported` is a cell whose file is looked at as well.
+    """
 
     suite: str
     task: str = "classification"
@@ -63,6 +67,7 @@ class Suite(_Part):
     limit: int | None = Field(None, ge=1)
     threads: int = Field(2, ge=1)
     float_models: FloatModels
+    exported: ExportedCase | None = None
     cases: Annotated[tuple[Group, ...], Field(min_length=1)]
 
 
@@ -173,6 +178,22 @@ def _cases(plan: Plan, group: Group, float_models: FloatModels) -> Iterator[Case
             yield Case(planned, FLOAT_HERE, float_models.elsewhere, float_models.reason)
         else:
             yield Case(planned, group.tolerance, group.elsewhere, group.reason, group.xfail)
+
+
+def exported_request(suite: Suite, case: ExportedCase, data_root: Path | None) -> Request:
+    """What asks for the exported cell."""
+    return Request(
+        methods=(case.method,),
+        models=(case.model,),
+        bits=(case.bits,),
+        schemes=(case.scheme,),
+        tasks=(suite.task,),
+        suite=suite.suite,
+        limit=suite.limit,
+        preset=suite.preset,
+        references=False,
+        data_root=data_root,
+    )
 
 
 def plan_of(cases: Sequence[Case]) -> Plan:
