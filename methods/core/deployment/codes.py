@@ -126,9 +126,8 @@ def stored_codes(rounded: Tensor, grid: Uniform, axis: int) -> StoredCodes | Non
     if bool((rows != rows[:, :1]).any()):
         return None
     steps = rows[:, 0].contiguous()
-    shape = [-1 if i == axis else 1 for i in range(rounded.dim())]
-    k = (rounded / steps.view(shape)).round_()
-    if not torch.equal(k * steps.view(shape), rounded):
+    k = (rounded / scale).round_()
+    if not torch.equal(k * scale, rounded):
         return None
     of_channel = k.movedim(axis, 0).flatten(1)
     low, high = of_channel.amin(1).clamp(max=0), of_channel.amax(1).clamp(min=0)
@@ -138,5 +137,5 @@ def stored_codes(rounded: Tensor, grid: Uniform, axis: int) -> StoredCodes | Non
     if bool((grid.zero_point == 0).all()) and grid.qmin < 0 and bool((low >= -half).all() & (high < half).all()):
         return StoredCodes(k.to(torch.int8), steps, torch.zeros(len(steps), dtype=torch.int8), axis)
     zero = -low  # not the grid's own, which need not be a code; so as few bits as can be
-    codes = (k + zero.view(shape)).to(torch.uint8)
+    codes = (k.movedim(axis, -1) + zero).movedim(-1, axis).to(torch.uint8)
     return StoredCodes(codes, steps, zero.to(torch.uint8), axis)

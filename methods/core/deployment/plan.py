@@ -133,7 +133,8 @@ class _Plan:
         for slot, operand in enumerate(operands):
             step = operand.step
             if isinstance(step, Indexed):
-                shape = [-1 if i == step.axis % len(op.shape) else 1 for i in range(len(op.shape))]
+                shape = [1] * len(op.shape)
+                shape[step.axis] = -1
                 scale = step.scale.view(shape)
                 scales.append(scale)
                 transforms[op.key, slot] = _divided(scale, step.unit)
