@@ -72,6 +72,10 @@ class Pretended(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"{func} ran outside of `pretended_cuda()`")
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """That of the values, which tells tensors of one memory from others; on `meta` all have the same address."""
+        return self.held.untyped_storage()
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Pretended({self.held!r})"
 
