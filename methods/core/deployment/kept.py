@@ -98,12 +98,15 @@ def restored(net: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[s
             weights[name] = Chosen(_read(said["grid"], tensors), values)
             state[name] = values
         activations: list[Quantizer] = [_read(said, tensors) for said in described["activations"]]
-        for name in set(state) - set(net.state_dict()):  # a bias that reparameterization gave a layer
-            module, _, leaf = name.rpartition(".")
-            net.get_submodule(module).register_parameter(leaf, nn.Parameter(state[name], requires_grad=False))
+        # A bias that reparameterization gave a layer is none of the float network's.
+        given = {name: state.pop(name) for name in set(state) - set(net.state_dict())}
         net.load_state_dict(state)
         points = {site.point: each for site, each in zip(sites.activations, activations, strict=True)}
-        return Quantized(net, sites, weights, points)
+        quantized = Quantized(net, sites, weights, points)
+        for name, value in given.items():
+            module, _, leaf = name.rpartition(".")
+            quantized.net.get_submodule(module).register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+        return quantized
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise NotKeptError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
 
