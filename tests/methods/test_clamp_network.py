@@ -15,12 +15,12 @@ from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 
 from harness.api.errors import UsageError
 from harness.api.spec import BitSpec
+from methods.calibrators.clamp_search.budget import BudgetError
 from methods.calibrators.clamp_search.fitness import Fitness
 from methods.calibrators.clamp_search.genes import Gene
 from methods.calibrators.clamp_search.info import INFO, SearchStage
 from methods.calibrators.clamp_search.network import NetworkSearch
 from methods.calibrators.clamp_search.network_fitness import NetworkFitness
-from methods.calibrators.clamp_search.search import BudgetError
 from methods.calibrators.clamp_search.vectors import Vector, VectorEvolution, difference
 from methods.calibrators.clamp_search.working import Working
 from methods.core.contrast import output_contrast

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import floor
+
+from harness.api.contracts import RunContext
+
+
+class BudgetError(RuntimeError):
+    """The narrowest candidate widths exceed the budget."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,36 @@ class Budget:
                 return now
             _, name, bits = min(gains)
             now[name] = bits
+
+    def first(
+        self,
+        widest: Mapping[str, int],
+        costs: Mapping[str, Mapping[int, float]],
+        candidates: Sequence[int],
+        ctx: RunContext,
+    ) -> dict[str, int]:
+        """The widths that a search begins with: the repair of the widest ones by each layer's sensitivity, `costs`.
+
+        `ctx` is told the sensitivities.
+
+        Raises:
+            BudgetError: the narrowest of the `candidates` exceed the budget.
+        """
+        ctx.diagnostics(
+            "sensitivity",
+            {
+                "widths": list(candidates),
+                "layers": {name: [of_layer[bits] for bits in candidates] for name, of_layer in costs.items()},
+                "sizes": dict(self.sizes),
+            },
+        )
+        widths = self.repair(widest, costs)
+        if widths is None:
+            raise BudgetError(
+                f"a mean of {self.mean_bits:g} weight bits cannot be met with candidate widths from "
+                f"{candidates[0]} bits; allow narrower ones (option widths)"
+            )
+        return widths
 
     def _steps(
         self, widths: Mapping[str, int], costs: Mapping[str, Mapping[int, float]], keep: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +16,12 @@ class Gene(NamedTuple):
 
     bits: int
     multiplier: float
+
+
+def spread(genes: Iterable[Gene]) -> float:
+    """Standard deviation of the multipliers."""
+    values = torch.tensor([gene.multiplier for gene in genes], dtype=torch.float64)
+    return float(values.std(correction=0))
 
 
 @dataclass
@@ -38,8 +45,7 @@ class Population:
     @property
     def diversity(self) -> float:
         """Standard deviation of the multipliers."""
-        values = torch.tensor([g.multiplier for g in self.genes], dtype=torch.float64)
-        return float(values.std(correction=0))
+        return spread(self.genes)
 
 
 class Evolution:

@@ -105,6 +105,11 @@ class SearchStage(Options):
         2, ge=0, description="mixed precision: activations have the weights' width plus this, at most 8"
     )
 
+    @property
+    def half_of_cycles(self) -> int:
+        """After how many cycles images are refreshed: of three two, since one would be twice as many refreshes."""
+        return (self.cycles + 1) // 2
+
     @model_validator(mode="after")
     def _candidates(self) -> Self:
         if list(self.widths) != sorted(set(self.widths)) or not all(2 <= b <= 8 for b in self.widths):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import sqrt
 from typing import Any
 
 from torch import Tensor
@@ -12,10 +11,10 @@ from harness.api.contracts import RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.calibrators.clamp_search.budget import Budget
 from methods.calibrators.clamp_search.fitness import Fitness
-from methods.calibrators.clamp_search.genes import Gene
+from methods.calibrators.clamp_search.genes import Gene, spread
 from methods.calibrators.clamp_search.info import SearchStage
 from methods.calibrators.clamp_search.network_fitness import NetworkFitness, Score
-from methods.calibrators.clamp_search.search import BudgetError, check_images
+from methods.calibrators.clamp_search.search import check_images
 from methods.calibrators.clamp_search.vectors import Vector, VectorEvolution
 from methods.calibrators.clamp_search.working import Working
 from methods.core.graph.trace import Trace
@@ -114,7 +113,6 @@ class NetworkSearch:
         if o.order == "last-to-first":
             order.reverse()
         sums = [[0.0, 0.0] for _ in range(o.cycles)]
-        half = (o.cycles + 1) // 2
         chosen = tuple(self._w.genes[name] for name in self._names)
         self._losses.runner.open()
         try:
@@ -126,7 +124,7 @@ class NetworkSearch:
                     best = self._population[0]
                     sums[cycle][0] += self._scores[best].fitness
                     sums[cycle][1] += self._diversity()
-                    if self._refresh is not None and (cycle + 1) % half == 0:
+                    if self._refresh is not None and (cycle + 1) % o.half_of_cycles == 0:
                         self._renew_within(self._refresh, cycle + 1)
                 self._ctx.progress("search", (number + done / len(order)) / o.passes)
         finally:
@@ -183,11 +181,7 @@ class NetworkSearch:
 
     def _diversity(self) -> float:
         """Standard deviation of the multipliers over the population, the mean over layers."""
-        deviations = []
-        for genes in zip(*self._population, strict=True):
-            values = [gene.multiplier for gene in genes]
-            mean = sum(values) / len(values)
-            deviations.append(sqrt(sum((value - mean) ** 2 for value in values) / len(values)))
+        deviations = [spread(genes) for genes in zip(*self._population, strict=True)]
         return sum(deviations) / len(deviations)
 
     # --- mixed precision ------------------------------------------------------------------------------------------
@@ -214,18 +208,6 @@ class NetworkSearch:
             vectors = [(*widest[:i], Gene(bits, 1.0), *widest[i + 1 :]) for bits in self._w.widths]
             scores = self._f.scores(vectors)
             self._costs[name] = {bits: s.fitness for bits, s in zip(self._w.widths, scores, strict=True)}
-        self._ctx.diagnostics(
-            "sensitivity",
-            {
-                "widths": list(self._w.widths),
-                "layers": {name: [costs[b] for b in self._w.widths] for name, costs in self._costs.items()},
-                "sizes": dict(budget.sizes),
-            },
-        )
-        widths = budget.repair({name: gene.bits for name, gene in zip(self._names, widest, strict=True)}, self._costs)
-        if widths is None:
-            raise BudgetError(
-                f"a mean of {budget.mean_bits:g} weight bits cannot be met with candidate widths from "
-                f"{self._w.widths[0]} bits; allow narrower ones (option widths)"
-            )
+        start = {name: gene.bits for name, gene in zip(self._names, widest, strict=True)}
+        widths = budget.first(start, self._costs, self._w.widths, self._ctx)
         return tuple(Gene(widths[name], 1.0) for name in self._names)

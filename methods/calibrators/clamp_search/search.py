@@ -22,10 +22,6 @@ Refresh = Callable[[Tensor], Tensor]
 BETWEEN_IMAGES = {"infonce", "relational"}  # layer losses that compare images with each other: 0 for one
 
 
-class BudgetError(RuntimeError):
-    """The narrowest candidate widths exceed the budget."""
-
-
 def check_images(images: Tensor, options: SearchStage, *, whole: bool) -> None:
     """Whether candidates can be ranked; `whole`: by the output loss too.
 
@@ -166,7 +162,6 @@ class Search:
         if self._budget is not None:
             self._costs[name] = self._measure_widths(segment, site, loss)
         first = self._rescore(segment, site, population, loss)
-        half = (o.cycles + 1) // 2  # of three cycles two: a refresh after each one would be twice as many
         for cycle in range(o.cycles):
             children = self._evolution.children(population)
             self._score(segment, site, population, children)
@@ -174,7 +169,7 @@ class Search:
             population.select(o.population)
             self._cycle_sums[cycle][0] += population.fitness[population.best]
             self._cycle_sums[cycle][1] += population.diversity
-            if self._refresh is not None and (cycle + 1) % half == 0:
+            if self._refresh is not None and (cycle + 1) % o.half_of_cycles == 0:
                 loss = self._renew_within(segment, cycle + 1)
                 if self._budget is not None:
                     self._costs[name] = self._measure_widths(segment, site, loss)
@@ -287,20 +282,7 @@ class Search:
             loss = self._f.distance(self._f.runner.logits(segment))
             for site in segment.layers:
                 self._costs[site.parameter] = self._measure_widths(segment, site, loss)
-        self._ctx.diagnostics(
-            "sensitivity",
-            {
-                "widths": list(self._w.widths),
-                "layers": {name: [costs[b] for b in self._w.widths] for name, costs in self._costs.items()},
-                "sizes": dict(budget.sizes),
-            },
-        )
-        widths = budget.repair(widest, self._costs)
-        if widths is None:
-            raise BudgetError(
-                f"a mean of {budget.mean_bits:g} weight bits cannot be met with candidate widths from "
-                f"{self._w.widths[0]} bits; allow narrower ones (option widths)"
-            )
+        widths = budget.first(widest, self._costs, self._w.widths, self._ctx)
         self._w.set({name: Gene(bits, 1.0) for name, bits in widths.items()})
         self._f.runner.restart()
 
