@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple
 
-from harness.io.files import host_name, is_alive, read_regular, written
+from harness.io.files import host_name, is_gone, read_regular, this_machine, written
 
 _MOST = 4096  # bytes of a claim
 _FORGOTTEN = 86400.0  # seconds after which a claim of another machine, or of before a restart, is swept
@@ -59,7 +59,7 @@ class Owner(NamedTuple):
     @property
     def is_gone(self) -> bool:
         """Whether it is known to have ended."""
-        return self.pid > 0 and self.machine == _machine() != "" and not is_alive(self.pid)
+        return self.pid > 0 and is_gone(self.machine, self.pid)
 
 
 class _Seen(NamedTuple):
@@ -88,7 +88,7 @@ class Claim:
         Raises:
             OSError: claims do not work here.
         """
-        self._claim_as(Owner(host_name(), _machine(), os.getpid(), secrets.token_hex(8)))
+        self._claim_as(Owner(host_name(), this_machine(), os.getpid(), secrets.token_hex(8)))
         try:
             self._create()
         except FileExistsError:
@@ -224,12 +224,3 @@ def _owner(content: bytes) -> Owner:
         return Owner()
     fit = all(isinstance(value, type(default)) for value, default in zip(owner, Owner(), strict=True))
     return owner if fit and owner.pid in range(1, 2**31) else Owner()
-
-
-def _machine() -> str:
-    """Tells machines apart, and containers that count processes on their own; empty where that is not known."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return ""

@@ -166,6 +166,20 @@ def host_name() -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()) or "host"
 
 
+def this_machine() -> str:
+    """Tells machines apart, and containers that count processes on their own; empty where that is not known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def is_gone(machine: str, pid: int) -> bool:
+    """Whether a process of a machine, as `this_machine` there tells it, is known to have ended."""
+    return machine == this_machine() != "" and not is_alive(pid)
+
+
 def is_alive(pid: int) -> bool:
     """Whether this machine has a process of that number; also if that cannot be found out."""
     try:

@@ -51,16 +51,14 @@ class Work:
         self._waiting: dict[_Model, dict[int, dict[str, list[Cell]]]] = {}  # model, repetition, images: next cell last
         self._seconds: defaultdict[_Model, float] = defaultdict(float)  # of a model's cells that wait
         self._together: defaultdict[_Place, float] = defaultdict(float)  # the same of a place's cells
-        self._longest: list[
-            _Place
-        ] = []  # places that wait, the longest way to the end first, as it was when last sorted
-        self._ways: dict[_Place, float] = {}  # how long it was then
-        self._apart = False  # hosts of several domains were seen
-        self._seen: set[str] = set()
+        # Places that wait, the longest way to the end first, and how long it is: as it was when last sorted.
+        self._longest: list[_Place] = []
+        self._ways: dict[_Place, float] = {}
+        self._seen: set[str] = set()  # domains of hosts
         self._counted: dict[str, float] = {}  # key -> seconds by which a waiting cell counts there
         self._models: dict[str, _Model] = {}  # host -> the model that it had last
         self._running: dict[str, tuple[Cell, str]] = {}  # key -> the cell, and its host
-        self._made: set[tuple[_Model, int, str]] = set()  # images that are there
+        self._made: set[_Place] = set()  # images that are there
         self._makers: dict[_Place, str] = {}  # images that are being made -> key of the cell that makes them
         self._domains: dict[_Place, str] = {}  # images -> the hosts that can see them
         self._unfinished = len(self.cells)
@@ -90,7 +88,6 @@ class Work:
 
         Hosts of one `domain` see each other's images; cells that share images stay in the domain of the first of them.
         """
-        self._apart = self._apart or any(domain != seen for seen in self._seen)
         self._seen.add(domain)
         urgent = self._urgent(host, domain)
         if urgent is not None:
@@ -151,6 +148,11 @@ class Work:
         for cell, _ in self._running.values():
             hosts[_model(cell)] += 1
         return hosts
+
+    @property
+    def _apart(self) -> bool:
+        """Whether there are hosts that do not see each other's images."""
+        return len(self._seen) > 1
 
     def _urgent(self, host: str, domain: str) -> _Place | None:
         """Where the longest way begins that decides when everything ends, if one does; not one that has to wait."""

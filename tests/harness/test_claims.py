@@ -16,6 +16,7 @@ import pytest
 
 from harness.io import claims
 from harness.io.claims import Claim, Owner, Pace, sweep
+from harness.io.files import this_machine
 
 PACE = Pace(beat=10.0, stale=45.0, look=0.05, settle=0.0)
 ELSEWHERE = Owner("there", "another machine", 123, "t")
@@ -108,7 +109,7 @@ def test_what_is_not_touched_any_more_is_taken_over(path, clock):
 
 
 def test_that_of_a_process_that_has_ended_is_taken_over_at_once(path, clock):
-    mine = Owner("here", claims._machine(), ended(), "t")
+    mine = Owner("here", this_machine(), ended(), "t")
     assert mine.machine, "machines are told apart here"
     put(path, mine)
     claim = Claim(path, PACE)
@@ -317,7 +318,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing_behind(path):
 
 
 def test_claims_of_ended_and_forgotten_processes_are_swept(tmp_path):
-    here = Owner("here", claims._machine(), os.getpid(), "t")
+    here = Owner("here", this_machine(), os.getpid(), "t")
     put(tmp_path / "held.claim", here)
     put(tmp_path / "elsewhere.claim", ELSEWHERE)
     put(tmp_path / "ended.claim", here._replace(pid=ended()))

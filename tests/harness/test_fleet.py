@@ -12,8 +12,8 @@ from harness.api.errors import UsageError
 from harness.catalog.code import code_for
 from harness.identity.code import Code
 from harness.results.record import Failure
-from harness.run.executors.fleet import LOST, Fleet, Lost
-from harness.run.executors.remote import Facts
+from harness.run.executors.fleet import Fleet, Lost
+from harness.run.executors.remote import LOST, Facts
 from harness.run.runner import Measured, failed_record
 from harness.run.work import Work
 

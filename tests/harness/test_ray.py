@@ -18,10 +18,10 @@ from conftest import PLUGINS
 from harness.api.errors import UsageError
 from harness.results.store import Store
 from harness.run.executors.base import Resources
-from harness.run.executors.fleet import LOST
 from harness.run.executors.ray_cluster import RayHosts, _check_gpus, _gpus, reason
 from harness.run.executors.ray_connection import connect
 from harness.run.executors.registry import open_executor
+from harness.run.executors.remote import LOST
 from harness.run.work import Work
 
 ROOT = Path(__file__).parents[2]

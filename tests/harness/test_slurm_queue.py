@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from harness.run.executors.slurm.queue import Beat, Ended, Entry, Header, Queue, host_name, queues, this_machine
+from harness.io.files import this_machine
+from harness.run.executors.slurm.queue import Beat, Ended, Entry, Header, Queue, host_name, queues
 
 LONG_AGO = 10_000  # seconds
 

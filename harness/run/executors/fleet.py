@@ -7,24 +7,32 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from harness.api.errors import UsageError
 from harness.catalog.code import code_for
 from harness.identity.cell import Cell
 from harness.io.text import visible
-from harness.results.record import Failure, Notice
+from harness.results.record import Failure
 from harness.run.executors.base import Watch
-from harness.run.executors.remote import Facts, Mark, machine, marked, objection, one_of_each
+from harness.run.executors.remote import (
+    LOST,
+    Facts,
+    Mark,
+    machine,
+    marked,
+    objection,
+    one_of_each,
+    with_losses,
+    worth,
+)
 from harness.run.runner import Measured, Settings, failed_record, now
 from harness.run.work import Work
 
-LOST = "HostLost"
 _PAUSE = 1.0  # seconds between two questions to a host how far it is
 _RECOUNT = 10.0  # seconds after which a cluster may have other nodes
 _TOGETHER = 15.0  # seconds that the first host waits for others, before the kind of machine is chosen
-_WORTH = 60.0  # seconds of work for which it is worth starting a host
 _STARTS = 3  # hosts that may fail to start, one after the other
 
 
@@ -160,11 +168,10 @@ class Fleet:
             return self.jobs
         when, room = self._counted
         if self.clock() - when >= _RECOUNT:
-            seconds = [work.expected(cell) for cell in work.cells]
-            known = [each for each in seconds if each is not None]
             room = self.cluster.room(self._without)
-            if len(known) == len(seconds):
-                room = min(room, math.ceil(sum(known) / _WORTH))
+            most = worth(map(work.expected, work.cells))
+            if most is not None:
+                room = min(room, most)
             self._counted = self.clock(), room
         return max(1, room)
 
@@ -288,10 +295,7 @@ class Fleet:
         """A result as it is; of a cell that was begun twice it says so."""
         if cell.key not in self._where:
             return measured
-        record = measured.record
-        text = f"measured again after {self._where[cell.key]} was lost"
-        notice = Notice(category=LOST, message=text, where="", count=1)
-        return replace(measured, record=record.model_copy(update={"warnings": [*(record.warnings or []), notice]}))
+        return with_losses(measured, [f"measured again after {self._where[cell.key]} was lost"])
 
     def _ask(self, host: _Host, what: str, *arguments: object) -> None:
         self._tickets[self.cluster.ask(host.handle, what, *arguments)] = host, what

@@ -56,10 +56,11 @@ def find_executor(name: str, resources: Resources | None = None) -> ExecutorInfo
     Raises:
         UsageError: there is none, it cannot be used, or it does not understand what the user says in `resources`.
     """
-    info = executors().get(name)
+    registry = executors()
+    info: ExecutorInfo = registry.get(name)
     for said in (resources or Resources()).said:
         if said not in info.accepts:
-            known = [other for other in _BUILTIN if said in executors().get(other).accepts]
+            known = [other for other in _BUILTIN if said in registry.get(other).accepts]
             raise UsageError(
                 f"--{said}: executor '{name}' has no use for it; leave it out{' or use --executor ' * bool(known)}"
                 f"{' or '.join(known)}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.api.errors import UsageError
@@ -17,8 +18,11 @@ from harness.identity.cell import Cell
 from harness.identity.code import Code
 from harness.io.files import is_folder, prepare_folder, read_regular, written
 from harness.results.provenance import told_variables
-from harness.run.runner import Settings
+from harness.results.record import Notice
+from harness.run.runner import Measured, Settings
 
+LOST = "HostLost"
+_WORTH = 60.0  # seconds of work for which it is worth starting a host
 SHARED = "shared"  # the domain of hosts that see the folder of images of the machine that plans
 _GIVEN = "CUDA_VISIBLE_DEVICES"  # a host's own: what it was given of the machine
 _MOST = 64  # bytes of a mark
@@ -79,11 +83,18 @@ def one_of_each(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     return tuple({(cell.task, cell.method): cell for cell in cells}.values())
 
 
+def lack(settings: Settings) -> str:
+    """What this machine lacks that cells need; empty if nothing."""
+    root = settings.data_root
+    return f"it has no folder {root} (--data-root)" if root is not None and not is_folder(root) else ""
+
+
 def look(settings: Settings, cells: Sequence[Cell], mark: Mark, node: str) -> Facts:
     """What can be said of this machine without measuring anything; `processor` is left to whoever starts a worker."""
     name = socket.gethostname()
-    if settings.data_root is not None and not is_folder(settings.data_root):
-        return Facts(name, node, fault=f"it has no folder {settings.data_root} (--data-root)")
+    fault = lack(settings)
+    if fault:
+        return Facts(name, node, fault=fault)
     try:
         codes = tuple(code_for(settings.catalog, cell) for cell in cells)
         seen = mark.is_seen
@@ -108,6 +119,25 @@ def objection(facts: Facts, codes: Sequence[Code]) -> str:
                 which = f"{package} {there.get(package, 'is not installed')}, here {here.get(package, 'is not')}"
                 return f"it has other packages than this machine ({which}); install the same on both"
     return ""
+
+
+def worth(seconds: Iterable[float | None]) -> int | None:
+    """How many hosts it is worth starting for cells that may take so long; None where not all of that is known."""
+    total = 0.0
+    for each in seconds:
+        if each is None:
+            return None
+        total += each
+    return max(1, math.ceil(total / _WORTH))
+
+
+def with_losses(measured: Measured, losses: Iterable[str]) -> Measured:
+    """A result as it is, with a warning for each time that its host was lost."""
+    found = [Notice(category=LOST, message=loss, where="", count=1) for loss in losses]
+    if not found:
+        return measured
+    record = measured.record
+    return replace(measured, record=record.model_copy(update={"warnings": [*(record.warnings or ()), *found]}))
 
 
 def machine(processor: Mapping[str, str]) -> str:

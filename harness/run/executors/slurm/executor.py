@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from math import ceil
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from harness.identity.cell import Cell
 from harness.results.provenance import told_variables
 from harness.results.store import Store
 from harness.run.executors.base import Detached, Resources, Watch
+from harness.run.executors.remote import worth
 from harness.run.executors.slurm.host import Host, recover
 from harness.run.executors.slurm.queue import FOLDER, LOST_AFTER, Entry, Header, Queue, called, host_name, queues
 from harness.run.executors.slurm.scheduler import Job, cancel, jobs_of, scheduler
@@ -28,7 +28,6 @@ from harness.run.runner import Measured, Settings
 from harness.run.work import Work
 
 HOSTS = 4  # at a time, unless the user says how many
-_WORTH_A_HOST = 60.0  # seconds of work; one needs some ten to start
 _POLL = 1.0  # seconds between two looks at the folder
 _ASK = 10.0  # seconds between two questions to the scheduler
 _SLOW_START = 60.0  # seconds after which it is said that no host has started
@@ -170,11 +169,8 @@ class SlurmExecutor:
     def _submit(self, queue: Queue) -> None:
         """Submit as many hosts as the queue is worth."""
         waiting = [queue.entries[key] for key in queue.waiting()]
-        known = [entry.expected for entry in waiting if entry.expected is not None]
         most = self._resources.jobs or HOSTS
-        if len(known) == len(waiting):
-            most = min(most, max(1, ceil(sum(known) / _WORTH_A_HOST)))
-        number = max(1, min(most, len(waiting)))
+        number = max(1, min(most, len(waiting), worth(entry.expected for entry in waiting) or most))
         limit = self._resources.slurm.get("time")
         variables = told_variables(os.environ)
         host = Host(queue.folder, self._results, self._settings, self._resources.timeout, limit, variables)

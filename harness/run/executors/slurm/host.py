@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import inf
 from multiprocessing.connection import wait
@@ -19,12 +19,11 @@ from harness.api.errors import UsageError
 from harness.catalog.code import code_for
 from harness.identity.cell import Cell
 from harness.identity.code import Code
-from harness.io.files import is_folder
+from harness.io.files import this_machine
 from harness.plan.plan import Estimator
-from harness.results.record import Failure, Notice
+from harness.results.record import Failure
 from harness.results.store import Store
-from harness.run.executors.fleet import LOST
-from harness.run.executors.remote import Facts, adopt, machine, objection
+from harness.run.executors.remote import LOST, Facts, adopt, lack, machine, objection, with_losses
 from harness.run.executors.slurm.queue import (
     MOST_LOSSES,
     Beat,
@@ -33,7 +32,6 @@ from harness.run.executors.slurm.queue import (
     Queue,
     check_shared,
     host_name,
-    this_machine,
 )
 from harness.run.executors.slurm.scheduler import requeue, seconds_of, time_left
 from harness.run.executors.worker import WorkerProcess
@@ -227,7 +225,9 @@ class Drain:
             measured = self._measured(claim, cell, began)
             if measured is None:
                 return
-            measured = self._with_losses(measured, claim)
+            measured = with_losses(
+                measured, [f"measured again after its host was lost: {each}" for each in claim.losses]
+            )
             if self._queue.holds(claim):
                 keep(measured, self._store)
                 record = measured.record
@@ -287,16 +287,6 @@ class Drain:
         self._looked = time.monotonic()
         recover(self._queue, self._store, self._settings, self._beat.host, self._lost_after)
 
-    def _with_losses(self, measured: Measured, claim: Claim) -> Measured:
-        if not claim.losses:
-            return measured
-        found = [
-            Notice(category=LOST, message=f"measured again after its host was lost: {loss}", where="", count=1)
-            for loss in claim.losses
-        ]
-        record = measured.record
-        return replace(measured, record=record.model_copy(update={"warnings": [*(record.warnings or ()), *found]}))
-
     def _start(self) -> None:
         """Start the worker. The first host of a queue says on what kind of machine all cells are measured.
 
@@ -316,9 +306,7 @@ class Drain:
 
     def _check(self, cell: Cell, wanted: Code) -> None:
         """Raises UsageError if the cell's number would not be that of the machine that submitted it."""
-        root = self._settings.data_root
-        fault = f"it has no folder {root} (--data-root)" if root is not None and not is_folder(root) else ""
-        facts = Facts(_node(), _node(), (code_for(self._settings.catalog, cell),), fault=fault)
+        facts = Facts(_node(), _node(), (code_for(self._settings.catalog, cell),), fault=lack(self._settings))
         text = objection(facts, [wanted])
         if text:
             raise UsageError(f"node {_node()}: {text.replace('this machine', 'the one that submitted')}")

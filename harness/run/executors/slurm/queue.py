@@ -23,14 +23,13 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.api.errors import UsageError
 from harness.identity.cell import Cell
-from harness.io.files import is_alive, names_in, read_regular, write_atomically, written
+from harness.io.files import is_gone, names_in, read_regular, write_atomically, written
 from harness.results.record import Record, Status
 
 FOLDER = "queue"  # in a results folder: one queue for each submission
@@ -246,7 +245,7 @@ class Queue:
         beat = self._read_beat(host)
         if beat is None or beat.left:  # whoever takes a cell has beaten before
             return True
-        if beat.machine == this_machine() and not is_alive(beat.pid):
+        if is_gone(beat.machine, beat.pid):
             return True
         with suppress(OSError), self._beat(host).open("rb") as file:  # opened, so that NFS asks its server
             return present - os.fstat(file.fileno()).st_mtime > lost_after
@@ -309,16 +308,6 @@ def called(header: Header) -> str:
 def host_name(job: str) -> str:
     """A name for this process as a host."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{job}.{socket.gethostname()}.{os.getpid()}")
-
-
-@cache
-def this_machine() -> str:
-    """What numbers of processes are unique within: a boot of a machine, and a container on it."""
-    found = [socket.gethostname()]
-    with suppress(OSError):
-        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        found.append(os.readlink("/proc/self/ns/pid"))  # noqa: PTH115 - a name, and no path
-    return " ".join(reversed(found))
 
 
 def check_shared(folder: Path) -> None:
