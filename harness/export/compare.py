@@ -81,11 +81,6 @@ class Comparison:
         return found[0] if len(found) == 1 else found
 
     @property
-    def images(self) -> int:
-        """How many were compared."""
-        return self._to_fake.images
-
-    @property
     def to_fake(self) -> Difference:
         """The runtime's outputs against those of the fake-quantized model."""
         return self._to_fake.difference()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -57,7 +57,6 @@ class _Seen:
     """The first image of an evaluation, for the card."""
 
     image: np.ndarray | None = None
-    evaluations: list[Evaluation] = field(default_factory=list)
 
 
 def export_cells(cells: Sequence[Cell], settings: Settings, store: Store, wish: Wish, console: Console) -> int:
@@ -87,7 +86,7 @@ def export(remade: Remade, settings: Settings, store: Store, wish: Wish) -> tupl
     deployment = deployment_of(remade, allow_float=wish.allow_float)
     folder = wish.to / folder_name(cell)
     prepare_folder(folder, "--to")
-    plain = model.net if model.part is None else model.net.get_submodule(model.part)
+    plain = model.net.get_submodule(model.part or "")
     images = probes(model, 2)
     said = _metadata(remade)
     try:
@@ -143,7 +142,7 @@ def _in_runtime(
     import numpy as np
 
     model, limit = remade.model, remade.cell.limit
-    plain = model.net if model.part is None else model.net.get_submodule(model.part)
+    plain = model.net.get_submodule(model.part or "")
     fake: Callable[[Tensor], Any] = remade.quantized if model.part is None else deployment.module
     session = runtime.open(folder / MODEL, threads)
     comparison = Comparison(_run(session, seen), arrays(fake), arrays(plain))
@@ -175,8 +174,8 @@ def _in_runtime(
             for product in deployment.products
         ],
         timings=timings(runtime, folder / MODEL, folder / FLOAT, image, usable_cores()),
-        peak_mib=peak_mib(runtime.name, folder / MODEL, shape),
-        float_peak_mib=peak_mib(runtime.name, folder / FLOAT, shape),
+        peak_mib=peak_mib(runtime, folder / MODEL, shape),
+        float_peak_mib=peak_mib(runtime, folder / FLOAT, shape),
     )
     return found, comparison.quantization
 
@@ -203,9 +202,13 @@ def _with_part(net: nn.Module, part: str, forward: Callable[..., Any]) -> nn.Mod
     return copied.eval()
 
 
+def _array(images: Tensor) -> np.ndarray:
+    return images.detach().cpu().contiguous().numpy()
+
+
 def _run(session: Session, seen: _Seen) -> Callable[[Tensor], list[np.ndarray]]:
     def run(images: Tensor) -> list[np.ndarray]:
-        given = images.detach().cpu().contiguous().numpy()
+        given = _array(images)
         if seen.image is None:
             seen.image = given[0].copy()
         return session(given)
@@ -217,7 +220,7 @@ def _tensors(session: Session) -> Callable[[Tensor], Any]:
     import torch
 
     def run(images: Tensor) -> Any:
-        outputs = tuple(torch.from_numpy(each) for each in session(images.detach().cpu().contiguous().numpy()))
+        outputs = tuple(torch.from_numpy(each) for each in session(_array(images)))
         return outputs[0] if len(outputs) == 1 else outputs
 
     return run

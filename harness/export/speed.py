@@ -35,14 +35,6 @@ for line in open("/proc/self/status"):
     if line.startswith("VmHWM"):
         print(int(line.split()[1]) / 1024)
 """
-_LOADS = {
-    "onnxruntime": (
-        "import onnxruntime\n"
-        "session = onnxruntime.InferenceSession({path!r}, providers=['CPUExecutionProvider'])\n"
-        "run = lambda x: session.run(None, {{session.get_inputs()[0].name: x}})"
-    ),
-    "openvino": "import openvino\nrun = openvino.Core().compile_model({path!r}, 'CPU')",
-}
 
 
 def timings(runtime: Runtime, exported: Path, plain: Path, image: np.ndarray, cores: int) -> list[Timing]:
@@ -97,10 +89,9 @@ def in_turns(runs: Sequence[Run], images: np.ndarray) -> tuple[list[float], list
     return [median(each) for each in walls], [median(each) for each in processors]
 
 
-def peak_mib(runtime: str, path: Path, shape: Sequence[int]) -> float | None:
+def peak_mib(runtime: Runtime, path: Path, shape: Sequence[int]) -> float | None:
     """Highest memory in MiB of a process that does nothing but run the file; None where that cannot be found out."""
-    load = _LOADS[runtime].format(path=str(path))
-    script = _PEAK.format(load=load, shape=tuple(shape))
+    script = _PEAK.format(load=runtime.script(path), shape=tuple(shape))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     lines = done.stdout.split()
     return float(lines[-1]) if done.returncode == 0 and lines else None

@@ -33,6 +33,9 @@ class Runtime(Protocol):
     def open(self, path: Path, threads: int) -> Session:
         """Load a file, with all optimizations. Raises UsageError if the runtime cannot."""
 
+    def script(self, path: Path) -> str:
+        """Lines of Python that load a file as it is loaded where nothing is set, as the function `run(images)`."""
+
     def kernels(self, path: Path, products: Sequence[str]) -> Mapping[str, tuple[str, bool]]:
         """Operation -> what computes it in the runtime's own optimized graph, and whether that is integer arithmetic.
 

@@ -38,6 +38,14 @@ class OnnxRuntime:
         """See `Runtime`."""
         return _Session(_session(path, threads))
 
+    def script(self, path: Path) -> str:
+        """See `Runtime`."""
+        return (
+            "import onnxruntime\n"
+            f"session = onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])\n"
+            "run = lambda x: session.run(None, {session.get_inputs()[0].name: x})"
+        )
+
     def kernels(self, path: Path, products: Sequence[str]) -> Mapping[str, tuple[str, bool]]:
         """See `Runtime`: nodes keep their names when they are fused."""
         with tempfile.TemporaryDirectory(prefix="dfqbench-export-") as folder:

@@ -31,6 +31,10 @@ class OpenVino:
         """See `Runtime`."""
         return _Session(_compiled(path, threads))
 
+    def script(self, path: Path) -> str:
+        """See `Runtime`."""
+        return f"import openvino\nrun = openvino.Core().compile_model({str(path)!r}, 'CPU')"
+
     def kernels(self, path: Path, products: Sequence[str]) -> Mapping[str, tuple[str, bool]]:
         """See `Runtime`: of a fused layer it tells the names of all that went into it."""
         found: dict[str, tuple[str, bool]] = {}

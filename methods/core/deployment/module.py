@@ -95,7 +95,7 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Output for normalised images (n, channels, height, width)."""
-        run = self.net if self.part is None else self.net.get_submodule(self.part)
+        run = self.net.get_submodule(self.part or "")
         with Interceptor(self.net, self._transforms, instead=self._instead):
             return run(images)
 
