@@ -7,29 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_options import TINY
+
 from harness.catalog.catalog import Catalog
 from harness.identity.cell import Cell
 from harness.plan.plan import Request, make_plan
 from harness.results.store import Store
 from methods.catalog import CALIBRATORS, METHODS, SOURCES
 
-# Plugins run with these where they have such an option, else as their preset says. `TINY` shows that it runs; `SHORT`
-# leaves images and ranges that mean something.
-TINY: Mapping[str, Any] = {
-    "images": 4,
-    "rounds": 1,
-    "steps": 2,
-    "population": 3,
-    "passes": 2,
-    "cycles": 1,
-    "refresh_steps": 1,
-    "held_out_steps": 1,
-    "scale_steps": 1,
-    "alternations": 2,
-    "image_steps": 1,
-    "student_steps": 1,
-    "wide_steps": 2,
-}
+# Plugins run with these where they have such an option, else as their preset says: images and ranges mean something.
 SHORT: Mapping[str, Any] = TINY | {
     "images": 32,
     "steps": 20,

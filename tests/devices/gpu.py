@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
-from device_cells import NAMES, SHORT, TINY, Where, cell_of  # noqa: E402
+from device_cells import NAMES, SHORT, Where, cell_of  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
+from tiny_options import TINY  # noqa: E402
 
 from harness.catalog.catalog import Catalog  # noqa: E402
 from harness.identity.cell import Cell  # noqa: E402

@@ -13,10 +13,11 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 import torch
-from device_cells import NAMES, SHORT, TINY, Where, cell_of
+from device_cells import NAMES, SHORT, Where, cell_of
 from gpu import Case, Compared, Timed, compare_methods, compared, main, methods_table, throughput_table
 from pretended_cuda import pretended_cuda
 from rich.console import Console
+from tiny_options import TINY
 
 from harness.catalog.catalog import Catalog
 from harness.results.store import Store

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_networks import NETWORKS, FakeContext, images, tiny_model
+from tiny_options import TINY
 
 from harness.api.spec import BitSpec
 from methods.calibrators.clamp_search.genes import Gene
@@ -19,16 +20,7 @@ from methods.end_to_end.clamp.held_out import SOURCES, held_out_images, nearer
 from methods.end_to_end.clamp.info import INFO, ClampOptions
 from methods.end_to_end.clamp.method import Clamp
 
-SMALL: dict[str, Any] = {
-    "images": 4,
-    "rounds": 1,
-    "steps": 2,
-    "population": 3,
-    "passes": 2,
-    "cycles": 1,
-    "refresh_steps": 1,
-    "held_out_steps": 2,
-}
+SMALL = {k: v for k, v in TINY.items() if k in ClampOptions.model_fields} | {"held_out_steps": 2}
 
 
 def quantized(name: str, bits: str, seed: int, **options: Any) -> tuple[Any, FakeContext]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_networks import NETWORKS, FakeContext, RandomImages, images, tiny_model
+from tiny_options import TINY
 
 from harness.api.contracts import VisionModel
 from harness.api.errors import DataFreeViolation
@@ -25,22 +26,6 @@ from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
 from methods.core.quantized import MissingParametersError, Quantized
 
-# Small enough for a second each; fields that a plugin does not have are left out.
-SMALL = {
-    "images": 4,
-    "rounds": 1,
-    "steps": 2,
-    "population": 3,
-    "passes": 2,
-    "cycles": 1,
-    "refresh_steps": 1,
-    "held_out_steps": 1,
-    "scale_steps": 1,
-    "alternations": 2,
-    "image_steps": 1,
-    "student_steps": 1,
-    "wide_steps": 2,
-}
 SAMPLE = 12  # crosses that are tested beyond those of a reference
 
 
@@ -75,7 +60,7 @@ def resolve(name: str) -> Any:
     infos = catalog.resolve(name).infos
     overrides = {
         info.name: {
-            k: v for k, v in SMALL.items() if all(k in i.options.model_fields for i in infos if i.name == info.name)
+            k: v for k, v in TINY.items() if all(k in i.options.model_fields for i in infos if i.name == info.name)
         }
         for info in infos
     }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from tiny_options import TINY
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
@@ -27,6 +28,7 @@ from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
 from methods.core.numerics.observers import OBSERVERS
 from methods.core.synthesis.options import PsaqOptions
+from methods.end_to_end.clamp.info import ClampOptions
 from methods.sources.psaq.source import Psaq
 from tasks.models.openmmlab.losses import (
     DetectionLosses,
@@ -478,8 +480,7 @@ def test_psaq_images_come_closer_to_the_targets(task, tmp_path):
 def test_clamp_runs_on_dense_models(task, scheme, tmp_path):
     model = dense_model(task)
     before = copy.deepcopy(dict(model.net.state_dict()))
-    small = {"images": 4, "rounds": 1, "steps": 2, "population": 3, "passes": 2, "cycles": 1, "refresh_steps": 1}
-    small["held_out_steps"] = 1
+    small = {k: v for k, v in TINY.items() if k in ClampOptions.model_fields}
     quantized, ctx = quantize(model, tmp_path, "clamp", scheme, **small)
     check(model, quantized, before)
     assert ctx.counters["candidates"] > 0

@@ -31,6 +31,7 @@ from tasks.segmentation.suite import SegmentationSuite
 
 sys.path.append(str(Path(__file__).parents[1] / "methods"))
 from tiny_networks import FakeContext
+from tiny_options import TINY
 
 mmdet = pytest.importorskip("mmdet", exc_type=ImportError)
 mmseg = pytest.importorskip("mmseg", exc_type=ImportError)
@@ -41,18 +42,7 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 
 SIZE, CLASSES = 64, 5
-SMALL = {
-    "images": 2,
-    "rounds": 1,
-    "steps": 2,
-    "population": 2,
-    "passes": 1,
-    "cycles": 1,
-    "refresh": "never",
-    "alternations": 1,
-    "image_steps": 1,
-    "student_steps": 1,
-}
+SMALL = {**TINY, "images": 2, "population": 2, "passes": 1, "refresh": "never", "alternations": 1}
 
 
 def rng(seed: int = 0) -> torch.Generator:
