@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,7 +14,6 @@ from numpy.typing import NDArray
 from harness.catalog import metrics
 from harness.report.figures import Style, amount, method_styles
 from harness.report.frame import CONTEXT
-from harness.report.tables import bit_order
 from harness.report.verdicts import checked
 
 # Column of the summary -> axis label.
@@ -47,7 +48,9 @@ def pareto_figure(summary: pd.DataFrame) -> Figure | None:
         same = (measured[CONTEXT] == points[CONTEXT].iloc[0]).all(axis=1)
         reference = measured.loc[same & (measured["role"] == "float"), "accuracy"]
         for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
-            _draw(axis, points[points[cost].notna()], cost, styles)
+            shown = points[points[cost].notna()]
+            judged = checked(shown[shown["role"].isin(DATA_FREE)])
+            draw_points(axis, shown, cost, "accuracy", styles=styles, judged=judged)
             for value in reference.unique():
                 axis.axhline(value, color="black", linewidth=1, linestyle=(0, (5, 3)), zorder=0)
             metric = str(points["metric"].iloc[0])
@@ -55,25 +58,47 @@ def pareto_figure(summary: pd.DataFrame) -> Figure | None:
         first = points.iloc[0]
         title = f"{first['model']}, scheme {first['scheme']}, {first['suite']}\n{amount(points)}"
         axes[0].set_title(title, fontsize=10, loc="left")
-    figure.supxlabel(CAPTION, fontsize=8, color="#444444")
-    handles = [Line2D([], [], label=name, **{**style, "linestyle": ""}) for name, style in styles.items()]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+    finish(figure, CAPTION, styles)
     return figure
 
 
-def _draw(axis: Axes, points: pd.DataFrame, cost: str, styles: dict[str, Style]) -> None:
+def finish(figure: Figure, caption: str, styles: Mapping[str, Style]) -> None:
+    """Write below a figure of `draw_points` what its line is, and beside it which marker is which method."""
+    figure.supxlabel(caption, fontsize=8, color="#444444")
+    handles = [Line2D([], [], label=name, **{**style, "linestyle": ""}) for name, style in styles.items()]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+
+
+def draw_points(
+    axis: Axes,
+    points: pd.DataFrame,
+    cost: str,
+    accuracy: str,
+    *,
+    styles: Mapping[str, Style],
+    judged: pd.Series[float],
+) -> None:
+    """Draw each method's points, and a line through the best of those that are judged.
+
+    Args:
+        axis: Where.
+        points: Rows with a `method` and `bits`.
+        cost: Column of the horizontal axis.
+        accuracy: Column of the vertical axis.
+        styles: How each method is drawn.
+        judged: What the line goes by; its index says which rows take part, a missing value that one is never best.
+    """
     for method, style in styles.items():
         of_method = points[points["method"] == method]
-        axis.plot(of_method[cost], of_method["accuracy"], alpha=0.9, **{**style, "linestyle": ""})
-    free = points[points["role"].isin(DATA_FREE)].sort_values([cost, "accuracy", "method"])
-    best = free[front(np.asarray(free[cost], np.float64), np.asarray(checked(free), np.float64))]
-    axis.plot(best[cost], best["accuracy"], color="#444444", linewidth=1, drawstyle="steps-post", zorder=0)
-    # One label a precision, at its cheapest and best point: several methods often share a place.
-    for bits in sorted(best["bits"].unique(), key=bit_order):
-        at = best[best["bits"] == bits].iloc[-1]
-        axis.annotate(
-            bits, (at[cost], at["accuracy"]), xytext=(4, 5), textcoords="offset points", fontsize=8, color="#444444"
-        )
+        axis.plot(of_method[cost], of_method[accuracy], alpha=0.9, **{**style, "linestyle": ""})
+    taking_part = points.loc[judged.index].sort_values([cost, accuracy, "method"])
+    values = np.asarray(judged.loc[taking_part.index], np.float64)
+    best = taking_part[front(np.asarray(taking_part[cost], np.float64), values)]
+    axis.plot(best[cost], best[accuracy], color="#444444", linewidth=1, drawstyle="steps-post", zorder=0)
+    # One label per precision, at its cheapest and best point: several methods often share a place.
+    for row in best.drop_duplicates("bits", keep="last").to_dict("records"):
+        place = (row[cost], row[accuracy])
+        axis.annotate(row["bits"], place, xytext=(4, 5), textcoords="offset points", fontsize=8, color="#444444")
     axis.grid(color="#DDDDDD", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.margins(0.1)
