@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.report.exported import COLUMNS
+from harness.report.exported_figures import exported_figure
 from harness.report.frame import cells_frame
 from harness.report.pareto_figures import front, pareto_figure
 from harness.report.stage_figures import PARTS, stage_figure, stage_frame
@@ -77,6 +79,26 @@ def test_pareto_figure_needs_a_cost(store: Store) -> None:
     assert pareto_figure(summary_of(store)) is None
     fake.save(store, fake.record("clamp", quantization=None), fake.outcome(90, 0))
     assert pareto_figure(summary_of(store)) is None
+
+
+def test_exported_figure_leaves_out_what_is_wrong_and_stars_the_float_model() -> None:
+    same = {"suite": "s", "scheme": "full", "runtime": "onnxruntime 1", "model": "vit", "metric": "top1", "images": 400}
+    same |= {"float": 92.0, "float_bytes": 4 * 2**20, "float_cpu_ms": 8.0, "verdict": "equal"}
+    rows = [
+        {"method": "clamp", "bits": "W8A8", "real": 91.0, "bytes": 2**20, "cpu_ms": 4.0},
+        {"method": "clamp", "bits": "W4A8", "real": 80.0, "bytes": 2**19, "cpu_ms": 4.0},
+        {"method": "psaq", "bits": "W8A8", "real": 90.0, "bytes": 2**20, "cpu_ms": None},
+        {"method": "repq", "bits": "W8A8", "real": 99.0, "bytes": 2**18, "cpu_ms": 1.0, "verdict": "wrong"},
+    ]
+    figure = exported_figure(pd.DataFrame([same | row for row in rows], columns=list(COLUMNS)))
+    assert figure is not None
+    time, size = figure.axes
+    fronts = [drawn for axis in (time, size) for drawn in axis.lines if drawn.get_drawstyle() == "steps-post"]
+    assert [list(drawn.get_xdata()) for drawn in fronts] == [[4.0], [0.5, 1.0]]
+    stars = [drawn for axis in (time, size) for drawn in axis.lines if drawn.get_marker() == "*"]
+    assert [set(drawn.get_xdata()) for drawn in stars] == [{8.0}, {4.0}]
+    assert {text.get_text() for text in size.texts} == {"W8A8", "W4A8"}
+    assert exported_figure(pd.DataFrame([same | rows[3]], columns=list(COLUMNS))) is None
 
 
 def test_stage_frame_is_the_mean_over_precisions_and_its_parts_sum_up(store: Store) -> None:
