@@ -137,6 +137,7 @@ def test_k6_learning_rates_of_every_source(adam, source, network, recipe):
         ("qdrop", 1e-3, 4e-5),
         ("aphq", 1e-3, 4e-5),
         ("fimaq", 1e-3, 4e-5),
+        ("lsvit", 1e-3, 4e-5),
         ("isvit", None, 4e-5),
     ],
 )

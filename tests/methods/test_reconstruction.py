@@ -28,6 +28,7 @@ from methods.core.numerics.quantizers import Uniform, weight_quantizer
 from methods.core.numerics.straight_through import StraightThrough
 from methods.core.quantized import Quantized
 from methods.core.reconstruction.engine import Engine, LossChoice, Phase
+from methods.core.reconstruction.least_squares import LeastSquares, rank_one
 from methods.core.reconstruction.losses import (
     Divergence,
     Fisher,
@@ -51,7 +52,7 @@ from methods.core.reconstruction.sensitivity import gradients
 from methods.core.reconstruction.units import LayerUnit, SegmentUnit
 from methods.core.reconstruction.walk import Walk
 
-NAMES = ("adaround", "brecq", "qdrop", "aphq", "fimaq")
+NAMES = ("adaround", "brecq", "qdrop", "aphq", "fimaq", "lsvit")
 POINT: Any = ("operation", 0)
 
 
@@ -312,10 +313,10 @@ def test_the_perturbation_hessian_is_no_rounding_error(network):
     assert agreement("ones") < 0.99
 
 
-@pytest.mark.parametrize("name", ["mse", "fisher", "hessian", "low-rank"])
+@pytest.mark.parametrize("name", ["mse", "fisher", "hessian", "low-rank", "least-squares"])
 def test_the_head_is_learned_under_the_divergence_of_logits(name):
     *others, tail = losses("vit", LossChoice(name))
-    assert isinstance(tail, Divergence) == (name in {"hessian", "low-rank"})
+    assert isinstance(tail, Divergence) == (name in {"hessian", "low-rank", "least-squares"})
     assert not any(isinstance(loss, Divergence) for loss in others)
     output, target = drawn(5, 7), drawn(5, 7, seed=1)
     p, q = (np.exp(x.numpy()) / np.exp(x.numpy()).sum(1, keepdims=True) for x in (target, output))
@@ -329,7 +330,7 @@ def test_the_head_is_learned_under_the_divergence_of_logits(name):
     assert float(again) == pytest.approx(2.0 * float(other) / found, rel=1e-4)
     if isinstance(tail, Divergence):
         first = float(tail([output], [target], torch.arange(5)))
-        assert first == pytest.approx(2.0 if name == "hessian" else found, rel=1e-5)
+        assert first == pytest.approx(found if name == "low-rank" else 2.0, rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["code", "secant"])
@@ -372,6 +373,53 @@ def test_low_rank_loss_refreshes():
     expected += diagonal_error(flat[1], g) / diagonal_error(flat[0], g)
     assert value == pytest.approx(float(expected), rel=1e-4)
     assert next(calls, None) is None
+
+
+def of_a_linear_block(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Differences of a quantized linear layer's outputs (n, tokens, features), and their gradients of ½ dᵀ matrix d."""
+    weight, x = drawn(3, 4).double(), drawn(8, 2, 4, seed=1).double()
+    difference = (x @ (Uniform.asymmetric(weight.min(), weight.max(), 2)(weight) - weight).T).requires_grad_()
+    d = difference.flatten(1)
+    (0.5 * ((d @ matrix) * d).sum()).backward()
+    return difference.detach(), difference.grad
+
+
+def test_least_squares_find_a_quadratic_output_loss():
+    """A diagonal one gives its diagonal, one of rank one its factor; the loss is then the output loss itself."""
+    weights, factor = drawn(6).abs().double(), drawn(6, seed=4).double()
+    difference, g = of_a_linear_block(weights.diag())
+    loss = LeastSquares(lambda: ([difference], [g]), "aligned")
+    torch.testing.assert_close(loss.diagonals[0], weights)
+
+    difference, g = of_a_linear_block(torch.outer(factor, factor))
+    assert len((difference.flatten(1) @ factor).sign().unique()) == 2  # images on both sides
+    found = rank_one(difference.flatten(1), g.flatten(1), "aligned")
+    torch.testing.assert_close(found * torch.sign(found[0]), factor * torch.sign(factor[0]))
+    # As printed, the sides cancel: what is left is shorter by that.
+    c = (difference.flatten(1) @ factor).numpy()
+    printed = rank_one(difference.flatten(1), g.flatten(1), "printed")
+    np.testing.assert_allclose(printed, factor * (c * np.abs(c)).sum() / (c**2).sum())
+
+    loss = LeastSquares(lambda: ([difference], [g]), "aligned")
+    loss.diagonals = [weights]
+    target, index = torch.zeros(8, 2, 3).double(), torch.arange(8)
+    other = drawn(8, 2, 3, seed=6).double()
+    values = [
+        0.5 * float((x.square() @ weights + (x @ factor) ** 2).mean())
+        for x in (difference.flatten(1), other.flatten(1))
+    ]
+    assert float(loss([difference], [target], index)) == pytest.approx(2.0)
+    assert float(loss([other], [target], index)) == pytest.approx(2.0 * values[1] / values[0])
+
+
+def test_least_squares_are_no_reward_for_errors():
+    """Where quantization happened to help, or changed nothing, its form is 0 and not negative or undefined."""
+    difference, g = of_a_linear_block(-torch.eye(6).double())
+    difference[..., 0] = 0.0
+    loss = LeastSquares(lambda: ([difference], [g]), "aligned")
+    assert not loss.diagonals[0].any()
+    assert not loss.factors[0].any()
+    assert float(loss([difference], [torch.zeros_like(difference)], torch.arange(8))) == 0.0
 
 
 # --- networks ---------------------------------------------------------------------------------------------------
@@ -477,7 +525,7 @@ def test_reconstruction_beats_rounding_to_nearest(network, layerwise):
 
 
 @pytest.mark.fast(loss="mse")
-@pytest.mark.parametrize("loss", ["mse", "fisher", "hessian", "low-rank"])
+@pytest.mark.parametrize("loss", ["mse", "fisher", "hessian", "low-rank", "least-squares"])
 def test_scales_alone_are_learned_with_every_loss(loss):
     model = tiny_model("vit")
     x = images(8)

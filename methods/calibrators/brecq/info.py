@@ -7,15 +7,13 @@ from typing import Literal
 from pydantic import Field
 
 from harness.api.plugins import PluginInfo
-from methods.core.reconstruction.options import SCALES, SHARED, VIT, LossOptions, presets, with_scales
+from methods.core.reconstruction.options import SCALES, SHARED, VIT, LossName, LossOptions, presets, with_scales
 
 
 class BrecqOptions(LossOptions):
     """Options of BRECQ: rounding first, with activations in float, then activation scales."""
 
-    loss: Literal["mse", "fisher", "hessian", "low-rank"] = Field(
-        "fisher", description="distance of block outputs while the rounding is learned (see qdrop)"
-    )
+    loss: LossName = Field("fisher", description="distance of block outputs while the rounding is learned (see qdrop)")
     scale_steps: int = Field(5000, ge=0, description="steps of the second stage for a unit; 0: scales stay as observed")
     scale_inputs: Literal["quantized", "float", "mixed"] = Field(
         "float", description="the same as `inputs`, of the second stage (the released code: float)"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from harness.api.plugins import PluginInfo
-from methods.core.reconstruction.options import ENDS, HEAD, SCALES, SHARED, DropOptions, presets, with_scales
+from methods.core.reconstruction.options import ENDS, HEAD, SCALES, SHARED, DropOptions, LossName, presets, with_scales
 
 
 class FimaqOptions(DropOptions):
     """Options of FIMA-Q."""
 
-    loss: Literal["mse", "fisher", "hessian", "low-rank"] = Field("low-rank", description="see qdrop")
+    loss: LossName = Field("low-rank", description="see qdrop")
     temperature: float = Field(20.0, gt=0, description="of the softmax in the output loss of classifiers")
 
 

@@ -73,8 +73,8 @@ class Reconstruction(ABC):
 
 
 class Joint(Reconstruction):
-    """Rounding and activation scales together, activation quantization dropped at random; APHQ-ViT and FIMA-Q are
-    this with other losses.
+    """Rounding and activation scales together, activation quantization dropped at random; APHQ-ViT, FIMA-Q
+    and LS-ViT are this with other losses.
     """
 
     options: DropOptions
@@ -87,9 +87,13 @@ class Joint(Reconstruction):
         o = self.options
         return {
             "joint": self.rounding_phase(
-                drop=o.drop, scale_lr=o.scale_lr, relative=o.scale_units == "relative", loss=loss_choice(o)
+                drop=o.drop, scale_lr=o.scale_lr, relative=o.scale_units == "relative", loss=self.loss()
             )
         }
+
+    def loss(self) -> LossChoice:
+        """The walk's loss."""
+        return loss_choice(self.options)
 
 
 def loss_choice(o: LossOptions) -> LossChoice:

@@ -23,6 +23,7 @@ from methods.core.graph.trace import Trace
 from methods.core.numerics.granularity import PER_TENSOR
 from methods.core.numerics.quantizers import Quantizer, Uniform
 from methods.core.quantized import Quantized
+from methods.core.reconstruction.least_squares import LeastSquares
 from methods.core.reconstruction.losses import (
     FIRST,
     Divergence,
@@ -55,6 +56,7 @@ class LossChoice:
     perturbed: str = "signs"
     refreshes: int = 1
     low_rank: str = "code"
+    rank_one: str = "aligned"
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,8 @@ class Engine:
             return PowerError(unit.axis, choice.norm)
         assert isinstance(unit, SegmentUnit), "layers have no gradients of the output loss"
         if choice.name != "fisher" and self._floats.is_tail(unit.segment) and [x.dim() for x in unit.targets] == [2]:
-            return Divergence(FIRST if choice.name == "hessian" else None)  # of logits, as in both methods' code
+            # Of logits, as in APHQ-ViT's and FIMA-Q's code; what is scaled in the blocks is here, too.
+            return Divergence(FIRST if choice.name in ("hessian", "least-squares") else None)
 
         def at(values: list[Tensor], walk: Walk) -> list[Tensor]:
             before = walk.outputs[: unit.segment.index]
@@ -277,4 +280,6 @@ class Engine:
             differences = [a - b for a, b in zip(values, unit.targets, strict=True)]
             return differences, at(values, self._quants)
 
+        if choice.name == "least-squares":
+            return LeastSquares(measure, choice.rank_one)
         return LowRank(measure, math.ceil(phase.steps / choice.refreshes), choice.low_rank)

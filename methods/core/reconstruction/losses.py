@@ -36,13 +36,13 @@ def squared_error(outputs: Sequence[Tensor], targets: Sequence[Tensor], axis: Ax
 
 def power_error(outputs: Sequence[Tensor], targets: Sequence[Tensor], axis: Axis, norm: float) -> Tensor:
     """Σ over channels of |ΔO|^norm, averaged over images and positions."""
-    return _average([(a - b).abs().pow(norm).sum(axis(a)).mean() for a, b in zip(outputs, targets, strict=True)])
+    return average([(a - b).abs().pow(norm).sum(axis(a)).mean() for a, b in zip(outputs, targets, strict=True)])
 
 
 def fisher_error(outputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[Tensor], axis: Axis) -> Tensor:
     """Σ over channels of (ΔO)² w, averaged over images and positions; w = g² is an image's own (BRECQ, eq. 10)."""
     parts = zip(outputs, targets, weights, strict=True)
-    return _average([((a - b).square() * w).sum(axis(a)).mean() for a, b, w in parts])
+    return average([((a - b).square() * w).sum(axis(a)).mean() for a, b, w in parts])
 
 
 def low_rank_error(difference: Tensor, rows: Tensor, gradients: Tensor, form: str) -> Tensor:
@@ -124,7 +124,7 @@ class Hessian:
     def __init__(self, above: Sequence[Tensor], below: Sequence[Tensor]) -> None:
         # The factor of the perturbation is lost in the normalisation.
         self._weights = [(a - b).abs().mean(0) for a, b in zip(above, below, strict=True)]
-        self._scaled = _Starting(FIRST)
+        self._scaled = Starting(FIRST)
 
     def renew(self, step: int) -> None:
         """The weights stay."""
@@ -132,7 +132,7 @@ class Hessian:
     def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], index: Tensor) -> Tensor:
         """The error of a batch."""
         parts = zip(outputs, targets, self._weights, strict=True)
-        return self._scaled(_average([((a - b).square() * w).mean() for a, b, w in parts]))
+        return self._scaled(average([((a - b).square() * w).mean() for a, b, w in parts]))
 
 
 class Divergence:
@@ -142,7 +142,7 @@ class Divergence:
     """
 
     def __init__(self, first: float | None = None) -> None:
-        self._scaled = _Starting(first) if first else None
+        self._scaled = Starting(first) if first else None
 
     def renew(self, step: int) -> None:
         """Nothing changes."""
@@ -185,14 +185,14 @@ class LowRank:
         """The error of a batch."""
         differences = [(a - b).abs().flatten(1) for a, b in zip(outputs, targets, strict=True)]
         parts = list(zip(differences, self._rows, self._gradients, strict=True))
-        low_rank = _average([low_rank_error(d, rows, g, self._form) for d, rows, g in parts])
-        diagonal = _average([diagonal_error(d, g) for d, _, g in parts])
+        low_rank = average([low_rank_error(d, rows, g, self._form) for d, rows, g in parts])
+        diagonal = average([diagonal_error(d, g) for d, _, g in parts])
         if self._first is None:
             self._first = _positive(low_rank), _positive(diagonal)
         return low_rank / self._first[0] + diagonal / self._first[1]
 
 
-class _Starting:
+class Starting:
     """Values times what makes the first of them `first`."""
 
     def __init__(self, first: float) -> None:
@@ -200,6 +200,7 @@ class _Starting:
         self._factor: Tensor | None = None
 
     def __call__(self, value: Tensor) -> Tensor:
+        """The scalar `value`, scaled."""
         if self._factor is None:
             self._factor = self._first / _positive(value)
         return value * self._factor
@@ -221,5 +222,6 @@ def _positive(value: Tensor) -> Tensor:
     return torch.where(value > 0, value, torch.ones_like(value))
 
 
-def _average(values: Sequence[Tensor]) -> Tensor:
+def average(values: Sequence[Tensor]) -> Tensor:
+    """The mean of scalars, one for each output."""
     return torch.stack(list(values)).mean()

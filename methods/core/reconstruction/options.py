@@ -8,6 +8,8 @@ from pydantic import Field
 
 from harness.api.plugins import Options
 
+LossName = Literal["mse", "fisher", "hessian", "low-rank", "least-squares"]
+
 
 class RoundingOptions(Options):
     """Options that all reconstruction calibrators share. Defaults are the papers'."""
@@ -38,10 +40,11 @@ class RoundingOptions(Options):
 class LossOptions(RoundingOptions):
     """Options of block-wise reconstruction with a choice of loss."""
 
-    loss: Literal["mse", "fisher", "hessian", "low-rank"] = Field(
+    loss: LossName = Field(
         "mse",
         description="distance of block outputs: squared error; weighted by squared gradients of the output loss "
-        "(BRECQ); by the average perturbation Hessian (APHQ); or low-rank plus diagonal Fisher (FIMA-Q)",
+        "(BRECQ); by the average perturbation Hessian (APHQ); low-rank plus diagonal Fisher (FIMA-Q); or rank one plus "
+        "diagonal by least squares (LS-ViT)",
     )
     temperature: float = Field(1.0, gt=0, description="of the softmax in the output loss of classifiers")
     perturbation: float = Field(1e-2, gt=0, description="loss=hessian: what is added to and taken from block outputs")
