@@ -83,7 +83,7 @@ def images_of(
         Normalised images (n, channels, height, width).
     """
     depends = source.precision(spec, scheme) if isinstance(source, StatesPrecision) else f"{spec} {scheme}"
-    identity: dict[str, Any] = {"source": info.name, "options": options.model_dump(mode="json")}
+    identity: dict[str, Any] = {"source": info.name, "options": options.identified()}
     if depends:
         identity["precision"] = depends
 

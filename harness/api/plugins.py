@@ -46,11 +46,27 @@ def imported(target: str, what: str) -> Any:
         raise UsageError(f"{what} cannot be imported ({reason}); mend or uninstall it") from error
 
 
+class _Later:
+    """Marks an option, as in `Annotated[float, LATER]`, that a plugin got after its first cells were measured."""
+
+
+LATER = _Later()
+
+
 class Options(BaseModel):
     """Base of every plugin's options. Field descriptions are shown by `describe`."""
 
     # NaN and infinities have no canonical JSON, so a cell could not be identified by them.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def identified(self) -> dict[str, Any]:
+        """Plain values as cells and images are known by: an option that is marked as `LATER` is left out at its
+        default, so that the keys of older records stand. Enough to make the same options again.
+        """
+        fields, values = type(self).model_fields, self.model_dump(mode="json")
+        usual = type(self).model_construct().model_dump(mode="json", warnings=False)
+        late = {name for name, field in fields.items() if LATER in field.metadata and values[name] == usual[name]}
+        return {name: value for name, value in values.items() if name not in late}
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class ResolvedMethod:
         """Plain nested options for the cell; enough for `Catalog.restore`."""
         if not self.parts:
             return {}
-        parts = {f"{info.kind}:{info.name}": options.model_dump(mode="json") for info, options in self.parts}
+        parts = {f"{info.kind}:{info.name}": options.identified() for info, options in self.parts}
         return {"preset": self.preset, "parts": parts}
 
     @property
@@ -71,9 +71,7 @@ class ResolvedMethod:
         if self.data != "none" or not self.parts:
             return ""
         sources = [part for part in self.parts if part[0].kind == "source"] or self.parts
-        return canonical_json(
-            {f"{info.kind}:{info.name}": options.model_dump(mode="json") for info, options in sources}
-        )
+        return canonical_json({f"{info.kind}:{info.name}": options.identified() for info, options in sources})
 
     @property
     def origin(self) -> Origin:
