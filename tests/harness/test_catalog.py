@@ -144,6 +144,20 @@ def test_one_computation_has_one_key(catalog, first, second):
     assert cell_key(one) == cell_key(other)
 
 
+def test_an_option_that_came_later_moves_no_key(catalog):
+    """It is in what cells and images are known by where it differs from its default, and read back from there."""
+    usual, filtered = catalog.resolve("psaq[low_pass=null]"), catalog.resolve("psaq[low_pass=8]")
+    (source, calibrator) = usual.parts
+    assert "low_pass" in source[1].model_dump()
+    assert "low_pass" not in usual.options["parts"]["source:psaq"]
+    assert (usual.name, filtered.name) == ("psaq", "psaq[low_pass=8]")
+    assert cell_key(usual) == cell_key(catalog.resolve("psaq")) != cell_key(filtered)
+    assert usual.images == catalog.resolve("psaq").images != filtered.images
+    for method in (usual, filtered):
+        assert catalog.restore(method.name, method.options).parts == method.parts
+    assert calibrator[1].identified() == calibrator[1].model_dump(mode="json")
+
+
 def test_values_of_another_kind_are_other_computations(catalog):
     keys = {cell_key(catalog.resolve(f"toyswitch[value={value}]")) for value in ("3", '"3"', "3.5", "[3]", "true")}
     assert len(keys) == 5

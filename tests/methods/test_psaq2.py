@@ -20,12 +20,12 @@ from methods.core.graph.layers import LAYERS
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import trace
-from methods.core.synthesis.options import PsaqOptions
 from methods.core.synthesis.similarity import diversity, entropy, patch_similarity
 from methods.end_to_end.psaq2.info import INFO as METHOD
 from methods.end_to_end.psaq2.info import Psaq2Options
 from methods.end_to_end.psaq2.method import Psaq2, bounded
 from methods.end_to_end.psaq2.student import Student
+from methods.sources.psaq.info import PsaqSourceOptions
 from methods.sources.psaq.source import Psaq
 
 SMALL = {"images": 8, "rounds": 1, "steps": 3, "alternations": 2, "image_steps": 3, "student_steps": 3}
@@ -92,7 +92,7 @@ def test_image_steps_raise_the_discrepancy():
 def test_first_images_are_psaqs_without_class_loss():
     model = tiny_model("vit")
     found = quantize(model, alternations=0)[1].kept
-    source = Psaq(PsaqOptions(images=8, rounds=1, steps=3, class_weight=0.0))
+    source = Psaq(PsaqSourceOptions(images=8, rounds=1, steps=3, class_weight=0.0))
     expected = source.images(model, spec=BitSpec(3, 8), scheme="full", calib=None, ctx=FakeContext())
     assert torch.equal(found, expected)
 
@@ -200,7 +200,7 @@ def test_counters_and_records():
 
 
 def test_every_option_that_is_not_psaqs_says_that_it_is_ours():
-    shared = set(PsaqOptions.model_fields)
+    shared = set(PsaqSourceOptions.model_fields)
     for name, field in Psaq2Options.model_fields.items():
         if name not in shared and name not in ("weights", "ranges"):
             assert "ours" in field.description, name

@@ -15,10 +15,14 @@ from torch import Tensor
 from harness.api.contracts import RunContext, VisionModel
 from methods.core.graph.structure import windowed
 from methods.core.graph.trace import Trace
+from methods.core.synthesis.filters import low_pass
 from methods.core.synthesis.options import SynthesisOptions, VariationOptions
 
+BETAS = (0.5, 0.9)  # of PSAQ-ViT's Adam
 SHOWN = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # shares of all steps after which images are shown: they form early
 REFERENCE_SIZE = 224  # the image side that PSAQ-ViT's pixel constants belong to
+
+Augment = Callable[[Tensor, int, int], Tensor]  # of images, the steps that are done, and all steps
 
 
 def optimise_images(
@@ -37,21 +41,27 @@ def optimise_images(
     mirror: float = 0.5,
     floor: float = 0.0,
     decay: float = 0.0,
+    betas: tuple[float, float] = BETAS,
+    augment: Augment | None = None,
+    prior: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Descend `loss` from `images` (n, c, h, w), normalised; return the new images, valid pixels in [0, 1].
 
     `name` labels progress and the loss curve (`synthesize`, `refresh-0`, ...), which is kept if `curve`. Snapshots are
     kept of `synthesize` only, which alone starts from noise.
 
-    Adam with betas (0.5, 0.9) and decoupled weight decay `decay` (AdamW if it is not 0), its state kept over rounds;
+    Adam with `betas` and decoupled weight decay `decay` (AdamW if it is not 0), its state kept over rounds;
     per round linear warm-up, then cosine to `floor`, a share of the learning rate; each step
     rolls the batch by one offset on both axes (up to `jitter`, growing by as much each round) and mirrors it with
     probability `mirror`; after each step pixels are clamped to the normalised [0, 1] box. PSAQ-ViT (ECCV 2022),
     section 3 and code.
+
+    `augment` takes the place of rolling and mirroring. `prior` is a loss of the images as they are, which is added to
+    `loss`. Images that are handed on have gone through the low-pass filter of the options, if they have one.
     """
     low, high = model.pixel_bounds()
     pixels = images.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.AdamW([pixels], lr=lr, betas=(0.5, 0.9), eps=1e-8, weight_decay=decay)
+    optimizer = torch.optim.AdamW([pixels], lr=lr, betas=betas, eps=1e-8, weight_decay=decay)
     losses: list[float] = []
     shown = {round(share * rounds * steps) for share in SHOWN} if name == "synthesize" else set()
     if shown:
@@ -60,10 +70,15 @@ def optimise_images(
         limit = round(options.jitter * (round_ + 1) * pixels.shape[-1] / REFERENCE_SIZE)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps, options.warmup, floor)
-            offset = int(torch.randint(-limit, limit + 1, (), generator=generator))
-            mirrored = bool(torch.rand((), generator=generator) < mirror)
-            batch = torch.roll(pixels, (offset, offset), (2, 3))
-            value = loss(batch.flip(3) if mirrored else batch)
+            if augment is None:
+                offset = int(torch.randint(-limit, limit + 1, (), generator=generator))
+                mirrored = bool(torch.rand((), generator=generator) < mirror)
+                batch = torch.roll(pixels, (offset, offset), (2, 3))
+                value = loss(batch.flip(3) if mirrored else batch)
+            else:
+                value = loss(augment(pixels, round_ * steps + step, rounds * steps))
+            if prior is not None:
+                value = value + prior(pixels)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
@@ -78,7 +93,8 @@ def optimise_images(
     if curve:
         every = max(1, len(losses) // 50)
         ctx.diagnostics(f"{name}_loss", {"every": every, "values": [round(v, 5) for v in losses[::every]]})
-    return pixels.detach()
+    made = pixels.detach()
+    return made if options.low_pass is None else low_pass(made, options.low_pass)
 
 
 def synthesize(
@@ -92,6 +108,9 @@ def synthesize(
     mirror: float = 0.5,
     floor: float = 0.0,
     decay: float = 0.0,
+    betas: tuple[float, float] = BETAS,
+    augment: Augment | None = None,
+    prior: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Images from noise, as many and by as many rounds and steps as `options` say; see `optimise_images`."""
     return optimise_images(
@@ -108,6 +127,9 @@ def synthesize(
         mirror=mirror,
         floor=floor,
         decay=decay,
+        betas=betas,
+        augment=augment,
+        prior=prior,
     )
 
 
@@ -133,12 +155,17 @@ def _schedule(step: int, steps: int, warmup: float, floor: float) -> float:
 
 def total_variation(images: Tensor) -> Tensor:
     """Sum over four difference directions of the Frobenius norm over the whole batch (PSAQ-ViT's code)."""
+    right, down, falling, rising = frobenius_norms(images)
+    return right + down + falling + rising
+
+
+def frobenius_norms(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Norms over the whole batch of the differences to the right, down, along falling and along rising diagonals."""
     right = images[..., :, 1:] - images[..., :, :-1]
     down = images[..., 1:, :] - images[..., :-1, :]
     falling = images[..., 1:, 1:] - images[..., :-1, :-1]
     rising = images[..., :-1, 1:] - images[..., 1:, :-1]
-    total: Tensor = right.norm() + down.norm() + falling.norm() + rising.norm()
-    return total
+    return right.norm(), down.norm(), falling.norm(), rising.norm()
 
 
 def variation_loss(images: Tensor, target: float) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from harness.api.plugins import LATER
 from methods.core.options import ImageCount
 
 
@@ -21,6 +22,12 @@ class SynthesisOptions(ImageCount):
         description="Adam learning rate; if left out PSAQ-ViT's: 0.25 for windowed attention (Swin), else 0.20",
     )
     jitter: int = Field(15, ge=0, description="largest roll in the first round, in pixels of a 224-pixel image")
+    low_pass: Annotated[float | None, LATER] = Field(
+        None,
+        gt=0,
+        description="finished images go through SynQ's Gaussian low-pass filter: its D_0, in cycles across the image "
+        "(the paper shows 40 at 224 pixels and 8 at 32); if left out, none",
+    )
 
 
 class VariationOptions(SynthesisOptions):
@@ -43,3 +50,33 @@ class PsaqOptions(VariationOptions):
     bandwidth: float = Field(0.01, gt=0, description="kernel bandwidth of the similarity density")
     grid: int = Field(10, ge=2, description="points at which the density is evaluated")
     class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy to random classes")
+
+
+class HeadOptions(SynthesisOptions):
+    """Options of MimiQ's synthesis and of what descends from it; the defaults are those of MaskAQ's released code,
+    which is built on MimiQ's.
+    """
+
+    rounds: int = Field(1, ge=1, description="restarts of the learning-rate schedule")
+    steps: int = Field(2000, ge=1, description="optimisation steps per round")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of a round with linearly rising learning rate")
+    lr: float = Field(0.1, gt=0, description="AdamW learning rate")
+    lr_floor: float = Field(0.01, ge=0, le=1, description="share of the learning rate that the cosine ends at")
+    weight_decay: float = Field(1e-6, ge=0, description="AdamW weight decay")
+    jitter: int = Field(
+        8,
+        ge=0,
+        description="largest roll in the first half of the steps, in pixels of a 224-pixel image; twice as many after",
+    )
+    noise: float = Field(
+        0.5, ge=0, description="standard deviation of every channel's random offset at first; it falls to 0"
+    )
+    colour: float = Field(
+        1.0, ge=0, description="largest random shift, and change of the logarithm of contrast, of every channel"
+    )
+    similarity_weight: float = Field(1.0, ge=0, description="weight of the heads' dissimilarity")
+    class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy to random classes")
+    tv_weight: float = Field(2.5e-5, ge=0, description="weight of total variation, of a batch of 16x3x224x224")
+    maps: Literal["products", "softmax"] = Field(
+        "products", description="attention maps that are compared: of queries times keys, or after softmax"
+    )

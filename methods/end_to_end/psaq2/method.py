@@ -14,11 +14,11 @@ from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import Trace, trace
 from methods.core.quantized import Quantized
 from methods.core.synthesis.descent import optimise_images, variation_loss, variation_target
-from methods.core.synthesis.options import PsaqOptions
 from methods.core.synthesis.similarity import diversity
 from methods.end_to_end.psaq2.info import Psaq2Options
 from methods.end_to_end.psaq2.student import Student
 from methods.sources.psaq.info import INFO as SOURCE
+from methods.sources.psaq.info import PsaqSourceOptions
 from methods.sources.psaq.source import Psaq
 
 
@@ -58,8 +58,9 @@ class Psaq2:
 
     def _first_images(self, model: VisionModel, spec: BitSpec, scheme: str, ctx: RunContext) -> Tensor:
         """PSAQ-ViT's, cached as its own: they depend on neither bits nor scheme."""
-        shared = {name: value for name, value in self.options.model_dump().items() if name in PsaqOptions.model_fields}
-        options = PsaqOptions(**shared, class_weight=0.0)
+        known = PsaqSourceOptions.model_fields
+        shared = {name: value for name, value in self.options.model_dump().items() if name in known}
+        options = PsaqSourceOptions(**shared, class_weight=0.0)
         return images_of(SOURCE, options, Psaq(options), model, spec=spec, scheme=scheme, ctx=ctx)
 
     def _harder(

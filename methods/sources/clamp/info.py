@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from harness.api.plugins import PluginInfo
-from methods.core.citations import CLAMP, CLAMP_CODE
+from methods.core.citations import CLAMP, CLAMP_CODE, OUTPUT_ERROR
 from methods.core.synthesis.options import SynthesisOptions
 
 
@@ -29,10 +29,10 @@ class SynthesisStage(SynthesisOptions):
     positives: int = Field(4, ge=1, description="most similar neighbours taken as positives (figure 5d: 4 of 8)")
     colocated: bool = Field(False, description="the float patch at the anchor's own place is a positive too")
     output_weight: float = Field(1.0, ge=0, description="weight of the output loss")
-    output_target: Literal["class", "l1"] = Field(
+    output_target: Literal["class", "l1", "mae"] = Field(
         "class",
-        description="output loss: the task loss against random targets, or the mean absolute difference of the float "
-        "and the quantized model's outputs",
+        description="output loss: the task loss against random targets, the mean absolute difference of the float "
+        "and the quantized model's outputs, or OuroMamba's mean absolute error to the random targets",
     )
     tv_weight: float = Field(0.0, ge=0, description="weight of total variation; the method's figure shows none")
     tv_target: float = Field(2750, ge=0, description="its target at 32x3x224x224 (middle of PSAQ-ViT's)")
@@ -52,6 +52,7 @@ SYNTHESIS = (
     "for dense tasks random boxes or label maps, our own)",
     "the first quantized model has min-max weights, in mixed precision of the budget's whole bits, and float "
     "activations",
+    OUTPUT_ERROR,
     "presets quick and default take 2 x 25 and 2 x 75 synthesis steps (preset paper: 2 x 500, PSAQ-ViT's number)",
 )
 

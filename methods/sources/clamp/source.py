@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -12,13 +9,15 @@ from harness.api.contracts import CalibrationData, RunContext, VisionModel
 from harness.api.spec import MAX_BITS, BitSpec
 from methods.core.calibrate import weight_quantizers
 from methods.core.contrast import patch_contrast
-from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, Transform, tap_transforms
+from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, tap_transforms
 from methods.core.graph.outputs import tensor_pairs
 from methods.core.graph.sites import Sites, find_sites
 from methods.core.graph.structure import find_blocks, patch_grid, to_grid
 from methods.core.graph.trace import Trace, trace
 from methods.core.quantized import Quantized
+from methods.core.synthesis.anchors import tapped
 from methods.core.synthesis.descent import learning_rate, optimise_images, start_images, variation_loss
+from methods.core.synthesis.targets import absolute_error
 from methods.sources.clamp.info import SynthesisStage
 
 
@@ -68,7 +67,8 @@ class Stage1:
         o, model = self._options, self._model
         float_taps: dict[tuple[OpKey, int], Tensor] = {}
         anchor_taps: dict[tuple[OpKey, int], Tensor] = {}
-        anchor = self._anchors(quantized, anchor_taps)
+        # By default without a gradient: the figure draws none through the quantized model.
+        anchor = tapped(quantized, self._taps, anchor_taps, gradient=o.gradient != "float")
 
         def loss(batch: Tensor) -> Tensor:
             quantized_output = anchor(batch)
@@ -93,6 +93,8 @@ class Stage1:
                 raise ValueError("no block of the network has a patch with neighbours to contrast; use larger images")
             if o.output_target == "class":
                 task = model.target_loss(output, self._targets)
+            elif o.output_target == "mae":
+                task = absolute_error(output, self._targets)
             else:
                 task = torch.stack([(a - b).abs().mean() for a, b in tensor_pairs(output, quantized_output)]).mean()
             value = torch.stack(layers).mean() + o.output_weight * task
@@ -113,23 +115,6 @@ class Stage1:
             generator=self._ctx.generator("augmentation", name),
             ctx=self._ctx,
         )
-
-    def _anchors(self, quantized: Quantized, found: dict[tuple[OpKey, int], Tensor]) -> Callable[[Tensor], Any]:
-        """Run the quantized model for its taps, by default without a gradient: the figure draws none through it."""
-        with_taps = {**tap_transforms(self._taps, found)}
-        for point, quantizer in (quantized.activations or {}).items():
-            tap = with_taps.get(point)
-            with_taps[point] = quantizer if tap is None else _both(quantizer, tap)
-
-        def run(batch: Tensor) -> Any:
-            with torch.set_grad_enabled(self._options.gradient != "float"), Interceptor(quantized.net, with_taps):
-                return quantized.net(batch)
-
-        return run
-
-
-def _both(first: Transform, second: Transform) -> Transform:
-    return lambda x: second(first(x))
 
 
 class ClampImages:

@@ -15,9 +15,10 @@ from methods.core.synthesis.descent import (
     variation_loss,
     variation_target,
 )
-from methods.core.synthesis.options import PsaqOptions
 from methods.core.synthesis.precision import OfFloatModel
 from methods.core.synthesis.similarity import diversity
+from methods.core.synthesis.targets import absolute_error
+from methods.sources.psaq.info import PsaqSourceOptions
 
 
 class Psaq(OfFloatModel):
@@ -26,7 +27,7 @@ class Psaq(OfFloatModel):
     Deviations are listed in `methods.sources.psaq.info`.
     """
 
-    def __init__(self, options: PsaqOptions) -> None:
+    def __init__(self, options: PsaqSourceOptions) -> None:
         self.options = options
 
     def images(
@@ -40,10 +41,11 @@ class Psaq(OfFloatModel):
         graph = trace(model)
         contexts = [block.context for block in find_blocks(graph)]
         found: dict[tuple[OpKey, int], Tensor] = {}
+        target_loss = model.target_loss if o.output_target == "class" else absolute_error
 
         def loss(batch: Tensor) -> Tensor:
             output = model.net(batch)
-            task = o.class_weight * model.target_loss(output, targets) if o.class_weight else 0.0
+            task = o.class_weight * target_loss(output, targets) if o.class_weight else 0.0
             various = diversity([found[point] for point in contexts], len(batch), o.bandwidth, o.grid)
             return task + o.tv_weight * variation_loss(batch, tv_target) - various
 
