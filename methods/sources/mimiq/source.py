@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -12,18 +10,15 @@ from harness.api.spec import BitSpec
 from methods.core.graph.attention import between_patches, find_attention
 from methods.core.graph.intercept import Interceptor, OpKey, tap_transforms
 from methods.core.graph.trace import trace
-from methods.core.synthesis.descent import synthesize, total_variation, tv_scale
+from methods.core.synthesis.heads import disturbed_descent, head_dissimilarity
+from methods.core.synthesis.options import HeadOptions
 from methods.core.synthesis.precision import OfFloatModel
-from methods.sources.mimiq.info import MimiqOptions
-from methods.sources.mimiq.similarity import head_dissimilarity
-
-REFERENCE_BATCH = math.sqrt(16 / 32)  # total variation of MimiQ's batch of 16 images to that of PSAQ-ViT's of 32
 
 
 class Mimiq(OfFloatModel):
     """Images whose heads attend alike: L = L_heads + L_CE + 2.5e-5 TV. A reconstruction: see `info`."""
 
-    def __init__(self, options: MimiqOptions) -> None:
+    def __init__(self, options: HeadOptions) -> None:
         self.options = options
 
     def images(
@@ -38,7 +33,6 @@ class Mimiq(OfFloatModel):
 
         def loss(batch: Tensor) -> Tensor:
             value = o.class_weight * model.target_loss(model.net(batch), targets)
-            value = value + o.tv_weight * REFERENCE_BATCH * total_variation(batch) / tv_scale(batch)
             terms = [
                 head_dissimilarity(between_patches(found[point], layer))
                 for layer, point in zip(layers, points, strict=True)
@@ -46,13 +40,4 @@ class Mimiq(OfFloatModel):
             return value + o.similarity_weight * torch.stack(terms).mean() if terms else value
 
         with Interceptor(model.net, tap_transforms(points, found)):
-            return synthesize(
-                model,
-                loss,
-                o,
-                lr=o.lr,
-                floor=o.lr_floor,
-                decay=o.weight_decay,
-                generator=ctx.generator("augmentation"),
-                ctx=ctx,
-            )
+            return disturbed_descent(model, loss, o, ctx)
