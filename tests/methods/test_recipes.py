@@ -100,7 +100,8 @@ def rates(peak: float, steps: int, rounds: int, *, warmup: float, floor: float) 
     return [peak * share for share in (rise + fall) * rounds]
 
 
-PSAQ_VIT = {"warmup": 0.2, "floor": 0.0, "decay": 0.0}  # and what takes its optimizer over
+PSAQ_VIT = {"warmup": 0.2, "floor": 0.0, "decay": 0.0, "betas": (0.5, 0.9)}  # and what takes its optimizer over
+MIMIQ = {"peak": 0.1, "warmup": 0.0, "floor": 0.01, "decay": 1e-6, "betas": (0.9, 0.999)}  # and MaskAQ's
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,8 @@ PSAQ_VIT = {"warmup": 0.2, "floor": 0.0, "decay": 0.0}  # and what takes its opt
         ("clamp", "swin", {"peak": 0.25, **PSAQ_VIT}),
         ("sardfq", "vit", {"peak": 0.20, **PSAQ_VIT}),
         ("fdd", "swin", {"peak": 0.25, **PSAQ_VIT}),
-        ("mimiq", "vit", {"peak": 0.1, "warmup": 0.0, "floor": 0.01, "decay": 0.01}),
+        ("mimiq", "vit", MIMIQ),
+        ("maskaq", "vit", MIMIQ),
     ],
 )
 def test_k6_learning_rates_of_every_source(adam, source, network, recipe):
@@ -121,10 +123,10 @@ def test_k6_learning_rates_of_every_source(adam, source, network, recipe):
     rounds = info.resolve("paper", {}).rounds
     options = info.resolve("paper", {"images": 2, "steps": 10})
     info.load()(options).images(tiny_model(network), spec=BitSpec(4, 8), scheme="full", calib=None, ctx=FakeContext())
-    recipe, decay = dict(recipe), recipe["decay"]
-    peak, _ = recipe.pop("peak"), recipe.pop("decay")
+    recipe = dict(recipe)
+    peak, decay, betas = (recipe.pop(name) for name in ("peak", "decay", "betas"))
     assert [step["lr"] for step in adam] == pytest.approx(rates(peak, 10, rounds, **recipe), rel=1e-9, abs=1e-15)
-    assert {step["betas"] for step in adam} == {(0.5, 0.9)}
+    assert {step["betas"] for step in adam} == {betas}
     assert {step["eps"] for step in adam} == {1e-8}
     assert {step["weight_decay"] for step in adam} == {decay}
 

@@ -20,14 +20,15 @@ from methods.core.graph.attention import between_patches, find_attention, patch_
 from methods.core.graph.intercept import tap
 from methods.core.graph.structure import find_blocks, fit_grid, to_grid
 from methods.core.graph.trace import trace, trace_net
-from methods.core.synthesis.descent import total_variation, tv_scale, variation_loss
+from methods.core.synthesis.descent import variation_loss
+from methods.core.synthesis.heads import Disturbance, head_dissimilarity, head_variation
 from methods.core.synthesis.similarity import entropy, patch_similarity
 from methods.sources.fdd.info import INFO as FDD
 from methods.sources.fdd.info import FddOptions
 from methods.sources.fdd.source import phase
 from methods.sources.fdd.spectrum import band_mask, filtered
+from methods.sources.maskaq.info import INFO as MASKAQ
 from methods.sources.mimiq.info import INFO as MIMIQ
-from methods.sources.mimiq.similarity import head_dissimilarity
 from methods.sources.psaq.info import INFO as PSAQ
 from methods.sources.sardfq.info import INFO as SARDFQ
 from methods.sources.sardfq.labels import soft_labels
@@ -358,33 +359,30 @@ def test_fdd_loss_is_its_formula(network, entropy_band):
 
 
 def pairwise_dissimilarity(maps: torch.Tensor) -> float:
-    """One SSIM after the other."""
-    extent = float(maps.max() - maps.min())
-    c1, c2 = (0.01 * extent) ** 2, (0.03 * extent) ** 2
+    """One SSIM after the other, of maps that are each scaled to 0 to 1."""
     rows, heads, queries, _ = maps.shape
     total = 0.0
     for row, query in itertools.product(range(rows), range(queries)):
-        for i, j in itertools.combinations(range(heads), 2):
-            a, b = maps[row, i, query], maps[row, j, query]
+        scaled = [(m - m.min()) / (m.max() - m.min() + 1e-8) for m in maps[row, :, query]]
+        for a, b in itertools.combinations(scaled, 2):
             covariance = ((a - a.mean()) * (b - b.mean())).mean()
-            ssim = (2 * a.mean() * b.mean() + c1) * (2 * covariance + c2)
-            ssim /= (a.mean() ** 2 + b.mean() ** 2 + c1) * (a.var(correction=0) + b.var(correction=0) + c2)
-            total += 1 - float(ssim) ** 2
-    return total / (rows * queries)
+            ssim = (2 * a.mean() * b.mean() + 1e-4) * (2 * covariance + 9e-4)
+            ssim /= (a.mean() ** 2 + b.mean() ** 2 + 1e-4) * (a.var(correction=0) + b.var(correction=0) + 9e-4)
+            total += 2 * (1 - float(ssim) ** 2)  # either order; a head is like itself
+    return total / (rows * queries * heads**2)
 
 
 def test_head_dissimilarity():
     maps = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=seeded())
     assert float(head_dissimilarity(maps)) == pytest.approx(pairwise_dissimilarity(maps), rel=1e-9)
-    same = maps[:, :1].expand(2, 3, 4, 6)
-    assert float(head_dissimilarity(same)) == pytest.approx(0.0, abs=1e-9)
-    opposite = torch.cat([maps[:, :1] - maps[:, :1].mean(-1, keepdim=True)] * 2, 1) * torch.tensor([1, -1]).view(
-        2, 1, 1
-    )
-    assert float(head_dissimilarity(opposite)) < 0.1 * float(head_dissimilarity(maps))
+    same = torch.cat([maps[:, :1], 3 * maps[:, :1] + 1], 1)  # range and level do not count
+    assert float(head_dissimilarity(same)) == pytest.approx(0.0, abs=1e-6)
     constant = torch.ones(1, 2, 3, 4, requires_grad=True)
     head_dissimilarity(constant).backward()
     assert torch.isfinite(constant.grad).all()
+
+
+STILL = {"jitter": 0, "noise": 0.0, "colour": 0.0}  # the network sees images as they are
 
 
 @pytest.mark.parametrize("maps", ["products", "softmax"])
@@ -394,27 +392,49 @@ def test_mimiq_loss_is_its_formula(network, maps):
     noise, targets = start_of(model)
     layers = [layer for layer in find_attention(trace(model)) if layer.heads > 1]
     points = [layer.products if maps == "products" else layer.weights for layer in layers]
-    candidates = []
-    for batch in (noise, noise.flip(3)):  # the first step may mirror
-        output, found = tap(model.net, batch, points)
-        kept = [between_patches(found[point], layer) for point, layer in zip(points, layers, strict=True)]
-        heads = sum(pairwise_dissimilarity(k) for k in kept) / len(kept)
-        variation = 2.5e-3 * math.sqrt(0.5) * float(total_variation(noise)) / tv_scale(noise)
-        candidates.append(heads + float(functional.cross_entropy(output, targets)) + variation)
-    value = first_loss(MIMIQ, model, maps=maps, tv_weight=2.5e-3)
-    assert any(value == pytest.approx(candidate, rel=1e-4) for candidate in candidates)
+    output, found = tap(model.net, noise, points)
+    kept = [between_patches(found[point], layer) for point, layer in zip(points, layers, strict=True)]
+    heads = sum(pairwise_dissimilarity(k) for k in kept) / len(kept)
+    expected = heads + float(functional.cross_entropy(output, targets)) + 2.5e-3 * float(head_variation(noise))
+    assert first_loss(MIMIQ, model, maps=maps, tv_weight=2.5e-3, **STILL) == pytest.approx(expected, rel=1e-4)
 
 
 def test_mimiq_variation_is_that_of_sixteen_colour_images():
-    """The weight belongs to 16x3x224x224: there the scaling is 1."""
-    big = torch.empty(16, 3, 224, 224)
-    assert math.sqrt(16 / 32) / tv_scale(big) == pytest.approx(1.0)
+    """The weight belongs to 16x3x224x224: there the scaling is 1, and diagonals count less by root two."""
+    slope = torch.arange(224.0).expand(16, 3, 224, 224)
+    straight, diagonal = (math.sqrt(48 * rows * 223) for rows in (224, 223))
+    assert float(head_variation(slope)) == pytest.approx(straight + 2 * diagonal / math.sqrt(2), rel=1e-5)
+
+
+def test_mimiq_disturbs_images_as_its_code():
+    options = MIMIQ.resolve("paper", {"noise": 0.0, "colour": 0.0})
+    marked = torch.zeros(1, 1, 224, 224)
+    marked[0, 0, 100, 100] = 1.0
+    disturb = Disturbance(options, seeded())
+    rolls = {
+        half: [divmod(int(disturb(marked, done, 400).argmax()), 224) for done in range(200 * half, 200 * half + 200)]
+        for half in (0, 1)
+    }
+    for half, reach in ((0, 8), (1, 16)):
+        assert {abs(down - 100) for down, _ in rolls[half]} <= set(range(reach + 1))
+        assert max(abs(down - 100) for down, _ in rolls[half]) == reach
+        assert any(down != right for down, right in rolls[half])  # the axes on their own
+    # One offset for a channel, which falls to nothing; contrast between 1/e and e, shifts up to 1 before.
+    flat = torch.zeros(500, 2, 4, 4)
+    for noise, colour, done, spread in ((0.5, 0.0, 0, 0.5 * 0.99), (0.5, 0.0, 49, 0.25), (0.5, 0.0, 99, 0.0)):
+        seen = Disturbance(options.model_copy(update={"noise": noise, "colour": colour}), seeded())(flat, done, 100)
+        assert torch.equal(seen, seen[:, :, :1, :1].expand_as(seen))
+        assert float(seen[:, :, 0, 0].std()) == pytest.approx(spread, rel=0.1)
+    coloured = Disturbance(options.model_copy(update={"colour": 1.0}), seeded())
+    steps = coloured(flat + torch.tensor([0.0, 1.0, 2.0, 3.0]), 0, 100)[..., 0, :].diff()
+    assert float(steps.min()) == pytest.approx(math.exp(-1), rel=0.02)
+    assert float(steps.max()) == pytest.approx(math.e, rel=0.02)
 
 
 def test_mimiq_brings_heads_together():
     model = tiny_model("vit")
     ctx = FakeContext()
-    synthesize(MIMIQ, model, ctx=ctx, class_weight=0.0, tv_weight=0.0, jitter=0, steps=40)
+    synthesize(MIMIQ, model, ctx=ctx, class_weight=0.0, tv_weight=0.0, **STILL, steps=40)
     values = ctx.found["synthesize_loss"]["values"]
     assert values[-1] < 0.9 * values[0]
 
@@ -446,13 +466,14 @@ def test_mimiq_takes_the_papers_optimizer():
     assert not torch.equal(plain, synthesize(MIMIQ, model, steps=4, weight_decay=0.5, lr_floor=0.0))
 
 
-# --- all three ---------------------------------------------------------------------------------------------------
+# --- all of them -------------------------------------------------------------------------------------------------
 
-SOURCES = {"sardfq": SARDFQ, "fdd": FDD, "mimiq": MIMIQ}
+SOURCES = {"sardfq": SARDFQ, "fdd": FDD, "mimiq": MIMIQ, "maskaq": MASKAQ}
 NO_TASK = {  # options that leave the terms that are the source's own
     "sardfq": {"regions": 0, "tv_weight": 0.0, "prior_weight": 1e6},
     "fdd": {"class_weight": 0.0, "tv_weight": 0.0, "distillation": 0.0},
     "mimiq": {"class_weight": 0.0, "tv_weight": 0.0},
+    "maskaq": {"class_weight": 0.0, "tv_weight": 0.0, "similarity_weight": 0.0},
 }
 
 
@@ -501,7 +522,7 @@ def test_what_the_source_says_of_itself(name):
     budgets = {p: info.resolve(p, {}).rounds * info.resolve(p, {}).steps for p in PRESETS}
     psaq = {p: PSAQ.resolve(p, {}).rounds * PSAQ.resolve(p, {}).steps for p in PRESETS}
     assert (budgets["quick"], budgets["default"]) == (psaq["quick"], psaq["default"])
-    assert budgets["paper"] == {"sardfq": 1000, "fdd": 1000, "mimiq": 2000}[name]
+    assert budgets["paper"] == {"sardfq": 1000, "fdd": 1000, "mimiq": 2000, "maskaq": 2000}[name]
     info.check_ablations("quick", {})
     assert info.deviations
-    assert info.origin == ("published code" if name == "fdd" else "reconstruction")
+    assert info.origin == ("published code" if name in ("fdd", "maskaq") else "reconstruction")

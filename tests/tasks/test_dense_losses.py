@@ -27,8 +27,8 @@ from methods.core.calibrate import observe
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
 from methods.core.numerics.observers import OBSERVERS
-from methods.core.synthesis.options import PsaqOptions
 from methods.end_to_end.clamp.info import ClampOptions
+from methods.sources.psaq.info import PsaqSourceOptions
 from methods.sources.psaq.source import Psaq
 from tasks.models.openmmlab.losses import (
     DetectionLosses,
@@ -451,7 +451,7 @@ def test_psaq_runs_on_dense_models(task, scheme, tmp_path):
 
 
 @pytest.mark.fast(task="detection")
-@pytest.mark.parametrize("source", ["sardfq", "fdd", "mimiq"])
+@pytest.mark.parametrize("source", ["sardfq", "fdd", "mimiq", "maskaq"])
 @pytest.mark.parametrize("task", TASKS)
 def test_other_sources_run_on_dense_models(task, source, tmp_path):
     model = dense_model(task)
@@ -464,7 +464,7 @@ def test_other_sources_run_on_dense_models(task, source, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_psaq_images_come_closer_to_the_targets(task, tmp_path):
     model = dense_model(task)
-    source = Psaq(PsaqOptions(images=4, rounds=1, steps=30, tv_weight=0.0))
+    source = Psaq(PsaqSourceOptions(images=4, rounds=1, steps=30, tv_weight=0.0))
     ctx = context(model, tmp_path, "psaq+minmax")
     made = source.images(model, spec=BitSpec.parse("W4A6"), scheme="full", calib=None, ctx=ctx)
     start = torch.randn(made.shape, generator=ctx.generator("calibration-images"))
