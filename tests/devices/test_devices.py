@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from device_cells import NAMES, SHORT, Where, cell_of
-from gpu import Case, Compared, Timed, compare_methods, compared, main, methods_table, throughput_table
+from gpu import Case, Compared, Timed, cases, compare_methods, compared, main, methods_table, throughput_table
 from pretended_cuda import pretended_cuda
 from rich.console import Console
 from tiny_options import TINY
@@ -22,6 +22,7 @@ from tiny_options import TINY
 from harness.catalog.catalog import Catalog
 from harness.results.store import Store
 from harness.run.runner import CellRunner, Measured, Settings
+from methods.catalog import METHODS
 from methods.core.numerics import chunks
 
 FAST = ("noise+minmax", "psaq+minmax", "noise+repq")
@@ -51,6 +52,8 @@ def _both(name: str, model: str) -> tuple[Measured, Measured, dict[str, int]]:
         return there, _measure(name, model, "cpu", Path(folder)), dict(noted)
 
 
+@pytest.mark.usual(model="vit")
+@pytest.mark.usual(name=[*METHODS, *NAMES[::3]])
 @pytest.mark.fast(name=list(FAST), model="vit")
 @pytest.mark.parametrize("model", ["vit", "swin"])
 @pytest.mark.parametrize("name", NAMES)
@@ -121,11 +124,16 @@ def test_a_method_on_cuda_against_the_cpu(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_gpu_run_rehearsed_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [3, pytest.param(None, marks=pytest.mark.exhaustive)])
+def test_the_gpu_run_rehearsed_on_the_cpu(
+    number: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without searches and learning, which take a minute on a CPU even if they are tiny."""
+    monkeypatch.setattr("gpu.cases", lambda *arguments: cases(*arguments)[:number])
     assert main(["--device", "cpu", "--methods", "noise+minmax"]) == 0
     text = capsys.readouterr().out
     assert "noise+minmax" in text
-    assert "evaluation, float" in text
+    assert all(case.what in text for case in cases(2, 2)[:number])
 
 
 def test_without_a_gpu_the_run_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,8 @@ def quantized(name: str, bits: str, seed: int, **options: Any) -> tuple[Any, Fak
     return method.quantize(tiny_model(name), spec=BitSpec.parse(bits), scheme="full", calib=None, ctx=ctx), ctx
 
 
+@pytest.mark.usual(name="vit", seed=[0, 1, 2])
+@pytest.mark.usual(name="swin", seed=0, bits=["W8A8", "MP4.5"])
 @pytest.mark.fast(bits=["W4A8"], seed=[0, 1, 2])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("bits", ["W8A8", "W4A8", "MP4.5"])

@@ -315,6 +315,8 @@ def searched(name: str, bits: str, **options: Any) -> tuple[Working, NetworkSear
     return working, search, ctx
 
 
+@pytest.mark.usual(options={"passes": 2})
+@pytest.mark.usual(name="vit", bits=["W4A8", "MP4.5"])
 @pytest.mark.fast(options={"passes": 2})
 @pytest.mark.parametrize(
     "options", [{"passes": 2}, {"output_loss": "none"}, {"order": "last-to-first"}, {"exchange": "aligned"}], ids=str

@@ -92,6 +92,8 @@ def test_the_sampled_crosses_hold_everything() -> None:
     assert spread([], ["c0"], 12) == []
 
 
+@pytest.mark.usual(name=FAST)
+@pytest.mark.usual(network="vit", scheme="full")
 @pytest.mark.fast(name=FAST, scheme="full")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("network", NETWORKS)

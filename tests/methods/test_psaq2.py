@@ -111,6 +111,8 @@ def test_no_task_loss_and_no_pseudo_labels(distance):
 # --- student steps ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usual(network="vit")
+@pytest.mark.usual(scheme="full", trained="all")
 @pytest.mark.fast(scheme="full")
 @pytest.mark.parametrize("trained", ["weights", "all"])
 @pytest.mark.parametrize("scheme", ["full", "matmul"])

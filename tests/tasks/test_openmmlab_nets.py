@@ -221,6 +221,8 @@ def test_blocks_and_attention_are_the_backbones(small):
         assert (n, rows) == (2, columns)
 
 
+@pytest.mark.usual(name="psaq+minmax")
+@pytest.mark.usual(small=["mask", "vit"])
 @pytest.mark.fast(small=["mask", "vit"])
 @pytest.mark.parametrize("name", ["psaq+minmax", pytest.param("clamp", marks=pytest.mark.slow)])
 def test_methods_run(small, name):
