@@ -125,7 +125,7 @@ def zoo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, a process per core; arguments go to pytest: nox -s tests -- -m "not slow" leaves out what is long."""
+    """Run the tests, a process per core: nox -s tests -- PYTEST'S ARGUMENTS; -m "not slow" leaves out what is long."""
     # Neighbours of a file stay in one process as far as possible, as many share what is made once per file.
     spread = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal")
     session.run(install(session), "-m", "pytest", *spread, *session.posargs, env={"OMP_NUM_THREADS": "1"})

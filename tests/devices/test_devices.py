@@ -53,7 +53,7 @@ def _both(name: str, model: str) -> tuple[Measured, Measured, dict[str, int]]:
 
 
 @pytest.mark.usual(model="vit")
-@pytest.mark.usual(name=[*METHODS, *NAMES[::3]])
+@pytest.mark.usual(name=[*METHODS, *NAMES[::5]])
 @pytest.mark.fast(name=list(FAST), model="vit")
 @pytest.mark.parametrize("model", ["vit", "swin"])
 @pytest.mark.parametrize("name", NAMES)
@@ -124,11 +124,11 @@ def test_a_method_on_cuda_against_the_cpu(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("number", [3, pytest.param(None, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("number", [2, pytest.param(None, marks=pytest.mark.exhaustive)])
 def test_the_gpu_run_rehearsed_on_the_cpu(
     number: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without searches and learning, which take a minute on a CPU even if they are tiny."""
+    """Without synthesis, searches and learning, which take long on a CPU even if they are tiny."""
     monkeypatch.setattr("gpu.cases", lambda *arguments: cases(*arguments)[:number])
     assert main(["--device", "cpu", "--methods", "noise+minmax"]) == 0
     text = capsys.readouterr().out

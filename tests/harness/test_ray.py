@@ -145,6 +145,7 @@ def test_the_numbers_are_those_of_a_worker(cli, running, monkeypatch):
 
 @needs_ray
 @pytest.mark.slow
+@pytest.mark.usual(victim="node")
 @pytest.mark.parametrize("victim", ["host", "node"])
 def test_a_lost_host_costs_another_try_of_its_own_cell(running, sweep, toy_cell, capsys, victim):
     struck = []

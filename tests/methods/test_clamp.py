@@ -381,6 +381,8 @@ def test_contrast_needs_a_patch_with_neighbours(monkeypatch):
     [*({"output_loss": choice} for choice in ("accept", "candidate", "none")), {"order": "last-to-first"}],
     ids=str,
 )
+@pytest.mark.usual(name="vit")
+@pytest.mark.usual(options={"output_loss": "accept"})
 @pytest.mark.parametrize("name", NETWORKS)
 def test_mixed_precision_stays_within_its_budget_and_uses_it(name, options):
     _, working, search, ctx = searched(name, "MP4.5", **options, population=9)

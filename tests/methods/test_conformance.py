@@ -142,6 +142,8 @@ def test_contract(name: str, network: str, scheme: str) -> None:
         assert ctx.kept is not None
 
 
+@pytest.mark.usual(name=[*METHODS, *FAST])
+@pytest.mark.usual(network="vit")
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", [n for n in NAMES if any(info.mixed for info in Catalog.default().resolve(n).infos)])
