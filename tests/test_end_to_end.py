@@ -182,6 +182,7 @@ def test_a_bad_checkpoint_ends_with_one_sentence_and_exit_2(tmp_path, kind):
     assert not list((tmp_path / "out").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_records_hold_what_a_reader_needs(tmp_path):
     done = bench(
         tmp_path,

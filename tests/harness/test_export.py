@@ -31,6 +31,7 @@ def first(folder: Path) -> Path:
     return found
 
 
+@pytest.mark.slow
 def test_a_cell_is_written_checked_and_shown(cli, tmp_path) -> None:
     shown = cli("export", *CELL, *CPU, "--out", "run", "--to", "files").output
     assert "same prediction as fake-quantized" in shown
@@ -105,6 +106,7 @@ def test_a_missing_extra_is_one_sentence(cli, monkeypatch) -> None:
     assert cli("export", *CELL, code=2).stderr == "Error: export needs onnxscript: pip install 'dfqbench[export]'\n"
 
 
+@pytest.mark.slow
 def test_a_runtime_that_computes_another_model_is_an_error(cli, monkeypatch) -> None:
     from harness.export.runtimes.onnx_runtime import _Session
 

@@ -84,6 +84,7 @@ def test_a_file_computes_with_the_codes_of_torch(tmp_path, net: str, scheme: str
     assert np.square(found - expected).mean() < 0.1 * np.square(expected - plain).mean()
 
 
+@pytest.mark.slow
 def test_weights_of_four_bits_are_packed_and_what_is_in_float_has_no_dequantization(tmp_path) -> None:
     import onnx
 

@@ -408,6 +408,7 @@ def test_watch_needs_a_queue(cli):
     assert "no cells were submitted to results folder nowhere" in cli("watch", "nowhere", code=2).stderr
 
 
+@pytest.mark.slow
 def test_the_local_cluster_gives_the_same_results(cli, monkeypatch):
     """Real jobs, in processes of this machine."""
     pytest.importorskip("submitit")
