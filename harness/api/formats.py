@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -76,3 +77,20 @@ class Format:
     def scale_bits(self, scales: int) -> int:
         """Bits of so many scales; zero points, where there are any, are not among them."""
         return scales * _SCALE_BITS[self.scale]
+
+
+def _blocks(bits: int, exponent: int | None = None) -> Format:
+    return Format(bits, "int" if exponent is None else "float", "group", 32, "e8m0", exponent)
+
+
+# The OCP Microscaling Formats (MX), v1.0: 32 successive values along the axis that a product sums over share a scale,
+# a power of two. The specification has no integers but of 8 bits; those of fewer are the same with fewer of them.
+# Where it has two layouts for one width, the plain name is that with the longer mantissa.
+MICROSCALING: Mapping[str, Format] = {
+    "MXFP8": _blocks(8, 4),
+    "MXFP8E5M2": _blocks(8, 5),
+    "MXFP6": _blocks(6, 2),
+    "MXFP6E3M2": _blocks(6, 3),
+    "MXFP4": _blocks(4, 2),
+    **{f"MXINT{bits}": _blocks(bits) for bits in range(8, 1, -1)},
+}

@@ -54,7 +54,10 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         ),
     ] = "",
     bits: Annotated[
-        str, typer.Option(help="Bits of weights and activations, by comma; MP4.5 is mixed precision.")
+        str,
+        typer.Option(
+            help="Bits of weights and activations, by comma; MP4.5 is mixed precision, MXFP4A8 has weights in blocks."
+        ),
     ] = "W8A8,W4A8,W4A4",
     schemes: Annotated[
         str,

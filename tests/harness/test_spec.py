@@ -7,16 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.api.errors import UsageError
+from harness.api.formats import MICROSCALING
 from harness.api.spec import BitSpec, split_scheme
 
 WIDTHS = st.integers(2, 8)
 MEANS = st.floats(2, 8)
+BLOCKS = st.sampled_from(list(MICROSCALING.values()))
 
 
 @given(
     st.one_of(
         st.builds(BitSpec, WIDTHS, WIDTHS),
         st.builds(BitSpec, MEANS, st.none() | WIDTHS, st.just(True)),
+        st.builds(lambda w, a: BitSpec(w.bits, a.bits, weights=w, activations=a), BLOCKS, BLOCKS),
+        st.builds(lambda w, a: BitSpec(w.bits, a, weights=w), BLOCKS, WIDTHS),
+        st.builds(lambda w, a: BitSpec(w, a.bits, activations=a), WIDTHS, BLOCKS),
     )
 )
 def test_text_and_back(spec):
@@ -31,7 +36,28 @@ def test_forms():
     assert str(BitSpec.parse("MP4.0")) == "MP4"
 
 
-@pytest.mark.parametrize("text", ["W4", "A8", "4/8", "MP", "MP4.5.1", "W4.5A8", "MP4A", "", "W4A8A8"])
+def test_microscaling_formats_stand_for_either_part_or_for_both():
+    fp4, int8 = MICROSCALING["MXFP4"], MICROSCALING["MXINT8"]
+    assert BitSpec.parse("MXFP4A8") == BitSpec(4, 8, weights=fp4)
+    assert BitSpec.parse("W4AMXINT8") == BitSpec(4, 8, activations=int8)
+    assert BitSpec.parse("MXINT8") == BitSpec.parse("MXINT8AMXINT8") == BitSpec(8, 8, weights=int8, activations=int8)
+    assert str(BitSpec.parse("mxfp4e2m1amxint8")) == "MXFP4AMXINT8"
+    assert [str(BitSpec.parse(f"MXFP6{layout}")) for layout in ("E2M3", "E3M2")] == ["MXFP6", "MXFP6E3M2"]
+    assert list(map(str, BitSpec.parse("MXFP8A8").formats or ())) == ["e4m3/group32/e8m0", "int8/tensor/float32"]
+    assert [BitSpec.parse(bits).in_blocks for bits in ("W4A8", "MP4", "MXINT4A8", "W4AMXFP8")] == [False] * 2 + [
+        True
+    ] * 2
+
+
+@pytest.mark.parametrize("text", ["MXFP5", "MXINT9A8", "W4AMXFP4E3M0", "MXINT8E4M3"])
+def test_other_microscaling_formats_are_refused(text):
+    with pytest.raises(UsageError, match=r"no microscaling format; there are MXFP8, .* MXINT2"):
+        BitSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["W4", "A8", "MX4", "MXFP4A", "AMXFP4", "4/8", "MP", "MP4.5.1", "W4.5A8", "MP4A", "", "W4A8A8"]
+)
 def test_other_forms_are_refused(text):
     with pytest.raises(UsageError, match="not of the form"):
         BitSpec.parse(text)
