@@ -172,6 +172,8 @@ class QuantSummary:
     bit_operations: int = 0
     activation_formats: Mapping[str, Format] = field(default_factory=dict)  # of the sites of which the method tells
     activation_scale_bits: Mapping[str, int] = field(default_factory=dict)  # likewise, of all scales of a site
+    # Of sites whose scales are made for every tensor anew: how many values those scales are for.
+    activation_scaled_values: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def weight_mib(self) -> float:

@@ -113,6 +113,8 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
         "mean_weight_bits": quantization.mean_weight_bits if quantization else None,
         "mean_layer_bits": quantization.mean_layer_bits if quantization else None,
         "mean_activation_bits": quantization.mean_activation_bits if quantization else None,
+        "effective_weight_bits": quantization.effective_weight_bits if quantization else None,
+        "effective_activation_bits": quantization.effective_activation_bits if quantization else None,
         "weight_sites": quantization.weight_sites if quantization else None,
         "activation_sites": quantization.activation_sites if quantization else None,
         "device": record.provenance.device,
@@ -133,7 +135,8 @@ def _row_columns() -> list[str]:
         "suite task data limit scheme bits model weights method options role origin trains seed status reason verified"
         f" metric accuracy {' '.join(secondary())} per_image images calibration_images seconds"
         " peak_memory_mib added_memory_mib weight_mib gbops"
-        " mean_weight_bits mean_layer_bits mean_activation_bits weight_sites activation_sites device key"
+        " mean_weight_bits mean_layer_bits mean_activation_bits effective_weight_bits effective_activation_bits"
+        " weight_sites activation_sites device key"
     )
     return [*fixed.split(), *(f"{name}{suffix}" for name in STAGES for suffix in ("_s", "_cached")), "total_s"]
 

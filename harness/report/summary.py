@@ -27,6 +27,8 @@ _MEANS = [
     "mean_weight_bits",
     "mean_layer_bits",
     "mean_activation_bits",
+    "effective_weight_bits",
+    "effective_activation_bits",
     "weight_sites",
     "activation_sites",
     *(f"{name}_s" for name in STAGES),

@@ -19,17 +19,18 @@ from harness.report.verdicts import NOTE, UNVERIFIED_NOTE, checked, marked, sens
 
 Shown = Callable[[dict[Any, Any]], str]  # from a row of a frame to what a table shows
 NONE = verdicts.NONE
+ALIKE = 0.01  # bits of a weight that are no difference
 WIDTH = 120  # columns of a terminal that a table must fit
 NUMERIC = {
     *("Δ", "synth. s", "calib. s", "search s", "refresh s", "total s", "peak MiB", "size MiB", "GBOPs"),
-    *("W bits", "by layer", "A bits", "published", "difference"),
+    *("W bits", "by layer", "A bits", "W eff.", "A eff.", "eff. W/A", "published", "difference"),
 }  # columns aligned right, with those of secondary metrics
 # columns of costs.csv beside those of the group
 COSTS = [
     *("model", "method", "role", "origin", "seeds", "seed_list"),
     *("synthesize_s", "synthesize_cached", "images_s", "calibrate_s", "search_s", "refresh_s", "total_s", "seconds"),
     *("peak_memory_mib", "added_memory_mib", "weight_mib", "gbops", "mean_weight_bits", "mean_layer_bits"),
-    *("mean_activation_bits", "weight_sites", "activation_sites"),
+    *("mean_activation_bits", "effective_weight_bits", "effective_activation_bits", "weight_sites", "activation_sites"),
 ]
 
 SPREAD = """\
@@ -43,6 +44,7 @@ NOTES = f"""\
 - **Δ** is the difference to the float model in points. **Bold** is the model's data-free method of highest mean, which
   by itself is not a verdict. **vs best** compares the other methods with it and
 {NOTE}{SPREAD}{UNVERIFIED_NOTE}\
+- **eff. W/A**: bits that a weight and an activation take on average, scales included, where widths alone do not tell.
 - *floor*: calibrated on noise. *ceiling*: calibrated on real training images, so not data-free and not ranked.
 {REBUILT}"""
 
@@ -89,6 +91,8 @@ def costs(summary: pd.DataFrame) -> str:
         "*peak MiB* is the memory of the whole process while quantizing (on CUDA: of the allocator).\n"
         "*size MiB* counts parameters left in float32 too. *GBOPs* are 10^9 multiply-accumulates of one image times "
         "the bits of both factors, a float factor counting 32.\n"
+        "*W eff.* and *A eff.* are the bits that a weight and an activation take on average, with their share of "
+        "scales and of all else that their format keeps; scales that all images share cost activations nothing.\n"
         "In mixed precision *W bits* is the mean weight width over parameters (the budget's), *by layer* over layers, "
         "*A bits* over activation sites.\n"
     )
@@ -145,7 +149,9 @@ def _cost_table(rows: pd.DataFrame) -> pd.DataFrame:
             "peak MiB": column("peak_memory_mib", 0),
             "size MiB": column("weight_mib", 2),
             "GBOPs": column("gbops", 2),
-            **({} if rows["bits"].iloc[0].startswith("W") else widths),
+            **(widths if rows["bits"].iloc[0].startswith("MP") else {}),
+            "W eff.": column("effective_weight_bits", 2),
+            "A eff.": column("effective_activation_bits", 2),
             "seeds": rows["seeds"].astype(str),
             "origin": rows["origin"],
         }
@@ -205,7 +211,8 @@ def metric(group: pd.DataFrame) -> str:
 
 def bit_order(bits: str, *, most: bool = False) -> tuple[float, ...]:
     """Sort key of `W4A8`: by weight bits, then activation bits; the most bits first if `most`."""
-    numbers = tuple(float(n) for n in re.findall(r"\d+(?:\.\d+)?", bits))
+    numbers = tuple(float(n) for n in re.findall(r"\d+(?:\.\d+)?", re.sub(r"E\d+M\d+", "", bits)))
+    numbers = numbers * 2 if bits.startswith("MX") and len(numbers) == 1 else numbers  # one format for both
     return tuple(-n for n in numbers) if most else numbers
 
 
@@ -250,7 +257,21 @@ def comparison_table(group: pd.DataFrame) -> pd.DataFrame:
     for name in metrics.secondary():
         if group[name].notna().any():
             columns[metrics.label(name)] = partial(_secondary, name)
+    if _take_other_bits(group):
+        columns["eff. W/A"] = _effective
     return by_model(group, {method: labels[method] for method in order(group)}, columns, "method")
+
+
+def _take_other_bits(group: pd.DataFrame) -> bool:
+    """Whether a width says too little: values in blocks, or methods whose weights take more bits than others'."""
+    taken = pd.to_numeric(group["effective_weight_bits"]).groupby(group["model"])
+    return "MX" in str(group["bits"].iloc[0]) or bool((taken.max() - taken.min() > ALIKE).any())
+
+
+def _effective(row: dict[Any, Any]) -> str:
+    if row["role"] == "float":
+        return ""
+    return f"{number(row['effective_weight_bits'], 2)}/{number(row['effective_activation_bits'], 2)}"
 
 
 def _secondary(name: str, row: dict[Any, Any]) -> str:

@@ -103,6 +103,8 @@ class Quantization(_Part):
     # Of the sites of which the method told.
     activation_formats: Annotated[dict[str, Told], AfterValidator(_by_site)] = Field(default_factory=dict)
     activation_scale_bits: Annotated[dict[str, Whole], AfterValidator(_by_site)] = Field(default_factory=dict)
+    # Of those whose scales are made for every tensor anew, the number of values that the scales above are for.
+    activation_scaled_values: Annotated[dict[str, Whole], AfterValidator(_by_site)] = Field(default_factory=dict)
 
     @property
     def mean_weight_bits(self) -> float:
@@ -119,6 +121,25 @@ class Quantization(_Part):
         """Mean width over activation sites."""
         widths = self.activation_bits.values()
         return sum(widths) / len(widths) if widths else None
+
+    @property
+    def effective_weight_bits(self) -> float | None:
+        """Bits that a quantized weight takes on average with its share of scales, and of whatever else its format
+        keeps; None where the method does not tell for all of them.
+        """
+        extra = [layer.scale_bits for layer in self.layers]
+        if not extra or any(bits is None for bits in extra):
+            return None
+        return self.mean_weight_bits + sum(filter(None, extra)) / max(1, sum(layer.size for layer in self.layers))
+
+    @property
+    def effective_activation_bits(self) -> float | None:
+        """The same over activation sites, where scales that all images share cost nothing."""
+        mean = self.mean_activation_bits
+        if mean is None or self.activation_formats.keys() != self.activation_bits.keys():
+            return None
+        shares = (self.activation_scale_bits[s] / values for s, values in self.activation_scaled_values.items())
+        return mean + sum(shares) / len(self.activation_bits)
 
 
 class Notice(_Part):

@@ -128,6 +128,11 @@ class Quantized:
             bit_operations=self.sites.bit_operations,
             activation_formats={label: number_format for label, (number_format, _) in told.items()},
             activation_scale_bits={label: bits for label, (_, bits) in told.items()},
+            activation_scaled_values={
+                str(s): values
+                for s in self.sites.activations
+                if (values := getattr(self.activations[s.point], "scaled_values", None))
+            },
         )
 
 
