@@ -12,6 +12,7 @@ from methods.core.graph.layers import LAYERS, output_axis
 from methods.core.graph.sites import ActivationSite, NoSitesError, Sites, WeightSite, find_sites
 from methods.core.graph.structure import Block, NotATransformerError, find_blocks, patch_grid, to_grid
 from methods.core.graph.trace import Trace, trace
+from methods.core.microscaling import activations_in_formats, weights_in_formats
 from methods.core.numerics.granularity import PER_TENSOR, PerBlock, PerChannel, PerGroup, PerHead
 from methods.core.numerics.observers import Ema, MinMax, Observer, Omse
 from methods.core.numerics.quantizers import Quantizer, Uniform, weight_quantizer
@@ -43,6 +44,7 @@ __all__ = [
     "Uniform",
     "WeightSite",
     "activation_quantizers",
+    "activations_in_formats",
     "find_blocks",
     "find_sites",
     "observe",
@@ -54,4 +56,5 @@ __all__ = [
     "trace",
     "weight_quantizer",
     "weight_quantizers",
+    "weights_in_formats",
 ]

@@ -23,6 +23,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Data = Literal["none", "images"]
 Origin = Literal["baseline", "published code", "reconstruction"]
 Trains = Literal["", "quantizers", "weights"]
+Blocks = Literal["", "weights", "activations", "all"]
 
 
 def import_target(target: str) -> Any:
@@ -79,7 +80,9 @@ class PluginInfo:
     `ablations` say what each part of it is worth: label -> options that are switched alone, all else being equal.
     `data` is what the harness hands over: `none` (data-free, enforced) or `images` (training images without labels);
     a calibrator says `none`, since its images come from the source. `mixed`: it chooses layers' bit-widths when the
-    precision is a mixed one (`MP4.5`); a method without such a part is skipped there. `trains`: what it
+    precision is a mixed one (`MP4.5`); a method without such a part is skipped there. `blocks`: what it can store in
+    microscaling formats (`MXFP4A8`), weights, activations, all or nothing; where the precision has them elsewhere it is
+    skipped. `trains`: what it
     learns by gradient descent, quantizer parameters (which include the rounding of weights) or weights themselves; not
     to be compared unsaid with methods that only choose quantizer parameters. `requires` is `module:function`, called as
     `function(model, scheme) -> str | None` with a VisionModel, perhaps on the meta device, and `full` or `matmul`. It
@@ -97,6 +100,7 @@ class PluginInfo:
     ablations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     partner: str | None = None
     mixed: bool = False
+    blocks: Blocks = ""
     trains: Trains = ""
     requires: str = ""
     paper: str = ""
@@ -128,7 +132,7 @@ class PluginInfo:
         Raises:
             UsageError: a field that the harness does not know, or a preset whose values the options refuse.
         """
-        for name, known in (("kind", Kind), ("data", Data), ("origin", Origin), ("trains", Trains)):
+        for name, known in (("kind", Kind), ("data", Data), ("origin", Origin), ("trains", Trains), ("blocks", Blocks)):
             value = getattr(self, name)
             if value not in get_args(known):
                 raise UsageError(f"its {name} is {value!r}; known: {', '.join(map(repr, get_args(known)))}")

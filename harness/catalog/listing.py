@@ -121,6 +121,7 @@ def _describe(info: PluginInfo, console: Console) -> None:
     facts.add_row("data", "only the images of its source" if info.kind == "calibrator" else needs)
     if info.kind != "source":
         facts.add_row("mixed", "chooses layers' widths (MP4.5)" if info.mixed else "no: all layers have one width")
+        facts.add_row("blocks", f"{info.blocks} in microscaling formats (MXFP4A8)" if info.blocks else "none")
         facts.add_row("trains", f"{info.trains}, by gradient descent" if info.trains else "nothing")
     facts.add_row("origin", info.origin)
     for name in ("paper", "code"):

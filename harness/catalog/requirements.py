@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from harness.api.contracts import Suite, VisionModel
 from harness.api.errors import UsageError, first_line
 from harness.api.plugins import import_target
-from harness.api.spec import split_scheme
+from harness.api.spec import BitSpec, split_scheme
 from harness.catalog.catalog import ResolvedMethod
 
 Unmet = dict[tuple[str, str], str]  # method and scheme -> why it cannot run there
@@ -45,6 +45,20 @@ def _asked(target: str, model: VisionModel, tensors: str) -> str | None:
     except Exception as error:  # a plugin's code may raise anything; it costs that plugin's cells
         return f"{target} does not say what is required ({type(error).__name__}: {first_line(error)})"
     return reason
+
+
+def unsuited(method: ResolvedMethod, spec: BitSpec) -> str | None:
+    """Why the method is not for this precision, in one sentence, or None."""
+    if spec.mixed and not any(info.mixed for info in method.infos):
+        return f"{method.name} gives all layers one width; {spec} needs a method that chooses them, such as clamp"
+    for part, stored in (("weights", spec.weights), ("activations", spec.activations)):
+        # A source's images are made without them.
+        if stored is not None and not all(i.kind == "source" or i.blocks in (part, "all") for i in method.infos):
+            return (
+                f"{method.name} searches {part}' scales in a way of its own and {spec} has microscaling {part}, whose "
+                "scales follow from the values; minmax does that"
+            )
+    return None
 
 
 def unmet(suite: Suite, model: str, methods: Sequence[ResolvedMethod], schemes: Iterable[str]) -> Unmet:

@@ -21,7 +21,7 @@ from harness.api.sealing import sealed_data
 from harness.api.spec import BitSpec, split_scheme
 from harness.catalog.catalog import Catalog, ResolvedMethod
 from harness.catalog.code import code_for, code_of_infos, is_builtin
-from harness.catalog.requirements import Requirements
+from harness.catalog.requirements import Requirements, unsuited
 from harness.identity.cell import Cell
 from harness.plan.plan import calibration_identity
 from harness.results.provenance import collect
@@ -244,8 +244,9 @@ class CellRunner:
     ) -> QuantizedModel | str:
         """The quantized model, or the reason why the method skips this combination."""
         spec = BitSpec.parse(cell.bits)
-        if spec.mixed and not any(info.mixed for info in method.infos):
-            return f"{method.name} gives all layers one width; {spec} needs a method that chooses them, such as clamp"
+        reason = unsuited(method, spec)
+        if reason is not None:
+            return reason
         tensors, part = split_scheme(cell.scheme)
         assert self._loaded is not None
         lacking = self._loaded[2].unmet(method.requires, cell.scheme)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -21,14 +21,24 @@ class SiteNotReachedError(RuntimeError):
 
 @torch.no_grad()
 def observe(
-    model: VisionModel, images: Tensor, sites: Sites, make_observer: Callable[[], Observer], batch: int
+    model: VisionModel,
+    images: Tensor,
+    sites: Sites,
+    make_observer: Callable[[], Observer],
+    batch: int,
+    *,
+    instead: Mapping[tuple[OpKey, int], Observer] | None = None,
 ) -> dict[tuple[OpKey, int], Observer]:
-    """Run the float model once over `images` (n, c, h, w) and let one observer watch each activation site.
+    """Run the float model once over `images` (n, c, h, w) and let one observer watch each activation site: one of its
+    own, or that which `instead` has for it.
 
     Raises:
         SiteNotReachedError: the network did not pass one of the sites.
     """
-    observers = {site.point: make_observer() for site in sites.activations}
+    given = instead or {}
+    observers = {
+        site.point: given[site.point] if site.point in given else make_observer() for site in sites.activations
+    }
     reached: set[tuple[OpKey, int]] = set()
 
     def watch(point: tuple[OpKey, int]) -> Transform:

@@ -116,6 +116,12 @@ def test_a_method_that_chooses_no_widths_is_skipped_in_mixed_precision(runner, t
     assert "MP4.5 needs a method that chooses them" in record.reason
 
 
+def test_a_method_that_searches_scales_of_its_own_is_skipped_in_blocks(runner, toy_cell):
+    record = runner.measure(toy_cell(bits="MXFP4A8"), quiet).record
+    assert record.status == "skipped"
+    assert "has microscaling weights, whose scales follow from the values; minmax does that" in record.reason
+
+
 def test_skip_is_recorded_with_its_reason(runner, toy_cell):
     record = runner.measure(toy_cell("toyskip"), quiet).record
     assert (record.status, record.reason) == ("skipped", "it makes no sense")

@@ -14,6 +14,7 @@ INFO = PluginInfo(
     requires="methods.core.graph.requirements:sites",
     options=WeightOptions,
     partner="real",
+    blocks="all",
     paper=FQVIT_OBSERVERS,
     code=FQVIT_CODE,
     deviations=(WIDENED,),

@@ -14,6 +14,7 @@ INFO = PluginInfo(
     requires="methods.core.graph.requirements:sites",
     options=PercentileOptions,
     partner="real",
+    blocks="weights",
     paper=FQVIT_OBSERVERS,
     code=FQVIT_CODE,
     presets={"paper": {"batch": 100}},

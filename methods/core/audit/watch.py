@@ -23,7 +23,8 @@ from methods.core.graph.layers import LAYERS
 from methods.core.graph.lowest import LowestLevel
 from methods.core.graph.operations import macs_of, operands
 from methods.core.graph.sites import Point
-from methods.core.numerics.levels import fault, sample, slices, spread
+from methods.core.numerics.levels import block_fault, fault, sample, slices, spread
+from methods.core.numerics.microscaling import cut, rows_of
 
 SMALLEST_GROUP = 16  # weights that share a scale; with fewer the scales would weigh more than the weights
 _PER_TENSOR = Grid()
@@ -93,6 +94,8 @@ class Watch:
         self._given: list[Any] = []  # what the network gave back, call by call
         self._computed = _Computed(net, self._network)
         self._axes = {site.parameter: site.axis for site in expected.sites.weights}
+        self._formats = {site.parameter: site.format for site in expected.sites.weights if site.format is not None}
+        self._blocks = {s.point: (s.format, s.axis) for s in expected.sites.activations if s.format is not None}
         self._outputs = {site.point for site in expected.sites.activations if site.slot == OUTPUT}
         self._outputs |= {point for point in stated.activations if point[1] == OUTPUT}
         self._seen: set[OpKey] = set()
@@ -195,7 +198,7 @@ class Watch:
 
     def _moved(self, key: OpKey, source: OpKey, tensor: Tensor) -> str | None:
         """Check an operand that was quantized where it was made, or behind that, and moved since."""
-        if self._grid((source, OUTPUT)) != _PER_TENSOR:
+        if (source, OUTPUT) in self._blocks or self._grid((source, OUTPUT)) != _PER_TENSOR:
             return None  # channels may lie along any axis by now; they were looked at where they were made
         made, version = self._made.get(source, (None, 0))
         if made is not None and _shares(tensor, made) and tensor._version == version:
@@ -209,6 +212,9 @@ class Watch:
         return found if multiplied and source not in self._late else None
 
     def _fault(self, key: OpKey, slot: int, tensor: Tensor) -> str | None:
+        if (key, slot) in self._blocks:
+            stored, axis = self._blocks[key, slot]
+            return block_fault(cut(tensor.detach(), axis, stored.group or 1), stored, self._values)
         grid = self._grid((key, slot))
         bits = self._stated.activations[key, slot]
         if grid.axis is None:
@@ -226,6 +232,12 @@ class Watch:
     def _weigh(self, name: str, weight: Tensor) -> str | None:
         if name in self._weighed:
             return None
+        if name in self._formats:
+            stored = self._formats[name]
+            found = block_fault(cut(rows_of(weight.detach(), self._axes[name]), -1, stored.group or 1), stored, None)
+            if found is None:
+                self._weighed.add(name)
+            return None if found is None else f"has values that {found}"
         grid = self._stated.grids.get(name, Grid(self._axes[name]))
         rows = slices(weight, self._axes[name] if grid.axis is None else grid.axis, self._slices)
         if grid.group is not None:

@@ -46,6 +46,11 @@ def deployed(quantized: Quantized, model: VisionModel) -> Deployment:
             f"its model is a {kind.__name__}, which replaces operations by integer code or noise of its own that "
             "ONNX has no operations for; export a method with uniform quantizers alone, such as minmax, omse or clamp"
         )
+    if quantized.sites.formats:
+        raise UsageError(
+            f"its values are stored in blocks ({quantized.sites.formats[0]}), whose scales lie along the sums of "
+            "products, and ONNX has no such products; export a precision of plain integers, such as W8A8"
+        )
     if quantized.activations is None:
         raise UsageError("its activations are not quantized, so that no product can be one of integers")
     graph = trace_net(quantized.net, model.input_shape, model.part)

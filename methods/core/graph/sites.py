@@ -17,7 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 
+from harness.api.formats import Format
 from harness.api.spec import MAX_BITS, BitSpec
+from methods.core.graph.channels import channel_axes, summed_axis
 from methods.core.graph.flow import Op, Operand
 from methods.core.graph.intercept import OUTPUT, OpaqueOperationError, OpKey, UnsupportedNetworkError
 from methods.core.graph.layers import LAYERS, output_axis
@@ -56,13 +58,15 @@ class WeightSite:
     """A weight parameter of a linear layer or convolution.
 
     Output channels are `axis` (`output_axis`): 0, but 1 in a transposed convolution. Where that one has groups, the
-    channels at one place of all groups share a quantizer.
+    channels at one place of all groups share a quantizer. `format` is a microscaling one, None where the method is free
+    to choose.
     """
 
     parameter: str
     op: OpKey
     bits: int
     axis: int = 0
+    format: Format | None = None
 
     def __str__(self) -> str:
         """The parameter's qualified name."""
@@ -74,7 +78,8 @@ class ActivationSite:
     """An operand (slot 0, 1, ...) or the output (slot -1) of an operation.
 
     `layers` are the weights that it goes with: those of the layers that it feeds, or if it feeds none directly, that
-    of the last layer before it. `fixed`: its width does not follow theirs.
+    of the last layer before it. `fixed`: its width does not follow theirs. `format` is a microscaling one, None where
+    the method is free to choose, and its blocks lie along `axis`, counted from the end.
     """
 
     op: OpKey
@@ -82,6 +87,8 @@ class ActivationSite:
     bits: int
     layers: tuple[str, ...] = ()
     fixed: bool = False
+    format: Format | None = None
+    axis: int = -1
 
     @property
     def point(self) -> Point:
@@ -129,13 +136,24 @@ class Sites:
         return replace(self, weights=weights, activations=activations)
 
     @property
+    def formats(self) -> list[Format]:
+        """The microscaling formats of all sites that have one."""
+        found = [*(site.format for site in self.weights), *(site.format for site in self.activations)]
+        return [stored for stored in found if stored is not None]
+
+    @property
     def bit_operations(self) -> int:
         """BOPs of one image: multiply-accumulates times the widths of both factors, a float factor counting 32 bits.
 
         They are the whole network's. Where only a part of it is quantized, say a detector's backbone, the layers of the
         rest count too, mostly at 32 x 32 bits (less where one takes what the part stores): they have to be computed as
         well, and so figures of a part and of the whole can be compared.
+
+        0, which says that they are unknown, where values are floating-point ones: what a product of those costs does
+        not follow from their bits. Blocks of integers count as integers, without their scales.
         """
+        if any(stored.kind == "float" for stored in self.formats):
+            return 0
         weights = {site.parameter: site.bits for site in self.weights}
         points = {site.point: site.bits for site in self.activations}
         total = 0
@@ -162,6 +180,7 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
     select: Callable[[Op, Trace, set[OpKey]], list[tuple[int, int | None]]] = {"full": _full, "matmul": _matmul}[scheme]
     weight_bits = MAX_BITS if spec.mixed else int(spec.weight)
     activation_bits = MAX_BITS if spec.activation is None else spec.activation
+    channels = {} if spec.activations is None else channel_axes(trace)
     activations: dict[Point, ActivationSite] = {}
     weights: dict[str, WeightSite] = {}
     stored: set[OpKey] = set()  # operations whose output is quantized
@@ -183,7 +202,9 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
             )
         if op.weight is not None:
             last = op.weight
-            weights.setdefault(op.weight, WeightSite(op.weight, op.key, weight_bits, output_axis(op.key.kind)))
+            weights.setdefault(
+                op.weight, WeightSite(op.weight, op.key, weight_bits, output_axis(op.key.kind), spec.weights)
+            )
         chosen = select(op, trace, stored)
         if op.key.kind == "softmax" and softmax_bits is not None and scheme == "full":
             chosen = [(OUTPUT, softmax_bits)]
@@ -192,6 +213,8 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
             width = activation_bits if bits is None else bits
             fixed = bits is not None or spec.activation is not None
             site = ActivationSite(op.key, slot, width, fed, fixed)
+            if bits is None and spec.activations is not None:
+                site = replace(site, format=spec.activations, axis=summed_axis(op, slot, channels))
             known = activations.get(site.point)  # a head that runs on every level of a pyramid has one site for all
             if known is not None:
                 site = replace(known, layers=tuple(dict.fromkeys((*known.layers, *fed))))

@@ -7,6 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from harness.api.formats import Format
+from methods.core.numerics.microscaling import foreign_blocks
+
 _SLACK = 2e-3  # steps that a value may lie off its grid: float32 rounding of 256 codes and an offset is a tenth of it
 
 
@@ -36,6 +39,21 @@ def fault(rows: Tensor, bits: int) -> str | None:
         if not _even(ordered[row][new[row]].double(), most):
             return f"hold {int(counts[row])} different values of {rows.shape[1]}, on no grid of {most} even steps"
     return None
+
+
+def block_fault(blocks: Tensor, stored: Format, count: int | None) -> str | None:
+    """What shows that some of the blocks (..., values of a block) is not of a microscaling format, or None.
+
+    About `count` values of whole blocks from all over them are looked at, or for None all of them.
+    """
+    rows = blocks.flatten(0, -2)
+    wanted = len(rows) if count is None else max(1, count // rows.shape[1])
+    if len(rows) > wanted:
+        rows = rows.index_select(0, _places(len(rows), wanted, rows.device))
+    if not bool(torch.isfinite(rows).all()):
+        return "are not all finite"
+    foreign = int(foreign_blocks(rows, stored).sum())
+    return f"in {foreign} of {len(rows)} blocks are none that {stored} has under any scale" if foreign else None
 
 
 def _even(values: Tensor, most: int) -> bool:
