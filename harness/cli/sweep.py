@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,14 @@ from harness.cli.options import (
 )
 from harness.identity.names import split_names, split_outside_brackets
 from harness.plan.plan import ABLATION, RERUN, Request, make_plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.plan.plan import Plan
+    from harness.results.store import Store
+    from harness.run.executors.base import Resources
+    from harness.run.sinks import Sink
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -134,12 +142,8 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         typed = {name for name in ABLATION if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
         unset = {name: value for name, value in ABLATION.items() if name not in typed}
         request = replace(request, ablation=ablation, **unset)
-    from harness.io.files import prepare_folder
     from harness.results.store import Store
-    from harness.run.display import show_plan
-    from harness.run.executors.registry import HERE, divided, find_executor
-    from harness.run.image_cache import prepare_cache
-    from harness.run.machine import computes
+    from harness.run.executors.registry import find_executor
     from harness.run.sinks import open_sink
 
     found = find_executor(executor_name(executor, in_process), asked)
@@ -152,18 +156,64 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     if "gpus" not in found.accepts:  # else cells run on other machines
         check_device(device)
     plan = make_plan(request, catalog, store)
+    code = carry_out(
+        plan,
+        store,
+        catalog,
+        console,
+        executor=runs,
+        asked=asked,
+        device=device,
+        threads=threads,
+        cache=cache,
+        data_root=data_root,
+        trust_configs=trust_configs,
+        tracker=tracker,
+        dry=dry,
+    )
+    raise typer.Exit(code)
+
+
+def carry_out(
+    plan: Plan,
+    store: Store,
+    catalog: Catalog,
+    console: Console,
+    *,
+    executor: str,
+    asked: Resources,
+    device: str,
+    threads: int | None,
+    cache: Path,
+    data_root: Path | None,
+    trust_configs: bool = False,
+    tracker: Sink | None = None,
+    dry: bool = False,
+) -> int:
+    """Show a plan and, unless it is `dry`, measure and report it; the exit code.
+
+    Raises:
+        UsageError: a folder cannot be written, or the executor cannot be had.
+    """
+    from harness.io.exit_codes import OK
+    from harness.io.files import prepare_folder
+    from harness.run.display import show_plan
+    from harness.run.executors.registry import HERE, divided
+    from harness.run.image_cache import prepare_cache
+    from harness.run.machine import computes
+
     for text in store.sentences():
         typer.echo(text, err=True)
     if not dry:  # after planning, so that a mistyped name leaves no folder behind
         prepare_folder(store.folder, "--out")
         prepare_cache(cache, "--cache")
-    asked, threads, text = divided(runs, device, asked, threads)
-    at_home = runs in HERE
+    asked, threads, text = divided(executor, device, asked, threads)
+    at_home = executor in HERE
     show_plan(plan, console, asked.jobs or (1 if at_home else None), computes(device) if at_home else None)
     if plan.todo:
         console.print(text)
     if dry:
-        return
+        return OK
 
     from harness.cli.bench import run_and_report
     from harness.run.runner import Settings
@@ -171,5 +221,4 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     root = data_root and data_root.absolute()
     kept, made = store.folder.absolute(), cache.absolute()
     settings = Settings(catalog, device, threads, made, root, plan.requested, trust_configs, plan.skips, kept)
-    code = run_and_report(plan, store, settings, console, executor=runs, resources=asked, sink=tracker)
-    raise typer.Exit(code)
+    return run_and_report(plan, store, settings, console, executor=executor, resources=asked, sink=tracker)
