@@ -94,6 +94,12 @@ def export(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce(session: nox.Session) -> None:
+    """Measure a paper's table with its settings and judge it: nox -s reproduce -- repq --data-root DIR"""
+    run_harness(session, "reproduce")
+
+
+@nox.session
 def history(session: nox.Session) -> None:
     """Draw the pinned results over the runs of results/history.csv, with changes of level marked."""
     run_harness(session, "history")

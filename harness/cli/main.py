@@ -27,6 +27,7 @@ from harness.cli.options import (
     make_console,
     once,
 )
+from harness.cli.reproduce import reproduce
 from harness.cli.sweep import sweep
 from harness.identity.names import split_outside_brackets
 from harness.io.streams import NO_OUTPUT, lost_output, tolerate
@@ -83,6 +84,8 @@ app.command("bench", help="Measure methods and make the comparison table; what i
 app.command("plan", help="Show what `bench` would run with the same options; runs nothing.")(sweep)
 
 app.command("export")(export)
+
+app.command("reproduce")(reproduce)
 
 
 @app.command("list")

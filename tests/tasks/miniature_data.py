@@ -155,3 +155,15 @@ def zoo_config(path: Path, name: str) -> Path:
     # mmcv reads files as BGR, scenes are RGB.
     path.write_text(text + "model = dict(data_preprocessor=dict(bgr_to_rgb=True))\n")
     return path
+
+
+def make_imagenet(root: Path, classes: tuple[str, ...] = ("n01", "n02", "n03"), images: int = 4) -> Path:
+    """A folder like ImageNet's: random pictures, `images` of each class in either split."""
+    rng = np.random.default_rng(0)
+    for split in ("val", "train"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for index in range(images):
+                pixels = rng.integers(0, 256, (170, 180, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{name}_{index}.JPEG")
+    return root
