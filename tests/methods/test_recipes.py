@@ -134,13 +134,14 @@ def test_k6_learning_rates_of_every_source(adam, source, network, recipe):
 @pytest.mark.parametrize(
     ("calibrator", "constant", "falling"),
     [
-        ("adaround", 1e-3, None),
-        ("brecq", 1e-3, None),
-        ("qdrop", 1e-3, 4e-5),
-        ("aphq", 1e-3, 4e-5),
-        ("fimaq", 1e-3, 4e-5),
-        ("lsvit", 1e-3, 4e-5),
-        ("isvit", None, 4e-5),
+        ("adaround", 1e-3, ()),
+        ("brecq", 1e-3, ()),
+        ("qdrop", 1e-3, (4e-5,)),
+        ("aphq", 1e-3, (4e-5,)),
+        ("fimaq", 1e-3, (4e-5,)),
+        ("lsvit", 1e-3, (4e-5,)),
+        ("isvit", None, (4e-5,)),
+        ("glfq", None, (2e-5, 2e-4)),
     ],
 )
 def test_learning_rates_of_what_trains(monkeypatch, calibrator, constant, falling):
@@ -154,12 +155,12 @@ def test_learning_rates_of_what_trains(monkeypatch, calibrator, constant, fallin
 
     monkeypatch.setattr(torch.optim, "Adam", Recording)
     info = Catalog.default().calibrators.get(calibrator)
-    short = {"steps": 4, "scale_steps": 1}
+    short = {"steps": 4, "scale_steps": 1, "mlp": "gelu"}
     options = info.resolve("paper", {name: value for name, value in short.items() if name in info.options.model_fields})
     model = tiny_model("vit")
     info.load()(options).calibrate(model, images(4), spec=BitSpec(4, 4), scheme="matmul", ctx=FakeContext())
     for step, rates_ in enumerate(seen[:4]):
-        cosine = [] if falling is None else [falling * (1 + math.cos(math.pi * step / 4)) / 2]
+        cosine = [rate * (1 + math.cos(math.pi * step / 4)) / 2 for rate in falling]
         assert rates_ == pytest.approx(([] if constant is None else [constant]) + cosine)
 
 

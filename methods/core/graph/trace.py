@@ -36,7 +36,7 @@ class Trace:
     def __init__(self, ops: list[Op], part: str | None = None, outputs: frozenset[OpKey] | None = None) -> None:
         self.ops = ops
         self.part = part
-        self._outputs = outputs
+        self.outputs = outputs
         self.by_key = {op.key: op for op in ops}
         self.consumers: dict[OpKey, list[Op]] = {op.key: [] for op in ops}
         for op in ops:
@@ -57,7 +57,7 @@ class Trace:
 
     def is_used(self, op: Op) -> bool:
         """Whether something takes the operation's result: another one, or whoever called the network."""
-        return bool(self.consumers[op.key]) or self._outputs is None or op.key in self._outputs
+        return bool(self.consumers[op.key]) or self.outputs is None or op.key in self.outputs
 
     def inside(self, key: OpKey) -> bool:
         """Whether the operation runs in the part of the network that is to be quantized."""

@@ -7,7 +7,7 @@ weights are read, never written; the copy in `Quantized` gets its final weights 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,7 @@ from methods.core.graph.trace import Trace
 from methods.core.numerics.granularity import PER_TENSOR
 from methods.core.numerics.quantizers import Quantizer, Uniform
 from methods.core.quantized import Quantized
+from methods.core.reconstruction.features import Features, GlobalLocal
 from methods.core.reconstruction.least_squares import LeastSquares
 from methods.core.reconstruction.losses import (
     FIRST,
@@ -47,7 +48,7 @@ _MIXED = 0.5  # share of float values in mixed inputs (QDrop)
 
 @dataclass(frozen=True)
 class LossChoice:
-    """Which loss, and its options: see `LossOptions`."""
+    """Which loss, and its options: see `LossOptions`; `global-local`, `global` and `local` are those of GLF-Q."""
 
     name: str = "mse"
     norm: float = 2.0
@@ -57,6 +58,7 @@ class LossChoice:
     refreshes: int = 1
     low_rank: str = "code"
     rank_one: str = "aligned"
+    local: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Engine:
         self.errors = {}
         self._floats = Walk(self._model.net, self._blocks, self._images, _AT_ONCE)
         self._quants = Walk(self._quantized.net, self._blocks, self._images, _AT_ONCE)
+        wanted = phase.loss.name in ("global-local", "global")
+        self._features = Features(self._floats, self._graph) if wanted else None
         self._left = dict.fromkeys(self._activations() if phase.activations else {})  # points that no unit had yet
         segments = cut(self._graph, self._blocks, self._quantized.sites.weights)
         for number, segment in enumerate(segments):
@@ -257,6 +261,13 @@ class Engine:
         if choice.name == "mse":
             return PowerError(unit.axis, choice.norm)
         assert isinstance(unit, SegmentUnit), "layers have no gradients of the output loss"
+        if choice.name in ("global-local", "global", "local"):
+            return self._feature_loss(unit, choice)
+        return self._weighted_loss(unit, phase)
+
+    def _weighted_loss(self, unit: SegmentUnit, phase: Phase) -> Loss:
+        """Those that gradients of the output loss weigh."""
+        choice = phase.loss
         if choice.name != "fisher" and self._floats.is_tail(unit.segment) and [x.dim() for x in unit.targets] == [2]:
             # Of logits, as in APHQ-ViT's and FIMA-Q's code; what is scaled in the blocks is here, too.
             return Divergence(FIRST if choice.name in ("hessian", "least-squares") else None)
@@ -283,3 +294,16 @@ class Engine:
         if choice.name == "least-squares":
             return LeastSquares(measure, choice.rank_one)
         return LowRank(measure, math.ceil(phase.steps / choice.refreshes), choice.low_rank)
+
+    def _feature_loss(self, unit: SegmentUnit, choice: LossChoice) -> Loss:
+        """Behind the tail there are no features: its own output is left."""
+        features = self._features
+        if features is None or self._floats.is_tail(unit.segment):
+            return GlobalLocal(None, (), choice.local)
+        before = self._quants.outputs[: unit.segment.index]
+
+        def after(outputs: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+            (output,) = outputs
+            return features.after(unit.segment, output, index, before)
+
+        return GlobalLocal(after, features.targets, choice.local if choice.name == "global-local" else 0.0)

@@ -1,0 +1,100 @@
+"""MLPs whose GELU becomes a ReLU, their two layers trained in float to give what they gave (after APHQ-ViT)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.api.contracts import RunContext
+from methods.calibrators.glfq.info import GlfqOptions
+from methods.core.graph.intercept import OUTPUT, OpKey, tap
+from methods.core.graph.trace import Trace
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A GELU module and the linear layers before and behind it."""
+
+    first: OpKey
+    gelu: OpKey
+    second: OpKey
+
+
+def find_mlps(net: nn.Module, graph: Trace) -> list[Mlp]:
+    """MLPs in the part of the network that is quantized, in execution order: a linear layer whose result goes to an
+    `nn.GELU` alone, and that one's to a linear layer alone.
+    """
+    found = []
+    for op in graph.of_kind("activation"):
+        sources, consumers = op.operands[0].ops, graph.consumers[op.key]
+        if not graph.inside(op.key) or not isinstance(net.get_submodule(op.key.module), nn.GELU):
+            continue
+        if len(sources) != 1 or len(consumers) != 1:
+            continue
+        (first,), second = sources, consumers[0].key
+        alone = [consumer.key for consumer in graph.consumers[first]] == [op.key]
+        if alone and all(isinstance(net.get_submodule(key.module), nn.Linear) for key in (first, second)):
+            found.append(Mlp(first, op.key, second))
+    return found
+
+
+def with_relu(net: nn.Module, graph: Trace, images: Tensor, options: GlfqOptions, ctx: RunContext) -> nn.Module:
+    """A copy of `net` with a ReLU in every MLP, whose layers are trained on what `net` computes for `images`."""
+    student = copy.deepcopy(net)
+    generator = ctx.generator("mlp-reconstruction")
+    mlps = find_mlps(net, graph)
+    for number, mlp in enumerate(mlps):
+        ctx.progress(f"mlp {number + 1}/{len(mlps)}", number / len(mlps))
+        parent, _, name = mlp.gelu.module.rpartition(".")
+        setattr(student.get_submodule(parent), name, nn.ReLU())
+        _train(net, student, mlp, images, options=options, generator=generator)
+    ctx.count(mlps_reconstructed=len(mlps))
+    return student
+
+
+def _train(
+    net: nn.Module, student: nn.Module, mlp: Mlp, images: Tensor, *, options: GlfqOptions, generator: torch.Generator
+) -> None:
+    inputs, hidden, outputs = _seen(net, mlp, images, options.batch)
+    # By selection, since torch.quantile stops at 2^24 values.
+    positive = hidden[hidden > 0]
+    rank = max(1, math.ceil(options.mlp_quantile * positive.numel()))
+    top = float(positive.kthvalue(rank).values) if positive.numel() else math.inf
+    del hidden, positive
+    layers = [student.get_submodule(key.module) for key in (mlp.first, mlp.second)]
+    own = [{name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()} for layer in layers]
+    optimiser = torch.optim.Adam([p for values in own for p in values.values()], lr=options.mlp_lr)
+    for step in range(options.mlp_steps):
+        optimiser.param_groups[0]["lr"] = options.mlp_lr * 0.5 * (1.0 + math.cos(math.pi * step / options.mlp_steps))
+        index = torch.randperm(len(images), generator=generator)[: options.batch].to(images.device)
+        x, target = inputs[index], outputs[index]
+        middle = functional.linear(x, own[0]["weight"], own[0].get("bias")).relu()
+        value = _error(middle, own[1], target)
+        if options.mlp_clipped:
+            value = value + options.mlp_clipped * _error(middle.clamp(max=top), own[1], target)
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+    with torch.no_grad():
+        for layer, values in zip(layers, own, strict=True):
+            for name, value in values.items():
+                layer.get_parameter(name).copy_(value)
+
+
+def _error(hidden: Tensor, layer: dict[str, Tensor], target: Tensor) -> Tensor:
+    return functional.mse_loss(functional.linear(hidden, layer["weight"], layer.get("bias")), target)
+
+
+def _seen(net: nn.Module, mlp: Mlp, images: Tensor, batch: int) -> list[Tensor]:
+    """Input of the first layer, and input and output of the second, of all images (n, ...)."""
+    points = [(mlp.first, 0), (mlp.second, 0), (mlp.second, OUTPUT)]
+    parts = []
+    for part in images.split(batch):
+        found = tap(net, part, points)[1]
+        parts.append([found[point].unflatten(0, (len(part), -1)) for point in points])
+    return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]

@@ -1,0 +1,127 @@
+"""GLF-Q's loss and its MLPs against formulas written out here."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_networks import FakeContext, images, tiny_model
+from torch import nn
+from torch.nn import functional
+
+from harness.api.spec import BitSpec
+from methods.calibrators.glfq.calibrator import Glfq
+from methods.calibrators.glfq.info import INFO, GlfqOptions
+from methods.calibrators.glfq.mlp import find_mlps, with_relu
+from methods.core.graph.intercept import tap
+from methods.core.graph.segments import Segment
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import trace
+from methods.core.reconstruction.features import Features, GlobalLocal, head_inputs
+from methods.core.reconstruction.walk import Walk
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("network", "feature"), [("vit", 16), ("swin", 16)])
+def test_features_are_what_the_head_takes(network, feature):
+    """Of a block's own float output those of the float model; of another one those that the rest makes of it."""
+    model, x = tiny_model(network), images(5)
+    graph = trace(model)
+    net: Any = model.net
+    walk = Walk(net, find_blocks(graph), x, 2)
+    features = Features(walk, graph)
+    (target,) = features.targets
+    assert target.shape == (5, feature)
+    torch.testing.assert_close(net.get_submodule(head_inputs(graph)[0][0].module)(target), net(x), atol=1e-5, rtol=1e-4)
+    if network == "swin":
+        return
+    index = torch.tensor([3, 0])
+    (output,) = walk.every(Segment(0, True, ()), walk.enter(Segment(0, True, ())))
+    moved = (output[index] + 0.1 * drawn(2, *output.shape[1:])).requires_grad_()
+    (found,) = features.after(Segment(0, True, ()), moved, index, walk.outputs)
+    wanted = net.norm(net.blocks[1](moved))[:, 0]
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    cotangent = drawn(*wanted.shape, seed=4)
+    grads = [torch.autograd.grad(y, moved, cotangent, retain_graph=True)[0] for y in (found, wanted)]
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-3)
+
+
+def test_both_terms_count_from_their_first_values():
+    targets, output = [drawn(6, 3)], [drawn(4, 2, 5, seed=1)]
+    target, index = [drawn(4, 2, 5, seed=2)], torch.tensor([5, 1, 0, 2])
+
+    def features(outputs: Any, index: Any) -> list[torch.Tensor]:
+        return [outputs[0].sum(1)[:, :3]]
+
+    def parts(x: torch.Tensor) -> list[float]:
+        own, last = (x - target[0]).numpy(), (x.sum(1)[:, :3] - targets[0][index]).numpy()
+        return [float((own**2).sum() / own.size), float((last**2).sum() / last.size)]
+
+    other = 2 * output[0]
+    (a, b), (c, d) = parts(output[0]), parts(other)
+    for loss, first, second in (
+        (GlobalLocal(features, targets, 2.0), 3.0, 2 * c / a + d / b),
+        (GlobalLocal(features, targets, 0.0), 1.0, d / b),
+        (GlobalLocal(None, (), 2.0), 2.0, 2 * c / a),
+    ):
+        assert float(loss(output, target, index)) == pytest.approx(first)
+        assert float(loss([other], target, index)) == pytest.approx(second, rel=1e-5)
+    exact = GlobalLocal(None, (), 2.0)  # an error of 0 divides nothing by 0
+    assert float(exact(target, target, index)) == 0.0
+    assert torch.isfinite(exact(output, target, index))
+
+
+def test_mlps_with_relu_are_trained_to_give_what_they_gave():
+    model, x = tiny_model("vit"), images(8)
+    graph = trace(model)
+    mlps = find_mlps(model.net, graph)
+    assert [mlp.gelu.module for mlp in mlps] == ["blocks.0.mlp.act", "blocks.1.mlp.act"]
+    before = copy.deepcopy(model.net.state_dict())
+    options = GlfqOptions(mlp_steps=150, mlp_lr=5e-3, batch=8)
+    student = with_relu(model.net, graph, x, options, FakeContext())
+    assert all(isinstance(student.get_submodule(mlp.gelu.module), nn.ReLU) for mlp in mlps)
+    assert all(torch.equal(value, before[key]) for key, value in model.net.state_dict().items())
+    point = (mlps[0].first, 0)
+    taken = tap(model.net, x, [point])[1][point]
+    net: Any = model.net
+    old: Any = net.blocks[0].mlp
+    new: Any = student.get_submodule("blocks.0.mlp")
+    untrained = functional.mse_loss(old.fc2(old.fc1(taken).relu()), old(taken))
+    assert float(functional.mse_loss(new(taken), old(taken))) < 0.7 * float(untrained)
+    # All else is the float model's, the first block's attention for one.
+    changed = {k.rpartition(".")[0] for k, v in student.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {f"blocks.{b}.mlp.fc{i}" for b in (0, 1) for i in (1, 2)}
+
+
+def test_a_network_without_gelu_is_refused():
+    model = tiny_model("vit")
+    relu = replace(model, net=copy.deepcopy(model.net))
+    for block in relu.net.blocks:
+        block.mlp.act = nn.ReLU()
+    spec = BitSpec.parse("W4A4")
+    assert Glfq(GlfqOptions()).skip(model, spec=spec, scheme="full") is None
+    assert "mlp=gelu" in str(Glfq(GlfqOptions()).skip(relu, spec=spec, scheme="full"))
+    assert Glfq(GlfqOptions(mlp="gelu")).skip(relu, spec=spec, scheme="full") is None
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "relu"])
+def test_training_brings_the_last_features_nearer(mlp):
+    """Nearer than rounding to nearest does, which is where training starts."""
+    model, x = tiny_model("vit"), images(8)
+    graph = trace(model)
+    points = head_inputs(graph)
+    reference = tap(model.net, x, points)[1][points[0]]
+    spec, errors = BitSpec.parse("W3A4"), []
+    for steps, lr in ((1, 1e-9), (20, 5e-3)):
+        options = INFO.resolve("quick", {"steps": steps, "weight_lr": lr, "mlp": mlp, "mlp_steps": 40, "mlp_lr": 5e-3})
+        made = Glfq(options).calibrate(model, x, spec=spec, scheme="matmul", ctx=FakeContext())  # type: ignore[arg-type]
+        with made.interceptor():
+            feature = tap(made.net, x, points)[1][points[0]]
+        errors.append(float(functional.mse_loss(feature, reference)))
+    assert errors[1] < 0.8 * errors[0]
