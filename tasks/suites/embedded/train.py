@@ -51,6 +51,7 @@ class Recipe:
 RECIPES = {
     "vit": Recipe(epochs=13, full_epochs=2, patch_drop=0.5),
     "swin": Recipe(epochs=8, full_epochs=8, patch_drop=0.0),
+    "efficientvit": Recipe(epochs=3, full_epochs=3, patch_drop=0.0),
 }
 
 
