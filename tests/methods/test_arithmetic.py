@@ -82,6 +82,7 @@ REFUSED = {
     "out=": lambda x: torch.add(x, x, out=torch.empty(x.shape)),
     "dropout in training mode": lambda x: functional.dropout(x, 0.5, training=True),
     "scaled_dot_product_attention": lambda x: functional.scaled_dot_product_attention(x, x, x),
+    "glu, whose gate multiplies out of sight": lambda x: functional.glu(x.repeat(1, 1, 2)),
     "two activations to a power": lambda x: torch.pow(x, x),
 }
 

@@ -85,7 +85,6 @@ ON_TOKENS = {
     "layer norm by hand": lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt(),
     "standardised": lambda x: (x - x.mean()) / x.std(),
     "swiglu": lambda x: functional.silu(x.chunk(2, -1)[0].repeat(1, 1, 2)) * x,
-    "glu": lambda x: functional.glu(x.repeat(1, 1, 2)),
     "gelu by hand": lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)),
     "gelu tanh by hand": lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.04 * x.pow(3)))),
     "clamp": lambda x: x.clamp(-0.4, 0.7),

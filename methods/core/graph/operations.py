@@ -42,7 +42,7 @@ KINDS = _kinds(
     activation=(
         "gelu relu silu relu6 leaky_relu elu celu selu mish hardswish hardsigmoid hardtanh softplus softsign "
         "softshrink hardshrink tanhshrink sigmoid special_expit tanh log_sigmoid logsigmoid prelu rrelu threshold "
-        "_threshold glu"
+        "_threshold"
     ),
     function=(
         "clamp clip clamp_min clamp_max pow __pow__ __rpow__ square sqrt rsqrt reciprocal __rdiv__ __rtruediv__ abs "
@@ -102,7 +102,7 @@ SCALINGS = frozenset(
     [name for name, kind in KINDS.items() if kind in {"add", "sub", "mul", "div"}]
     + ["__rsub__", "neg", "neg_", "negative", "negative_"]
 )
-PRODUCTS = {"mul", "div"}
+PRODUCTS = {"mul", "div"}  # elementwise
 # They carry values of activations out of torch, where nothing can be followed.
 LEAVING = _names("item tolist numpy __array__ __float__ __int__ __complex__ __dlpack__")
 

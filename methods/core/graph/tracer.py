@@ -123,10 +123,14 @@ class Tracer(KeyedMode):
         return self._value(_UNKNOWN)
 
     def _mark(self, result: Any, value: _Value) -> None:
+        """`value` is known of `result`. Of several results, each is a tensor of its own: the product of the two halves
+        of one tensor, as in gated MLPs, is no function of one tensor.
+        """
         for tensor in tensors(result):
             if id(tensor) not in self._known:
                 self._aliases[tensor.untyped_storage()._cdata].append(id(tensor))
-            self._known[id(tensor)] = (tensor, value)
+            own = value if tensor is result else replace(value, family=next(self._families))
+            self._known[id(tensor)] = (tensor, own)
 
     def _mark_written(self, target: Tensor, value: _Value) -> None:
         """`target` was written to: so were other views of its memory, some perhaps in part."""
