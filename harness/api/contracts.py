@@ -158,9 +158,10 @@ class LayerSummary:
 @dataclass(frozen=True)
 class QuantSummary:
     """What was quantized. `activation_ranges` maps a site label to the (low, high) that it can represent, and
-    `activation_bits` to its width. `bit_operations` (BOPs) of one image are multiply-accumulates times both factors'
-    widths, a float factor counting 32 bits; 0 if unknown. They are the whole network's: where only a part of it is
-    quantized, such as a detector's backbone, the layers of the rest count too, with both factors float 32 x 32 bits.
+    `activation_bits` to its width. `bit_operations` (BOPs) of one image are multiply-accumulates, and elementwise
+    products of two activations, times both factors' widths, a float factor counting 32 bits; 0 if unknown. They are the
+    whole network's: where only a part of it is quantized, such as a detector's backbone, the layers of the rest count
+    too, with both factors float 32 x 32 bits.
     """
 
     weight_sites: int
@@ -174,6 +175,7 @@ class QuantSummary:
     activation_scale_bits: Mapping[str, int] = field(default_factory=dict)  # likewise, of all scales of a site
     # Of sites whose scales are made for every tensor anew: how many values those scales are for.
     activation_scaled_values: Mapping[str, int] = field(default_factory=dict)
+    float_products: int | None = None  # elementwise products and quotients of two activations, one factor being float
 
     @property
     def weight_mib(self) -> float:

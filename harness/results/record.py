@@ -105,6 +105,7 @@ class Quantization(_Part):
     activation_scale_bits: Annotated[dict[str, Whole], AfterValidator(_by_site)] = Field(default_factory=dict)
     # Of those whose scales are made for every tensor anew, the number of values that the scales above are for.
     activation_scaled_values: Annotated[dict[str, Whole], AfterValidator(_by_site)] = Field(default_factory=dict)
+    float_products: Whole | None = None  # elementwise ones of two activations, of which a factor is float
 
     @property
     def mean_weight_bits(self) -> float:

@@ -85,6 +85,7 @@ def summarise(name: str, summary: QuantSummary) -> Quantization:
         activation_formats={site: str(shown) for site, shown in summary.activation_formats.items()},
         activation_scale_bits=dict(summary.activation_scale_bits),
         activation_scaled_values=dict(summary.activation_scaled_values),
+        float_products=summary.float_products,
     )
 
 

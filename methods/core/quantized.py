@@ -133,6 +133,7 @@ class Quantized:
                 for s in self.sites.activations
                 if (values := getattr(self.activations[s.point], "scaled_values", None))
             },
+            float_products=self.sites.float_products,
         )
 
 

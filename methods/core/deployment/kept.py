@@ -148,7 +148,11 @@ def _sites_told(sites: Sites) -> dict[str, Any]:
             [list(site.op), site.slot, site.bits, list(site.layers), site.fixed] for site in sites.activations
         ],
         "products": [
-            [p.macs, [f if isinstance(f, str) else [[list(op), slot] for op, slot in f] for f in p.factors]]
+            [
+                p.macs,
+                [f if isinstance(f, str) else [[list(op), slot] for op, slot in f] for f in p.factors],
+                p.elementwise,
+            ]
             for p in sites.products
         ],
         "traced": None if sites.traced is None else sorted(list(key) for key in sites.traced),
@@ -165,6 +169,6 @@ def _sites_read(said: Mapping[str, Any]) -> Sites:
             ActivationSite(OpKey(*op), slot, bits, tuple(layers), fixed)
             for op, slot, bits, layers, fixed in said["activations"]
         ),
-        tuple(Product(macs, (factor(factors[0]), factor(factors[1]))) for macs, factors in said["products"]),
+        tuple(Product(macs, (factor(left), factor(right)), *more) for macs, (left, right), *more in said["products"]),
         None if said["traced"] is None else frozenset(OpKey(*key) for key in said["traced"]),
     )

@@ -3,10 +3,12 @@
 `full` follows PSAQ-ViT / FQ-ViT / CLAMP-ViT: every tensor that an integer pipeline would have to store, which
 includes the residual stream, LayerNorm outputs and attention logits; softmax outputs and what feeds GELU stay in float.
 So do statistics inside a normalisation, and scalings: a layer that takes what was scaled by channels, resized or put
-together has a site at its input (`Operand.altered`).
+together has a site at its input (`Operand.altered`). Elementwise products and quotients of two activations (gates,
+linear attention) are treated as matrix products are: operands and result are stored. Where dividend and divisor are
+parts of one result, each is stored by itself, since they differ by orders of magnitude.
 The convolutions of dense heads are not in their tables; here they go with BatchNorm and the activation behind them.
 `matmul` follows PTQ4ViT / RepQ-ViT: the operands of linear layers, convolutions and matrix products, and nothing
-else; a convolution's input has 8 bits whatever the activation width.
+else; a convolution's input has 8 bits whatever the activation width. Elementwise products stay in float.
 In both, all weights have the weight width, patch embedding and head included, and biases stay in float.
 
 In mixed precision each layer has its own width, and so do the activations around it (`Sites.with_widths`).
@@ -16,14 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
+from math import prod
 
 from harness.api.formats import Format
 from harness.api.spec import MAX_BITS, BitSpec
 from methods.core.graph.channels import channel_axes, summed_axis
-from methods.core.graph.flow import Op, Operand
+from methods.core.graph.flow import TRACED_IMAGES, Op, Operand
 from methods.core.graph.intercept import OUTPUT, OpaqueOperationError, OpKey, UnsupportedNetworkError
 from methods.core.graph.layers import LAYERS, output_axis
-from methods.core.graph.operations import MULTIPLYING
+from methods.core.graph.operations import MULTIPLYING, PRODUCTS
 from methods.core.graph.trace import Trace
 
 CONV_INPUT_BITS = 8  # scheme `matmul`: RepQ-ViT's code, `zkkli/RepQ-ViT`
@@ -107,8 +110,9 @@ class Product:
     A factor is a weight's parameter name or the activation points that bound its width; without a point it is float.
     """
 
-    macs: int  # multiply-accumulates for one image
+    macs: int  # multiply-accumulates for one image, or multiplications and divisions if it is elementwise
     factors: tuple[str | tuple[Point, ...], str | tuple[Point, ...]]
+    elementwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,8 @@ class Sites:
 
     @property
     def bit_operations(self) -> int:
-        """BOPs of one image: multiply-accumulates times the widths of both factors, a float factor counting 32 bits.
+        """BOPs of one image: multiply-accumulates, and elementwise products and quotients of two activations, times the
+        widths of both factors, a float factor counting 32 bits.
 
         They are the whole network's. Where only a part of it is quantized, say a detector's backbone, the layers of the
         rest count too, mostly at 32 x 32 bits (less where one takes what the part stores): they have to be computed as
@@ -164,6 +169,11 @@ class Sites:
             )
             total += product.macs * left * right
         return total
+
+    @property
+    def float_products(self) -> int:
+        """How many elementwise products and quotients of two activations have a float factor."""
+        return sum(product.elementwise and not all(product.factors) for product in self.products)
 
 
 def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | None = None) -> Sites:
@@ -223,7 +233,8 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
                 stored.add(op.key)
     if not activations:
         raise NoSitesError("no quantizable operation was found; the scheme quantizes no activation of the network")
-    products = tuple(_product(op, activations.keys(), weights.keys()) for op in trace.ops if op.macs)
+    points, names = activations.keys(), weights.keys()
+    products = tuple(_product(op, points, names) for op in trace.ops if op.macs or op.role in PRODUCTS)
     traced = frozenset(op.key for op in trace.ops if op.key.kind in MULTIPLYING)
     return Sites(tuple(weights.values()), tuple(activations.values()), products, traced)
 
@@ -243,6 +254,8 @@ def _product(op: Op, points: Set[Point], weights: Set[str]) -> Product:
 
     if op.weight is not None:
         return Product(op.macs, (factor(0), op.weight if op.weight in weights else ()))
+    if op.role in PRODUCTS:
+        return Product(prod(op.shape) // (TRACED_IMAGES if op.batched else 1), (factor(0), factor(1)), elementwise=True)
     return Product(op.macs, (factor(0), factor(1) if len(op.operands) > 1 else ()))
 
 
@@ -259,7 +272,7 @@ def _matmul(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | N
 def _full(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | None]]:
     kind = op.key.kind
     slots: list[int] = []
-    if kind in MULTIPLYING:
+    if kind in MULTIPLYING or op.role in PRODUCTS:
         slots += [i for i, operand in enumerate(op.operands) if _needs_own_site(operand, stored)]
     if kind == "add" and not _is_masking(op, trace):
         slots += [i for i, operand in enumerate(op.operands) if operand.is_parameter or operand.is_constant]
@@ -279,7 +292,7 @@ def _needs_own_site(operand: Operand, stored: set[OpKey]) -> bool:
 
 def _output_is_stored(op: Op, trace: Trace) -> bool:
     # Steps are inside an activation function or a normalisation that is written out.
-    if op.key in trace.steps or not trace.is_used(op):
+    if op.key in trace.steps or not trace.is_used(op) or _is_divided(op, trace):
         return False
     role = op.role
     if role in _STORED:
@@ -293,6 +306,14 @@ def _output_is_stored(op: Op, trace: Trace) -> bool:
     if role == "cat":
         return any(o.is_parameter for o in op.operands)  # class token joins the patches
     return False
+
+
+def _is_divided(op: Op, trace: Trace) -> bool:
+    """Whether one part of the result is only divided by another part of it, as in linear attention."""
+    consumers = trace.consumers[op.key]
+    return bool(consumers) and all(
+        c.role == "div" and all(operand.ops == {op.key} for operand in c.operands) for c in consumers
+    )
 
 
 def _is_masking(op: Op, trace: Trace) -> bool:
