@@ -16,7 +16,7 @@ INFO = PluginInfo(
     presets={"quick": {}, "default": {}, "paper": {}},
     ablations={
         "zero point not rounded": {"round_zero_point": False},
-        "median over channels": {"reduction": "median"},
+        "median over channels (DopQ-ViT's MOSF)": {"reduction": "median"},
         "per-channel LayerNorm outputs, not reparameterised": {"layer_norms": "per-channel"},
         "per-tensor LayerNorm outputs": {"layer_norms": "per-tensor"},
         "softmax with an extra code for zero": {"zero_code": "extra"},

@@ -18,12 +18,10 @@ from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2, UnclippedZero
 from methods.core.numerics.percentile import percentile_quantizer
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.quantizers import Quantizer, Uniform
 from methods.core.quantized import Quantized
 from methods.core.reparameterization.fold import Pair, find_pairs, fold
 from methods.core.reparameterization.options import RepqOptions
-
-Quantizer = Uniform | LogSqrt2 | FractionalZero
 
 
 class RepQ:
@@ -85,7 +83,7 @@ class RepQ:
         that passes it and used at once, so all images run together.
         """
         leaders = {point: points[0] for points in channels.values() for point in points}
-        made: dict[Point, Quantizer] = {}
+        made: dict[Point, Quantizer] = dict(self._before(net, images, sites, graph))
 
         def first_use(site: ActivationSite) -> Transform:
             point = leaders.get(site.point, site.point)  # layers behind one LayerNorm share a quantizer
@@ -105,14 +103,22 @@ class RepQ:
             raise SiteNotReachedError(f"{len(lost)} activation sites were not reached, the first is {lost[0]}")
         return made
 
+    def _before(self, net: nn.Module, images: Tensor, sites: Sites, graph: Trace) -> Mapping[Point, Quantizer]:
+        """Quantizers that are known before the pass."""
+        return {}
+
     def _activation(self, site: ActivationSite, graph: Trace, x: Tensor, *, per_channel: bool) -> Quantizer:
         percentiles = self.options.percentiles
         if per_channel:
             found = percentile_quantizer(x, site.bits, percentiles, granularity=PerChannel(x.dim() - 1))
             return UnclippedZero(found.scale, found.zero_point, found.qmin, found.qmax, found.granularity)
         if comes_from(site, graph, "softmax"):
-            return LogSqrt2.of(x, site.bits, percentiles, extra=self.options.zero_code == "extra")
+            return self._softmax(site, x)
         return percentile_quantizer(x, site.bits, percentiles, widen=True)
+
+    def _softmax(self, site: ActivationSite, x: Tensor) -> Quantizer:
+        """The quantizer of a tensor that softmax made."""
+        return LogSqrt2.of(x, site.bits, self.options.percentiles, extra=self.options.zero_code == "extra")
 
 
 def pair_points(pair: Pair, sites: Sites) -> list[Point]:

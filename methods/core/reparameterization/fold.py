@@ -6,6 +6,7 @@ Pairs are found from the data flow and confirmed on real values; names and class
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -122,10 +123,8 @@ def fold(net: nn.Module, pair: Pair, before: Affine, after: Affine) -> None:
     """Change `net` so that quantizing the pair's tensor with one scale and zero point has the effect that one for each
     channel had; in float it computes what it did.
 
-    With r1 = s / s', r2 = z - z': LayerNorm's scale and shift become g / r1 and (b + s r2) / r1, a linear layer's
-    weight and bias W diag(r1) and bias - W (s r2) (RepQ-ViT; METHODS, section 6). Code x / s + z then is x' / s' + z'
-    of the new output x'. A layer without a bias gets one, as a buffer: as a parameter it would count among those of
-    the float network.
+    It is `moved` with r1 = s / s' and s r2 = s (z - z') (RepQ-ViT; METHODS, section 6): code x / s + z then is
+    x' / s' + z' of the new output x'.
 
     Args:
         net: changed in place.
@@ -133,19 +132,51 @@ def fold(net: nn.Module, pair: Pair, before: Affine, after: Affine) -> None:
         before: the quantizer of s and z, both (c,).
         after: the quantizer of s' and z', scalars.
     """
-    ratio, shift = ratio_and_shift(before, after)
+    put(net, moved(net, pair, *ratio_and_shift(before, after)))
+
+
+@torch.no_grad()
+def moved(net: nn.Module, pair: Pair, ratio: Tensor, shift: Tensor) -> dict[str, Tensor]:
+    """Parameters of the pair after which LayerNorm gives x' = (x + shift) / ratio and the layers behind it what they
+    gave: its scale and shift become g / ratio and (b + shift) / ratio, a layer's weight and bias W diag(ratio) and
+    bias - W shift.
+
+    Args:
+        net: not changed.
+        pair: where.
+        ratio: (c,) in double precision.
+        shift: likewise.
+
+    Returns:
+        New tensors by qualified name, biases among them that a layer did not have.
+    """
     norm = net.get_submodule(pair.norm.module)
     assert isinstance(norm, nn.LayerNorm)
-    norm.weight.copy_(norm.weight.double() / ratio)
-    norm.bias.copy_((norm.bias.double() + shift) / ratio)
+    values = {
+        f"{pair.norm.module}.weight": norm.weight.double() / ratio,
+        f"{pair.norm.module}.bias": (norm.bias.double() + shift) / ratio,
+    }
     for key in pair.linears:
         linear = net.get_submodule(key.module)
         assert isinstance(linear, nn.Linear)
         weight = linear.weight.double()
-        moved = -(weight @ shift)
-        linear.weight.copy_(weight * ratio)
-        if linear.bias is None:
-            del linear.bias
-            linear.register_buffer("bias", moved.to(linear.weight.dtype))
+        bias = -(weight @ shift)
+        values[f"{key.module}.weight"] = weight * ratio
+        values[f"{key.module}.bias"] = bias if linear.bias is None else linear.bias.double() + bias
+    return {name: value.to(norm.weight.dtype) for name, value in values.items()}
+
+
+@torch.no_grad()
+def put(net: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give `net` the parameters `values`. A layer without a bias gets one, as a buffer: as a parameter it would count
+    among those of the float network.
+    """
+    for name, value in values.items():
+        path, _, attribute = name.rpartition(".")
+        module = net.get_submodule(path)
+        own = getattr(module, attribute)
+        if own is None:
+            delattr(module, attribute)
+            module.register_buffer(attribute, value.clone())
         else:
-            linear.bias.copy_(linear.bias.double() + moved)
+            own.copy_(value)

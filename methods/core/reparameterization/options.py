@@ -21,7 +21,7 @@ class RepqOptions(Options):
         "reparameterisation; left per channel (the upper bound, no longer a per-tensor scheme); or per-tensor at once",
     )
     reduction: Literal["mean", "median"] = Field(
-        "mean", description="the layer's scale and zero point from its channels'"
+        "mean", description="the layer's scale and zero point from its channels'; the median is DopQ-ViT's MOSF"
     )
     round_zero_point: bool = Field(
         True, description="round the layer's zero point; the reference code does not, which makes codes fractional"
