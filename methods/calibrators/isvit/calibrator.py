@@ -42,7 +42,7 @@ class Ranges(RepQ):
         with torch.no_grad():
             return dict(self._first_pass(net, images[: self._own.range_images], sites, graph, channels))
 
-    def _activation(self, site: ActivationSite, graph: Trace, x: Tensor, *, per_channel: bool) -> Quantizer:  # type: ignore[override]
+    def _activation(self, site: ActivationSite, graph: Trace, x: Tensor, *, per_channel: bool) -> Quantizer:
         o = self._own
         if comes_from(site, graph, "softmax") and not per_channel:
             if o.softmax == "shift-log2":
