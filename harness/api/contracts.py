@@ -209,6 +209,9 @@ class QuantizedModel(Protocol):
       affair. A result that is a network itself needs none.
     - `grids`: a mapping from a weight's name or a site's label to its `Grid`, for those that differ from one scale for
       each output channel of a weight and one for an activation. It may be left out.
+    - `dynamic`: a mapping from a site's label to what of its quantizer depends on the values that are quantized, in
+      words, such as a step for every row. Such a site is not checked, and the number is unverified for that reason,
+      which its record and reports give. It may be left out.
 
     Sites are named as `summary.activation_ranges` names them: `MODULE/KIND.NUMBER:in0` for the first operand of the
     operation that is the NUMBER-th of its KIND (linear, conv, matmul, add ...) in a call of the module, `:out` for its

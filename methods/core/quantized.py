@@ -99,6 +99,12 @@ class Quantized:
         return found
 
     @property
+    def dynamic(self) -> dict[str, str]:
+        """Activation sites whose quantizer depends on the values that it rounds, and how."""
+        texts = {str(s): getattr((self.activations or {}).get(s.point), "dynamic", "") for s in self.sites.activations}
+        return {label: text for label, text in texts.items() if text}
+
+    @property
     def summary(self) -> QuantSummary:
         """Counts, sizes and ranges of what is quantized.
 

@@ -62,7 +62,7 @@ def audit(
         Output, and findings, each the end of a sentence that begins with the method; empty if all is as it should be.
 
     Raises:
-        Uninspectable: the result cannot be looked into.
+        Uninspectable: the result cannot be looked into, or has sites that it calls dynamic and no other fault.
     """
     expected = Expected.of(graph or traced(model), scheme, spec)
     net = network_of(result)
@@ -78,7 +78,13 @@ def audit(
     if not watch.findings:
         watch.check_whole(output)
     total = sum(p.numel() for p in model.net.parameters())
-    return output, [*stated.findings, *check_summary(result.summary, expected, total), *watch.findings]
+    findings = [*stated.findings, *check_summary(result.summary, expected, total), *watch.findings]
+    if stated.dynamic and not findings:
+        point, how = next(iter(stated.dynamic.items()))
+        raise Uninspectable(
+            f"{len(stated.dynamic)} activation sites are dynamic, the first is {stated.labels[point]}: {how}"
+        )
+    return output, findings
 
 
 def network_of(result: Any) -> nn.Module:

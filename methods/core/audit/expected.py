@@ -45,6 +45,7 @@ class Stated:
     activations: Mapping[Point, int]
     grids: Mapping[str, Grid]
     labels: Mapping[Point, str]
+    dynamic: Mapping[Point, str]  # how quantizers depend on the values that they round
     findings: list[str] = field(default_factory=list)
 
     @classmethod
@@ -61,9 +62,10 @@ class Stated:
         weights = {site.parameter: site.bits for site in expected.sites.weights}
         if expected.spec.mixed:
             weights |= {layer.name: layer.bits for layer in summary.layers if layer.name in weights}
+        told = dict(getattr(result, "dynamic", None) or {})
         findings = [
             f"names a site '{label}', which the network or the scheme does not have"
-            for label in [*summary.activation_bits, *summary.activation_ranges]
+            for label in [*summary.activation_bits, *summary.activation_ranges, *told]
             if label not in points
         ]
         findings += [
@@ -73,7 +75,8 @@ class Stated:
         ]
         grids = dict(getattr(result, "grids", None) or {})
         labels = {point: label for label, point in points.items()}
-        return cls(weights, asked | given | fixed, grids, labels, list(dict.fromkeys(findings)))
+        dynamic = {points[label]: text for label, text in told.items() if label in points}
+        return cls(weights, asked | given | fixed, grids, labels, dynamic, list(dict.fromkeys(findings)))
 
 
 def check_summary(summary: QuantSummary, expected: Expected, total: int) -> list[str]:

@@ -198,7 +198,8 @@ class Watch:
 
     def _moved(self, key: OpKey, source: OpKey, tensor: Tensor) -> str | None:
         """Check an operand that was quantized where it was made, or behind that, and moved since."""
-        if (source, OUTPUT) in self._blocks or self._grid((source, OUTPUT)) != _PER_TENSOR:
+        elsewhere = self._blocks.keys() | self._stated.dynamic.keys()
+        if (source, OUTPUT) in elsewhere or self._grid((source, OUTPUT)) != _PER_TENSOR:
             return None  # channels may lie along any axis by now; they were looked at where they were made
         made, version = self._made.get(source, (None, 0))
         if made is not None and _shares(tensor, made) and tensor._version == version:
@@ -212,6 +213,8 @@ class Watch:
         return found if multiplied and source not in self._late else None
 
     def _fault(self, key: OpKey, slot: int, tensor: Tensor) -> str | None:
+        if (key, slot) in self._stated.dynamic:
+            return None  # no number of levels holds there, which `audit` says of the whole
         if (key, slot) in self._blocks:
             stored, axis = self._blocks[key, slot]
             return block_fault(cut(tensor.detach(), axis, stored.group or 1), stored, self._values)
