@@ -21,13 +21,13 @@ from harness.api.contracts import VisionModel
 from harness.api.errors import UsageError
 from harness.api.images import ImageSet
 from harness.api.spec import BitSpec
-from methods.calibrators.clamp_search.budget import Budget, BudgetError
 from methods.calibrators.clamp_search.calibrator import ClampSearch
 from methods.calibrators.clamp_search.fitness import Fitness
 from methods.calibrators.clamp_search.genes import Gene
 from methods.calibrators.clamp_search.info import SearchStage
 from methods.calibrators.clamp_search.search import Search
 from methods.calibrators.clamp_search.working import Working
+from methods.core.budget import Budget, BudgetError
 from methods.core.contrast import output_contrast, patch_contrast
 from methods.core.graph.outputs import split, tensor_pairs
 from methods.core.graph.segments import cut

@@ -15,7 +15,6 @@ from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 
 from harness.api.errors import UsageError
 from harness.api.spec import BitSpec
-from methods.calibrators.clamp_search.budget import BudgetError
 from methods.calibrators.clamp_search.fitness import Fitness
 from methods.calibrators.clamp_search.genes import Gene
 from methods.calibrators.clamp_search.info import INFO, SearchStage
@@ -23,6 +22,7 @@ from methods.calibrators.clamp_search.network import NetworkSearch
 from methods.calibrators.clamp_search.network_fitness import NetworkFitness
 from methods.calibrators.clamp_search.vectors import Vector, VectorEvolution, difference
 from methods.calibrators.clamp_search.working import Working
+from methods.core.budget import BudgetError
 from methods.core.contrast import output_contrast
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace

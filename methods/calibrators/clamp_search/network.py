@@ -9,7 +9,6 @@ from torch import Tensor
 
 from harness.api.contracts import RunContext, VisionModel
 from harness.api.spec import BitSpec
-from methods.calibrators.clamp_search.budget import Budget
 from methods.calibrators.clamp_search.fitness import Fitness
 from methods.calibrators.clamp_search.genes import Gene, spread
 from methods.calibrators.clamp_search.info import SearchStage
@@ -17,6 +16,7 @@ from methods.calibrators.clamp_search.network_fitness import NetworkFitness, Sco
 from methods.calibrators.clamp_search.search import check_images
 from methods.calibrators.clamp_search.vectors import Vector, VectorEvolution
 from methods.calibrators.clamp_search.working import Working
+from methods.core.budget import Budget
 from methods.core.graph.trace import Trace
 
 Refresh = Callable[[Tensor], Tensor]

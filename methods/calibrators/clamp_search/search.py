@@ -9,11 +9,11 @@ from torch import Tensor
 
 from harness.api.contracts import RunContext, VisionModel
 from harness.api.spec import BitSpec
-from methods.calibrators.clamp_search.budget import Budget
 from methods.calibrators.clamp_search.fitness import Fitness
 from methods.calibrators.clamp_search.genes import Evolution, Gene, Population
 from methods.calibrators.clamp_search.info import SearchStage
 from methods.calibrators.clamp_search.working import Working
+from methods.core.budget import Budget
 from methods.core.graph.segments import Segment
 from methods.core.graph.sites import WeightSite
 from methods.core.graph.trace import Trace
