@@ -58,6 +58,24 @@ def observe(
     return observers
 
 
+@torch.no_grad()
+def watch(
+    model: VisionModel, images: Tensor, watchers: Mapping[tuple[OpKey, int], Callable[[Tensor], object]], batch: int
+) -> None:
+    """Show each watcher the tensor at its point, batch by batch, in one pass of the float model over `images`."""
+
+    def show(watcher: Callable[[Tensor], object]) -> Transform:
+        def transform(x: Tensor) -> Tensor:
+            watcher(x)
+            return x
+
+        return transform
+
+    with Interceptor(model.net, {point: show(watcher) for point, watcher in watchers.items()}):
+        for part in ImageSet.whole(images).batches(batch):
+            part.through(model.net)
+
+
 def activation_quantizers(
     sites: Sites, observers: dict[tuple[OpKey, int], Observer]
 ) -> dict[tuple[OpKey, int], Uniform]:

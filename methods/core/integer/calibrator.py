@@ -7,14 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from harness.api.contracts import QuantizedModel, RunContext, VisionModel
-from harness.api.images import ImageSet
 from harness.api.spec import BitSpec
-from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
-from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, Transform
+from methods.core.calibrate import activation_quantizers, observe, watch, weight_quantizers
+from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey
 from methods.core.graph.sites import ActivationSite, Point, Sites, find_sites
 from methods.core.graph.trace import Trace, trace
 from methods.core.integer.grids import Arrival, arrivals
@@ -81,7 +79,7 @@ class FqVit:
             s.point: FactorSearch(*extremes[s.point].range(s.bits), s.bits, self.options.ptf, axes[s.op])
             for s in chosen
         }
-        _watch(model, images, {point: search.update for point, search in searches.items()}, self.options.batch)
+        watch(model, images, {point: search.update for point, search in searches.items()}, self.options.batch)
         return {point: search.best() for point, search in searches.items()}
 
     def _integer_arithmetic(
@@ -140,19 +138,3 @@ def _without_other_softmaxes(sites: Sites, graph: Trace) -> Sites:
 
 def _only(sites: Sites, activations: list[ActivationSite]) -> Sites:
     return replace(sites, activations=tuple(activations))
-
-
-@torch.no_grad()
-def _watch(model: VisionModel, images: Tensor, watchers: Mapping[Point, Callable[[Tensor], None]], batch: int) -> None:
-    """Show each watcher the tensor at its point, batch by batch, in one pass of the float model."""
-
-    def show(watcher: Callable[[Tensor], None]) -> Transform:
-        def transform(x: Tensor) -> Tensor:
-            watcher(x)
-            return x
-
-        return transform
-
-    with Interceptor(model.net, {point: show(watcher) for point, watcher in watchers.items()}):
-        for part in ImageSet.whole(images).batches(batch):
-            part.through(model.net)
