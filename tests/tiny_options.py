@@ -20,4 +20,8 @@ TINY: Mapping[str, Any] = {
     "image_steps": 1,
     "student_steps": 1,
     "wide_steps": 2,
+    "norm_alphas": (0.0, 0.25),
+    "alphas": (0.5,),
+    "tangents": (0.0, 16.0),
+    "evaluations": 2,
 }

@@ -198,8 +198,8 @@ class Watch:
 
     def _moved(self, key: OpKey, source: OpKey, tensor: Tensor) -> str | None:
         """Check an operand that was quantized where it was made, or behind that, and moved since."""
-        elsewhere = self._blocks.keys() | self._stated.dynamic.keys()
-        if (source, OUTPUT) in elsewhere or self._grid((source, OUTPUT)) != _PER_TENSOR:
+        finer = self._blocks.keys() | self._stated.dynamic.keys()
+        if (source, OUTPUT) in finer or self._grid((source, OUTPUT)) != _PER_TENSOR:
             return None  # channels may lie along any axis by now; they were looked at where they were made
         made, version = self._made.get(source, (None, 0))
         if made is not None and _shares(tensor, made) and tensor._version == version:
