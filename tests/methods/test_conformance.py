@@ -6,6 +6,7 @@ Not every cross: see `names`.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -140,6 +141,28 @@ def test_contract(name: str, network: str, scheme: str) -> None:
     assert torch.equal(repeated(x), output)
     if name in METHODS:
         assert ctx.kept is not None
+
+
+FEW_BITS = itertools.product(("W2A4", "W2A8", "W3A8"), NETWORKS, SCHEMES)
+EACH = [*METHODS, *(f"noise+{calibrator}" for calibrator in CALIBRATORS)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "case"), list(zip(EACH, itertools.cycle(FEW_BITS), strict=False)))
+def test_few_weight_bits(name: str, case: tuple[str, str, str]) -> None:
+    """One case for each method; neighbours in the list have different ones."""
+    bits, network, scheme = case
+    model, spec = tiny_model(network), BitSpec.parse(bits)
+    built = resolve(name).build()
+    if hasattr(built, "skip") and built.skip(model, spec=spec, scheme=scheme):
+        scheme = "matmul"
+    quantized, _ = run(name, model, scheme, bits)
+    x = images(3, seed=5)
+    output, findings = audit(model, quantized, x, scheme=scheme, spec=spec, thorough=True)
+    assert torch.isfinite(output).all()
+    assert not torch.equal(output, model.net(x))
+    assert not findings
+    assert {layer.bits for layer in quantized.summary.layers} == {spec.weight}
 
 
 @pytest.mark.usual(name=[*METHODS, *FAST])
