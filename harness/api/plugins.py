@@ -64,10 +64,12 @@ class Options(BaseModel):
         """Plain values as cells and images are known by: an option that is marked as `LATER` is left out at its
         default, so that the keys of older records stand. Enough to make the same options again.
         """
-        fields, values = type(self).model_fields, self.model_dump(mode="json")
-        usual = type(self).model_construct().model_dump(mode="json", warnings=False)
-        late = {name for name, field in fields.items() if LATER in field.metadata and values[name] == usual[name]}
-        return {name: value for name, value in values.items() if name not in late}
+        values = self.model_dump(mode="json")
+        late = {name for name, field in type(self).model_fields.items() if LATER in field.metadata}
+        if not late:
+            return values
+        usual = type(self).model_construct().model_dump(mode="json", include=late, warnings=False)
+        return {name: value for name, value in values.items() if name not in late or value != usual[name]}
 
 
 @dataclass(frozen=True)
