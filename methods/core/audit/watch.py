@@ -21,7 +21,7 @@ from methods.core.graph.flow import Op
 from methods.core.graph.intercept import OUTPUT, KeyedMode, OpKey
 from methods.core.graph.layers import LAYERS
 from methods.core.graph.lowest import LowestLevel
-from methods.core.graph.operations import macs_of, operands
+from methods.core.graph.operations import MULTIPLYING, macs_of, operands
 from methods.core.graph.sites import Point
 from methods.core.numerics.levels import block_fault, fault, sample, slices, spread
 from methods.core.numerics.microscaling import cut, rows_of
@@ -71,13 +71,15 @@ class _Network(KeyedMode):
 class _Computed(KeyedMode):
     """Operations as they are computed, with whatever the method makes of their arguments."""
 
-    def __init__(self, net: nn.Module, network: _Network) -> None:
+    def __init__(self, net: nn.Module, network: _Network, lowest: LowestLevel) -> None:
         super().__init__(net)
         self._network = network
+        self._lowest = lowest
 
     def operation(self, key: OpKey, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._network.computed(key.kind, args)
-        return func(*args, **kwargs)
+        with self._lowest.within(key.kind):
+            return func(*args, **kwargs)
 
 
 class Watch:
@@ -92,7 +94,7 @@ class Watch:
         self._network = _Network(net, expected.graph.by_key.keys(), self._ran)
         self._lowest = LowestLevel(lambda *_: None)
         self._given: list[Any] = []  # what the network gave back, call by call
-        self._computed = _Computed(net, self._network)
+        self._computed = _Computed(net, self._network, self._lowest)
         self._axes = {site.parameter: site.axis for site in expected.sites.weights}
         self._formats = {site.parameter: site.format for site in expected.sites.weights if site.format is not None}
         self._blocks = {s.point: (s.format, s.axis) for s in expected.sites.activations if s.format is not None}
@@ -157,7 +159,7 @@ class Watch:
         op = self._expected.graph.by_key.get(key)
         if op is None or not self._expected.graph.inside(key):
             return
-        if calls or key.kind not in (*LAYERS, "matmul"):
+        if calls or key.kind not in MULTIPLYING:
             self._seen.add(key)
         checked = [self._received(op, args) for args in calls]
         for where, text, what in min(checked, key=len, default=[]):
@@ -204,7 +206,7 @@ class Watch:
         made, version = self._made.get(source, (None, 0))
         if made is not None and _shares(tensor, made) and tensor._version == version:
             return None  # the same values, if in another order
-        multiplied = key.kind in (*LAYERS, "matmul")
+        multiplied = key.kind in MULTIPLYING
         if not multiplied and source not in self._late:
             return None
         found = fault(spread(tensor, self._values), self._stated.activations[source, OUTPUT])

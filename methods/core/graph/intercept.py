@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from methods.core.graph.operations import BINARY, KINDS, MULTIPLYING, is_compute, name_of, positional, writes_in_place
+from methods.core.graph.operations import KINDS, MULTIPLYING, arity, is_compute, name_of, positional, writes_in_place
 
 
 class OpKey(NamedTuple):
@@ -188,11 +188,11 @@ class Interceptor(KeyedMode):
         if key.kind == "cat":
             args = ([self._apply(key, i, t) for i, t in enumerate(args[0])], *args[1:])
         else:
-            count = 2 if key.kind in BINARY else 1
+            count = arity(key.kind)
             # What a transform keeps of a tensor that is written to must not change with it, nor may what it returns.
             first = self._apply(key, 0, args[0] if target is None else args[0].clone())
-            second = (self._apply(key, 1, args[1]),) if count == 2 else ()
-            args = (first if target is None else first.clone(), *second, *args[count:])
+            others = [self._apply(key, slot, args[slot]) for slot in range(1, count)]
+            args = (first if target is None else first.clone(), *others, *args[count:])
         compute: Callable[..., Any] = self.instead.get(key, func)
         result = self._apply(key, OUTPUT, compute(*args, **kwargs))
         if self.record is not None:

@@ -3,8 +3,8 @@
 Arithmetic on activations is of one of these sorts, and what is in no table is refused where a network is traced
 (`methods.core.graph.trace`), never left in float without a word:
 
-* `KINDS`: keyed operations. Layers and matrix products multiply; sums, normalisations, activation functions, pooling,
-  reductions and elementwise functions make new values, which a scheme may store.
+* `KINDS`: keyed operations. Layers, matrix products and selective scans multiply; sums, normalisations, activation
+  functions, pooling, reductions and elementwise functions make new values, which a scheme may store.
 * `MOVES`: they only move, select or repeat values, so that these stay those of a stored tensor.
 * `BLENDS`: left in float themselves, but their values are new, so that a layer that takes them rounds its input.
 * `SCALINGS` by a number, a parameter or a constant (LayerScale, 1 / sqrt(d)) stay in float; by a number the values stay
@@ -13,6 +13,7 @@ Arithmetic on activations is of one of these sorts, and what is in no table is r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 from typing import Any
@@ -49,6 +50,7 @@ KINDS = _kinds(
         "absolute exp exp2 expm1 log log2 log10 log1p erf special_erf sin cos atan sign round floor ceil"
     ),
     softmax="softmax",
+    scan="selective_scan",
     add="add __add__ __radd__ __iadd__",
     sub="sub subtract __sub__ rsub",
     mul="mul multiply __mul__ __rmul__",
@@ -57,8 +59,12 @@ KINDS = _kinds(
     pool="mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d",
     reduce="sum var std norm linalg_norm linalg_vector_norm",
 )
-MULTIPLYING = {*LAYERS, "matmul"}
+MULTIPLYING = {*LAYERS, "matmul", "scan"}
 BINARY = {"matmul", "add", "sub", "mul", "div"}
+# What a function named `selective_scan` takes, in this order: y_t = c_t h_t + d x_t with
+# h_t = exp(delta_t a) h_(t-1) + delta_t x_t b_t. Tokens are (n, tokens, channels), a (channels, states), b and c
+# (n, tokens, states), d (channels,). torch has none; a network's own is seen if it calls `handle_torch_function`.
+SCAN = ("x", "delta", "a", "b", "c", "d")
 # Elementwise kinds, which torch can also do in place: under the same name with a _ behind it.
 ELEMENTWISE = {"add", "sub", "mul", "div", "activation", "function"}
 KINDS |= {f"{name}_": kind for name, kind in KINDS.items() if kind in ELEMENTWISE and not name.endswith("_")}
@@ -128,28 +134,40 @@ def is_compute(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
         return False
     if kind == "cat":
         return bool(args) and all(map(is_data, args[0]))
-    needed = 2 if kind in BINARY else 1
+    needed = arity(kind)
     return len(args) >= needed and all(map(is_data, args[:needed]))
+
+
+def arity(kind: str) -> int:
+    """How many quantizable operands a keyed operation has; of `cat`, whose operands are in one argument, 1."""
+    return len(SCAN) if kind == "scan" else 2 if kind in BINARY else 1
 
 
 def operands(kind: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The quantizable operands of a keyed operation: its data inputs, weights and biases excluded."""
     if kind == "cat":
         return tuple(args[0])
-    return tuple(args[: 2 if kind in BINARY else 1])
+    return tuple(args[: arity(kind)])
 
 
 def positional(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same call with operands and weight as positional arguments, by which operations are told."""
     second = ("mat2" if "mat2" in kwargs else "other") if kind in BINARY else "weight" if kind in LAYERS else None
-    names = ("tensors",) if kind == "cat" else ("input",) if second is None else ("input", second)
+    names: tuple[str, ...] = ("tensors",) if kind == "cat" else ("input",) if second is None else ("input", second)
+    if kind == "scan":
+        names = SCAN
     moved = list(takewhile(kwargs.__contains__, names[len(args) :]))
     left = {name: value for name, value in kwargs.items() if name not in moved}
     return (*args, *(kwargs[name] for name in moved)), left
 
 
 def macs_of(kind: str, args: tuple[Any, ...], result: Tensor) -> int:
-    """Multiply-accumulates of a keyed operation: the length of the sum behind every value of the result."""
+    """Multiply-accumulates of a keyed operation: the length of the sum behind every value of the result.
+
+    Of a scan, whose every value is the end of a recursion, all multiplications (`scan_products`).
+    """
+    if kind == "scan":
+        return sum(macs for macs, _, _ in scan_products(tuple(result.shape), args[2].shape[1]))
     if kind == "conv_transpose":  # the other way round: the number of values that every value of the input goes into
         return int(args[0].numel() * args[1][0].numel())
     if kind == "matmul":
@@ -159,6 +177,21 @@ def macs_of(kind: str, args: tuple[Any, ...], result: Tensor) -> int:
     else:
         return 0
     return int(result.numel() * length)
+
+
+def scan_products(shape: tuple[int, ...], states: int) -> tuple[tuple[int, str | None, str | None], ...]:
+    """The multiplications of a selective scan with a result of `shape` (n, tokens, channels): how many, and the inputs
+    that are their factors; None is what the scan makes itself: the states, or a product of inputs.
+    """
+    values = math.prod(shape)
+    return (
+        (values * states, "delta", "a"),
+        (values, "delta", "x"),
+        (values * states, None, "b"),
+        (values * states, None, None),  # the states' decay
+        (values * states, None, "c"),
+        (values, "d", "x"),
+    )
 
 
 def writes_in_place(kind: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

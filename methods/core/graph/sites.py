@@ -7,7 +7,7 @@ together has a site at its input (`Operand.altered`). Elementwise products and q
 linear attention) are treated as matrix products are: operands and result are stored. Where dividend and divisor are
 parts of one result, each is stored by itself, since they differ by orders of magnitude.
 The convolutions of dense heads are not in their tables; here they go with BatchNorm and the activation behind them.
-`matmul` follows PTQ4ViT / RepQ-ViT: the operands of linear layers, convolutions and matrix products, and nothing
+`matmul` follows PTQ4ViT / RepQ-ViT: the operands of linear layers, convolutions, matrix products and scans, and nothing
 else; a convolution's input has 8 bits whatever the activation width. Elementwise products stay in float.
 In both, all weights have the weight width, patch embedding and head included, and biases stay in float.
 
@@ -26,7 +26,7 @@ from methods.core.graph.channels import channel_axes, summed_axis
 from methods.core.graph.flow import TRACED_IMAGES, Op, Operand
 from methods.core.graph.intercept import OUTPUT, OpaqueOperationError, OpKey, UnsupportedNetworkError
 from methods.core.graph.layers import LAYERS, output_axis
-from methods.core.graph.operations import MULTIPLYING, PRODUCTS
+from methods.core.graph.operations import MULTIPLYING, PRODUCTS, SCAN, arity, scan_products
 from methods.core.graph.trace import Trace
 
 CONV_INPUT_BITS = 8  # scheme `matmul`: RepQ-ViT's code, `zkkli/RepQ-ViT`
@@ -39,6 +39,7 @@ Point = tuple[OpKey, int]
 # Scheme `full`: what makes values that are stored, and what is fused with the layer before it.
 _STORED = {
     "matmul",
+    "scan",
     "layer_norm",
     "norm",
     "activation",
@@ -234,7 +235,9 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
     if not activations:
         raise NoSitesError("no quantizable operation was found; the scheme quantizes no activation of the network")
     points, names = activations.keys(), weights.keys()
-    products = tuple(_product(op, points, names) for op in trace.ops if op.macs or op.role in PRODUCTS)
+    products = tuple(
+        product for op in trace.ops if op.macs or op.role in PRODUCTS for product in _products(op, points, names)
+    )
     traced = frozenset(op.key for op in trace.ops if op.key.kind in MULTIPLYING)
     return Sites(tuple(weights.values()), tuple(activations.values()), products, traced)
 
@@ -245,18 +248,30 @@ def _fed(op: Op, slot: int, trace: Trace) -> tuple[str, ...]:
     return tuple(dict.fromkeys(c.weight for c in layers if c.weight is not None and trace.inside(c.key)))
 
 
-def _product(op: Op, points: Set[Point], weights: Set[str]) -> Product:
+def _products(op: Op, points: Set[Point], weights: Set[str]) -> list[Product]:
     def factor(slot: int) -> tuple[Point, ...]:
         if (op.key, slot) in points:
             return ((op.key, slot),)
         sources = tuple((key, OUTPUT) for key in sorted(op.operands[slot].ops))
         return sources if all(point in points for point in sources) else ()
 
+    def named(name: str | None) -> tuple[Point, ...]:
+        return () if name is None else factor(SCAN.index(name))
+
+    if op.key.kind == "scan":
+        _, *image = op.shape
+        return [Product(macs, (named(a), named(b))) for macs, a, b in scan_products((1, *image), _states(op))]
     if op.weight is not None:
-        return Product(op.macs, (factor(0), op.weight if op.weight in weights else ()))
+        return [Product(op.macs, (factor(0), op.weight if op.weight in weights else ()))]
     if op.role in PRODUCTS:
-        return Product(prod(op.shape) // (TRACED_IMAGES if op.batched else 1), (factor(0), factor(1)), elementwise=True)
-    return Product(op.macs, (factor(0), factor(1) if len(op.operands) > 1 else ()))
+        values = prod(op.shape) // (TRACED_IMAGES if op.batched else 1)
+        return [Product(values, (factor(0), factor(1)), elementwise=True)]
+    return [Product(op.macs, (factor(0), factor(1) if len(op.operands) > 1 else ()))]
+
+
+def _states(op: Op) -> int:
+    """States of each channel of a scan, from its multiply-accumulates for an image: (4 states + 2) for each value."""
+    return (op.macs // prod(op.shape[1:]) - 2) // 4
 
 
 def _matmul(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | None]]:
@@ -264,8 +279,8 @@ def _matmul(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | N
         return [(0, CONV_INPUT_BITS)]
     if op.key.kind == "linear":
         return [(0, None)]
-    if op.key.kind == "matmul":
-        return [(0, None), (1, None)]
+    if op.key.kind in ("matmul", "scan"):
+        return [(slot, None) for slot in range(arity(op.key.kind))]
     return []
 
 

@@ -26,6 +26,7 @@ from methods.core.graph.operations import (
     PRODUCTS,
     SAME,
     SCALINGS,
+    arity,
     is_data,
     macs_of,
     name_of,
@@ -164,7 +165,8 @@ class Tracer(KeyedMode):
         name = name_of(func)
         weight = self._weights.get(id(args[1])) if key.kind in LAYERS else None
         before = self._lowest.macs
-        result = func(*args, **kwargs)
+        with self._lowest.within(key.kind):
+            result = func(*args, **kwargs)
         macs = macs_of(key.kind, args, result)
         if self._lowest.macs - before != macs:
             self._refuse(name, "which multiplies in a way that is not understood; write it with linear and matmul")
@@ -200,7 +202,7 @@ class Tracer(KeyedMode):
     def _check_call(self, key: OpKey, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if kwargs.get("out") is not None:
             self._refuse(name, "which writes its result into another tensor (`out=`), where it cannot be quantized")
-        rest = [] if key.kind in {"cat", *LAYERS} else [*args[2 if key.kind in BINARY else 1 :], *kwargs.values()]
+        rest = [] if key.kind in {"cat", *LAYERS} else [*args[arity(key.kind) :], *kwargs.values()]
         if any(is_data(t) and self._live(self._get(t)) for t in tensors(rest)):
             self._refuse(name, "with a second activation, which is not understood")
 
