@@ -1,4 +1,6 @@
-"""Architectures of the embedded zoo: ordinary timm classes at a size that two CPU cores can train and evaluate."""
+"""Architectures of the embedded zoo: ordinary timm classes, and a Vision Mamba, at a size that two CPU cores can train
+and evaluate.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ MEAN, STD = (0.2860,), (0.3530,)
 
 
 def build(name: str) -> nn.Module:
-    """Return the untrained architecture `name` (`vit`, `swin` or `efficientvit`) for 1x32x32 inputs.
+    """Return the untrained architecture `name` (`vit`, `swin`, `efficientvit` or `vim`) for 1x32x32 inputs.
 
     One input channel, not three equal ones: three equal channels would leave the colour directions of the patch
     embedding untrained, and image synthesis wanders into exactly those.
@@ -32,6 +34,10 @@ def build(name: str) -> nn.Module:
         return SwinTransformer(patch_size=2, embed_dim=48, depths=(2, 4), num_heads=(3, 6), window_size=4, **shared)
     if name == "efficientvit":
         return _efficientvit()
+    if name == "vim":
+        from tasks.models.vision_mamba import VisionMamba
+
+        return VisionMamba(patch_size=4, embed_dim=48, depth=3, states=4, **shared)
     raise KeyError(name)
 
 

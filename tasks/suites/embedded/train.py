@@ -36,7 +36,7 @@ class Recipe:
     """Everything that determines the trained weights, apart from library versions and thread count."""
 
     epochs: int
-    full_epochs: int  # last epochs that see every patch (ViT only)
+    full_epochs: int  # last epochs that see every patch (where some are dropped)
     patch_drop: float
     batch: int = 128
     lr: float = 2e-3
@@ -52,6 +52,7 @@ RECIPES = {
     "vit": Recipe(epochs=13, full_epochs=2, patch_drop=0.5),
     "swin": Recipe(epochs=8, full_epochs=8, patch_drop=0.0),
     "efficientvit": Recipe(epochs=3, full_epochs=3, patch_drop=0.0),
+    "vim": Recipe(epochs=3, full_epochs=1, patch_drop=0.5, lr=3e-3),
 }
 
 
@@ -113,7 +114,8 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
 
 def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     head = set(model.get_classifier().parameters())  # type: ignore[operator]
-    hidden = [p for p in model.parameters() if p.ndim == 2 and p not in head]
+    apart: Callable[[], frozenset[str]] = getattr(model, "no_matrices", frozenset)
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and p not in head and name not in apart()]
     chosen = set(hidden)
     rest = [p for p in model.parameters() if p not in chosen]
     return [
@@ -198,7 +200,11 @@ def fit(
             model.patch_drop = (
                 nn.Identity()
                 if keep_all
-                else PatchDropout(recipe.patch_drop, num_prefix_tokens=model.num_prefix_tokens)
+                else PatchDropout(
+                    recipe.patch_drop,
+                    num_prefix_tokens=model.num_prefix_tokens,
+                    ordered=getattr(model, "ordered_tokens", False),
+                )
             )
         model.train()
         order = torch.randperm(len(x_train), generator=generator)
