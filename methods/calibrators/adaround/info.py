@@ -30,7 +30,7 @@ INFO = PluginInfo(
     kind="calibrator",
     summary="AdaRound: trains whether each weight is rounded up or down, layer by layer",
     target="methods.calibrators.adaround.calibrator:Adaround",
-    requires="methods.core.graph.requirements:pieces",
+    requires="methods.core.graph.requirements:units",
     origin="published code",
     options=AdaroundOptions,
     presets=presets(steps=(50, 250)),

@@ -20,7 +20,7 @@ INFO = PluginInfo(
     kind="calibrator",
     summary="APHQ-ViT's reconstruction: trains as QDrop, under the average perturbation Hessian",
     target="methods.core.reconstruction.calibrator:Joint",
-    requires="methods.core.graph.requirements:pieces",
+    requires="methods.core.graph.requirements:units",
     origin="published code",
     options=AphqOptions,
     presets=with_scales(presets(steps=(50, 150))),

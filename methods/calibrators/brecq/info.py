@@ -30,7 +30,7 @@ INFO = PluginInfo(
     kind="calibrator",
     summary="BRECQ: trains rounding block by block under a Fisher-weighted error, then activation scales",
     target="methods.calibrators.brecq.calibrator:Brecq",
-    requires="methods.core.graph.requirements:pieces",
+    requires="methods.core.graph.requirements:units",
     origin="published code",
     options=BrecqOptions,
     presets=with_scales(presets(steps=(50, 150), scale_steps=(25, 50))),

@@ -20,7 +20,7 @@ INFO = PluginInfo(
     kind="calibrator",
     summary="FIMA-Q: trains as QDrop, under a low-rank plus diagonal Fisher information matrix",
     target="methods.core.reconstruction.calibrator:Joint",
-    requires="methods.core.graph.requirements:pieces",
+    requires="methods.core.graph.requirements:units",
     origin="published code",
     options=FimaqOptions,
     presets=with_scales(presets(steps=(50, 150))),

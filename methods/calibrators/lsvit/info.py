@@ -27,7 +27,7 @@ INFO = PluginInfo(
     kind="calibrator",
     summary="LS-ViT: trains as QDrop, under a diagonal plus rank-one form fitted to the output loss by least squares",
     target="methods.calibrators.lsvit.calibrator:Lsvit",
-    requires="methods.core.graph.requirements:pieces",
+    requires="methods.core.graph.requirements:units",
     origin="reconstruction",
     options=LsvitOptions,
     presets=with_scales(presets(steps=(50, 150))),

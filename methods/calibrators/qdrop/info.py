@@ -18,7 +18,7 @@ INFO = PluginInfo(
     kind="calibrator",
     summary="QDrop: trains rounding and activation scales block by block, activation quantization dropped at random",
     target="methods.core.reconstruction.calibrator:Joint",
-    requires="methods.core.graph.requirements:pieces",
+    requires="methods.core.graph.requirements:units",
     origin="published code",
     options=DropOptions,
     presets=with_scales(presets(steps=(50, 150))),

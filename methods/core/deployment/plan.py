@@ -54,6 +54,11 @@ def deployed(quantized: Quantized, model: VisionModel) -> Deployment:
     if quantized.activations is None:
         raise UsageError("its activations are not quantized, so that no product can be one of integers")
     graph = trace_net(quantized.net, model.input_shape, model.part)
+    scan = next(iter(graph.of_kind("scan")), None)
+    if scan is not None:
+        raise UsageError(
+            f"its model has a selective scan ({scan.key}), for which ONNX has no operator; export a ViT or Swin"
+        )
     return _Plan(quantized, graph, model).deployment()
 
 

@@ -23,7 +23,14 @@ from methods.core.graph.flow import TRACED_IMAGES
 from methods.core.graph.intercept import UnsupportedNetworkError
 from methods.core.graph.operations import is_data
 from methods.core.graph.sites import find_sites
-from methods.core.graph.structure import NotATransformerError, branch_grid, find_blocks, patch_grid
+from methods.core.graph.structure import (
+    NotATransformerError,
+    branch_grid,
+    find_blocks,
+    find_pieces,
+    find_scan_blocks,
+    patch_grid,
+)
 from methods.core.graph.trace import Trace, trace
 
 ANY_WIDTH = BitSpec.parse("W8A8")  # which sites there are does not depend on their widths
@@ -47,6 +54,21 @@ def blocks(model: VisionModel, scheme: str) -> str | None:
 def pieces(model: VisionModel, scheme: str) -> str | None:
     """The blocks can be run one by one: each is called once, with one tensor of the images first, and returns one."""
     return _lacks(model, scheme, _pieces)
+
+
+def units(model: VisionModel, scheme: str) -> str | None:
+    """The same, blocks around selective scans included: for methods that look at a block's result alone."""
+    return _lacks(model, scheme, _units)
+
+
+def products(model: VisionModel, scheme: str) -> str | None:
+    """Every product has two factors, by whose result its quantizers can be judged."""
+    return _lacks(model, scheme, _products)
+
+
+def scans(model: VisionModel, scheme: str) -> str | None:
+    """There are blocks around selective scans over the image's patches."""
+    return _lacks(model, scheme, _scans)
 
 
 def patches(model: VisionModel, scheme: str) -> str | None:
@@ -87,6 +109,24 @@ def _patches(_model: VisionModel, graph: Trace) -> None:
 
 
 def _pieces(model: VisionModel, graph: Trace) -> None:
+    find_blocks(graph)
+    _units(model, graph)
+
+
+def _products(_model: VisionModel, graph: Trace) -> None:
+    for scan in graph.of_kind("scan"):
+        raise NotATransformerError(
+            f"{scan.key} of the network, a selective scan, multiplies more than two tensors, and quantizers are "
+            "searched here by the results of layers and matrix products"
+        )
+
+
+def _scans(_model: VisionModel, graph: Trace) -> None:
+    if not find_scan_blocks(graph):
+        raise NotATransformerError("no block around selective scans (Vision Mamba) was found in the network")
+
+
+def _units(model: VisionModel, graph: Trace) -> None:
     if graph not in _not_alone:
         _not_alone[graph] = _why_not_alone(model, graph)
     reason = _not_alone[graph]
@@ -97,7 +137,7 @@ def _pieces(model: VisionModel, graph: Trace) -> None:
 @torch.no_grad()
 def _why_not_alone(model: VisionModel, graph: Trace) -> str | None:
     net = model.net
-    calls: dict[str, list[bool]] = {block.path: [] for block in find_blocks(graph)}
+    calls: dict[str, list[bool]] = {piece.path: [] for piece in find_pieces(graph)}
     paths = list(calls)
     if any(f"{path}.".startswith(f"{other}.") for path in paths for other in paths if path != other):
         return "transformer blocks of the network lie in each other, and cannot be run one by one"

@@ -1,4 +1,4 @@
-"""Pieces of a network, each a transformer block or what lies between two blocks, and how to run a network from one."""
+"""Segments of a network, each a block or what lies between two blocks, and how to run a network from one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness.api.images import ImageSet
 from methods.core.graph.intercept import OpKey
 from methods.core.graph.sites import Sites, WeightSite
-from methods.core.graph.structure import Block
+from methods.core.graph.structure import Piece
 from methods.core.graph.trace import Trace
 
 
@@ -39,7 +39,7 @@ def channel_axis(output: Tensor, *, tail: bool) -> int:
     return output.dim() - 3 if tail and output.dim() >= 4 else -1
 
 
-def cut(graph: Trace, blocks: list[Block], weights: tuple[WeightSite, ...]) -> list[Segment]:
+def cut(graph: Trace, blocks: Sequence[Piece], weights: tuple[WeightSite, ...]) -> list[Segment]:
     """Segments that hold weights, in execution order."""
     place = places(graph, blocks)
     layers: dict[tuple[int, bool], list[WeightSite]] = {}
@@ -48,14 +48,14 @@ def cut(graph: Trace, blocks: list[Block], weights: tuple[WeightSite, ...]) -> l
     return [Segment(i, is_block, tuple(layers[i, is_block])) for i, is_block in sorted(layers)]
 
 
-def reaching_back(graph: Trace, blocks: list[Block], sites: Sites) -> set[str]:
+def reaching_back(graph: Trace, blocks: Sequence[Piece], sites: Sites) -> set[str]:
     """Weights with which activations of an earlier segment go: there a change of width changes cached outputs."""
     place = places(graph, blocks)
     own = {site.parameter: place(site.op) for site in sites.weights}
     return {name for site in sites.activations for name in site.layers if place(site.op) < own[name]}
 
 
-def places(graph: Trace, blocks: list[Block]) -> Callable[[OpKey], tuple[int, bool]]:
+def places(graph: Trace, blocks: Sequence[Piece]) -> Callable[[OpKey], tuple[int, bool]]:
     """(index, is_block) of an operation's segment; a gap comes before the block of the same index."""
     position = {op.key: i for i, op in enumerate(graph.ops)}
     ends = [position[b.output] for b in blocks]

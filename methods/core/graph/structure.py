@@ -20,21 +20,27 @@ class NotATransformerError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Block:
+class Piece:
+    """A block of the network's residual stream: the module at `path`, whose last operation is `output`."""
+
+    path: str
+    output: OpKey
+
+
+@dataclass(frozen=True)
+class Block(Piece):
     """One transformer block.
 
     `softmax` weighs the values. `context` is the output point of attention's second product (before the projection),
     (rows, heads, tokens, d). `branch` is the point where attention's result enters the residual sum: windows are merged
     and shifted back there, so it is (n, h, w, d) or (n, prefix + h*w, d) in image order, which `branch_grid` checks.
-    `output` is the block's last operation. Of several attentions side by side in a block (parallel blocks) the first
+    Of several attentions side by side in a block (parallel blocks) the first
     stands for all.
     """
 
-    path: str
     softmax: OpKey
     context: tuple[OpKey, int]
     branch: tuple[OpKey, int]
-    output: OpKey
 
 
 def find_blocks(trace: Trace) -> list[Block]:
@@ -85,7 +91,54 @@ def _block(trace: Trace, softmax: Op, upstream: Mapping[OpKey, int]) -> Block | 
     others = [op for op in inside if op.key.kind == "linear" and op.key != projection.key]
     if not path or all(_comes_from(upstream[product.key], upstream[op.key]) for op in others):
         return None
-    return Block(path, softmax.key, (product.key, OUTPUT), (residual.key, slot), inside[-1].key)
+    return Block(path, inside[-1].key, softmax.key, (product.key, OUTPUT), (residual.key, slot))
+
+
+@dataclass(frozen=True)
+class ScanBlock(Piece):
+    """A block around selective scans, in execution order. `branch` is the point where their result enters the residual
+    sum, (n, tokens, d).
+    """
+
+    scans: tuple[OpKey, ...]
+    branch: tuple[OpKey, int]
+
+
+def find_scan_blocks(trace: Trace) -> list[ScanBlock]:
+    """Blocks in execution order, one per module: the innermost one that holds a selective scan, the linear layer that
+    projects its result, and the sum of that with the residual stream. Empty if there is none.
+    """
+    blocks: dict[str, ScanBlock] = {}
+    upstream = _upstream(trace) if trace.of_kind("scan") else {}
+    for scan in trace.of_kind("scan"):
+        projection = _first(trace, scan, "linear", barred=("scan", "softmax", "matmul", "conv"))
+        found = None if projection is None else _attention_sum(trace, scan, projection, upstream)
+        if found is None:
+            continue
+        residual, slot = found
+        path = _common_path(scan.key.module, residual.key.module)
+        if not path:
+            continue
+        inside = [op for op in trace.ops if _within(op, path)]
+        scans = tuple(op.key for op in inside if op.key.kind == "scan")
+        blocks.setdefault(path, ScanBlock(path, inside[-1].key, scans, (residual.key, slot)))
+    return list(blocks.values())
+
+
+def find_pieces(trace: Trace) -> list[Piece]:
+    """Transformer blocks and blocks around selective scans, in execution order, one per module.
+
+    Raises:
+        NotATransformerError: there is none.
+    """
+    found: dict[str, Piece] = {block.path: block for block in find_scan_blocks(trace)}
+    try:
+        found |= {block.path: block for block in find_blocks(trace)}
+    except NotATransformerError:
+        if not found:
+            raise
+    place = {op.key: number for number, op in enumerate(trace.ops)}
+    return sorted(found.values(), key=lambda piece: place[piece.output])
 
 
 def _first(trace: Trace, source: Op, kind: str, *, barred: Collection[str]) -> Op | None:

@@ -18,7 +18,7 @@ from harness.api.contracts import RunContext, VisionModel
 from methods.core.graph.intercept import Transform
 from methods.core.graph.segments import Segment, cut
 from methods.core.graph.sites import Point
-from methods.core.graph.structure import find_blocks
+from methods.core.graph.structure import find_pieces
 from methods.core.graph.trace import Trace
 from methods.core.numerics.granularity import PER_TENSOR
 from methods.core.numerics.quantizers import Quantizer, Uniform
@@ -124,7 +124,7 @@ class Engine:
         self._images = images
         self._ctx = ctx
         self._float = dict(model.net.named_parameters()) if weights is None else weights
-        self._blocks = find_blocks(graph)
+        self._blocks = find_pieces(graph)
         self._generator = ctx.generator("reconstruction")
         # Masks are as large as the activations: drawn on the device that they are for.
         seed = int(torch.randint(2**62, (), generator=self._generator))

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from harness.api.images import ImageSet
 from methods.core.graph.outputs import tensors
 from methods.core.graph.segments import Segment, finish, first_arguments, replaced
-from methods.core.graph.structure import Block
+from methods.core.graph.structure import Piece
 
 Inputs = list[Tensor]  # of one segment, all batch-first
 
@@ -27,12 +27,12 @@ class Walk:
 
     Args:
         net: the network; nothing is changed in it once a call has returned.
-        blocks: its transformer blocks.
+        blocks: its blocks.
         images: calibration images (n, c, h, w).
         batch: images at once where no gradient is needed.
     """
 
-    def __init__(self, net: nn.Module, blocks: Sequence[Block], images: Tensor, batch: int) -> None:
+    def __init__(self, net: nn.Module, blocks: Sequence[Piece], images: Tensor, batch: int) -> None:
         self.net = net
         self.images = images
         self.numbers = ImageSet.whole(images).numbers
