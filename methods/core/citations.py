@@ -22,3 +22,5 @@ OUTPUT_ERROR = (
 )
 BATCHED = "presets quick and default have batches of 4 images (preset paper and the reference: 100)"
 WIDENED = "activation ranges are widened to contain 0 (the reference clips the zero point instead)"
+OUROMAMBA = "Ramachandran et al., OuroMamba: A Data-Free Quantization Framework for Vision Mamba, ICCV 2025"
+OUROMAMBA_CODE = "georgia-tech-synergy-lab/ICCV-OuroMamba, MIT, quantizer only (formulas re-implemented)"

@@ -18,6 +18,7 @@ from tiny_options import TINY
 
 from harness.api.contracts import VisionModel
 from harness.api.errors import DataFreeViolation
+from harness.api.plugins import import_target
 from harness.api.sealing import sealed_data
 from harness.api.spec import SCHEMES, BitSpec
 from harness.catalog.catalog import Catalog
@@ -74,7 +75,10 @@ def run(name: str, model: VisionModel, scheme: str, bits: str = "W4A6", seed: in
     calib = RandomImages() if method.data == "images" else None
     spec = BitSpec.parse(bits)
     built = method.build()
-    reason = built.skip(model, spec=spec, scheme=scheme) if hasattr(built, "skip") else None
+    lacks = [import_target(required)(model, scheme) for required in method.requires]
+    reason = next(filter(None, lacks), None)
+    if reason is None and hasattr(built, "skip"):
+        reason = built.skip(model, spec=spec, scheme=scheme)
     if reason is not None:
         assert reason.endswith(".") or " " in reason
         pytest.skip(reason)

@@ -1,0 +1,1 @@
+"""OuroMamba's quantizer."""
