@@ -98,14 +98,16 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
         from tasks.suites.tiny import zoo as tiny
         from tasks.suites.tiny.dataset import TinyData
 
-        return ClassificationSuite(suite, TinyData(), tuple(tiny.NETWORKS), tiny.build, tiny.INPUT)
+        names, further = tuple(tiny.NETWORKS), tuple(tiny.FURTHER)
+        return ClassificationSuite(suite, TinyData(), names, tiny.build, tiny.INPUT, further=further)
     raise UsageError(f"classification has no suite '{suite}'; it has embedded, cifar10, imagenet, tiny")
 
 
 @dataclass(frozen=True)
 class ClassificationSuite:
-    """One data set with the models that it is run with. `own` builds the models that are not timm's by name, with the
-    weights in the file that `own_weights` names, if they have one.
+    """One data set with the models that it is run with, and `further` ones that it has but runs only if they are named.
+    `own` builds the models that are not timm's by name, with the weights in the file that `own_weights` names, if they
+    have one.
     """
 
     name: str
@@ -114,6 +116,7 @@ class ClassificationSuite:
     own: Callable[[str], nn.Module] | None = None
     fixed: Preprocessing | None = None  # None: every model brings its own preprocessing
     own_weights: Callable[[str], Path] | None = None
+    further: tuple[str, ...] = ()
     task: str = "classification"
     primary_metric: str = "top1"
     _identities: dict[str, str] = field(default_factory=dict)
@@ -122,6 +125,10 @@ class ClassificationSuite:
     def models(self) -> Sequence[str]:
         """Names of the suite's own models."""
         return self.own_models
+
+    @property
+    def _known(self) -> tuple[str, ...]:
+        return (*self.own_models, *self.further)
 
     def model_identity(self, model: str) -> str:
         """Hash of architecture, weights and preprocessing."""
@@ -188,7 +195,7 @@ class ClassificationSuite:
 
         The weights may not fit the network. Whoever loads the model finds out.
         """
-        if self.own_weights is None or self.fixed is None or model not in self.own_models:
+        if self.own_weights is None or self.fixed is None or model not in self._known:
             return False
         found = identity_of_file(_told(model, self.fixed), self.own_weights(model))
         if found is not None:
@@ -201,13 +208,13 @@ class ClassificationSuite:
 
             names = self.data.class_names
             return build_timm(model, classes=self.data.classes, fixed=self.fixed, class_names=names)
-        if self.own is None or model not in self.own_models:
+        if self.own is None or model not in self._known:
             hint = (
                 f"did you mean {PREFIX}{model}?"
                 if PREFIX + model in self.own_models
                 else "timm:NAME and timm:NAME@FILE work too"
             )
-            raise UsageError(f"suite '{self.name}' has no model '{model}'; it has {', '.join(self.own_models)}; {hint}")
+            raise UsageError(f"suite '{self.name}' has no model '{model}'; it has {', '.join(self._known)}; {hint}")
         return self.own(model), OWN
 
     def calibration(self, model: VisionModel) -> CalibrationData:

@@ -43,20 +43,28 @@ def _swin() -> nn.Module:
     )
 
 
+def _vim() -> nn.Module:
+    from tasks.models.vision_mamba import VisionMamba
+
+    return VisionMamba(img_size=16, patch_size=4, in_chans=1, num_classes=CLASSES, embed_dim=16, depth=2, states=4)
+
+
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {"vit": _vit, "swin": _swin}
+FURTHER: Mapping[str, Callable[[], nn.Module]] = {"vim": _vim}  # what few plugins are for
 
 
 def build(name: str) -> nn.Module:
-    """The network `name` of NETWORKS, always with the same random weights.
+    """The network `name` of NETWORKS or FURTHER, always with the same random weights.
 
     Raises:
         UsageError: there is no such network.
     """
-    if name not in NETWORKS:
-        raise UsageError(f"suite 'tiny' has no model '{name}'; it has {', '.join(NETWORKS)}")
+    known = {**NETWORKS, **FURTHER}
+    if name not in known:
+        raise UsageError(f"suite 'tiny' has no model '{name}'; it has {', '.join(known)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = NETWORKS[name]()
+        net = known[name]()
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.ndim > 1:
