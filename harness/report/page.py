@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from harness.report import ablation, conflicts, cross, exported, grids, html, published, ranks, tables, verdicts
+from harness.report import ablation, conflicts, cross, exported, field, grids, html, published, ranks, tables, verdicts
 from harness.report.gallery import galleries
 from harness.report.origins import preprocessing_table, provenance_table
 from harness.report.pictures import KINDS, Snapshots, pictures
@@ -93,13 +93,15 @@ class _Published:
     sentence: str
     grid: grids.Grid
     sources: Mapping[str, int]
+    best: Markup  # tables of the field's best
 
     @classmethod
     def of(cls, results: Results, numbers: Published) -> _Published:
         means = published.measured(results.records, results.cells)
         frame = published.beside(numbers, means)
         sentence = published.verdict(frame, numbers, means)
-        return cls(sentence, grids.published_grid(frame), published.sources(frame))
+        best = [(title, rows, "") for title, rows in field.split(field.best(numbers))]
+        return cls(sentence, grids.published_grid(frame), published.sources(frame), _tables(best, field.NOTES))
 
 
 def _facts(results: Results) -> dict[str, str]:

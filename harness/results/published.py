@@ -18,12 +18,13 @@ from harness.io.text import visible
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
 COLUMNS = ["method", "model", "task", "dataset", "metric", "bits", "scheme", "value", "source", "evidence", "note"]
 RECOLLECTED = "M"  # label of numbers that were remembered and never checked; the reference documents write `[M]`
-KINDS = ("methods", "models", "bits", "schemes")
+KINDS = ("methods", "models", "bits", "schemes", "calibration")  # tables of `names.toml`
 
 
 @dataclass(frozen=True)
 class Published:
-    """Published numbers, a row each (`COLUMNS`), and what their names are called here: kind -> name -> name here.
+    """Published numbers, a row each (`COLUMNS`), and what their names are called here: kind -> name -> name here. Of
+    kind `calibration` it is what the method is calibrated on, where that is not real images.
 
     `recollected` counts the rows that were left out because nobody has checked them.
     """

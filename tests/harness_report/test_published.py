@@ -11,7 +11,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "results" / "published"
 FILES = sorted(FOLDER.glob("*.csv"))
 COLUMNS = ["method", "model", "task", "dataset", "metric", "bits", "scheme", "value", "source", "evidence", "note"]
-LABELS = {"V", "R", "P", "R/P", "N", "U"}  # explained in results/published/README.md; M, a recollection, is none
+LABELS = {"V", "R", "P", "R/P", "N", "U", "V2"}  # explained in results/published/README.md; M, a recollection, is none
 METRICS = {
     ("classification", "imagenet"): {"top1"},
     ("detection", "coco"): {"box_ap", "mask_ap"},

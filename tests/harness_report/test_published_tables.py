@@ -13,7 +13,7 @@ import timm
 
 from harness.api.errors import UsageError
 from harness.catalog.catalog import Catalog
-from harness.report import published, tables
+from harness.report import field, published, tables
 from harness.report.frame import cells_frame
 from harness.report.summary import summarise
 from harness.results.published import COLUMNS, FOLDER, Published, read
@@ -180,6 +180,28 @@ def test_csv_and_latex_hold_every_number() -> None:
     assert text.count(r"\begin{longtable}") == 2
     assert r"I\&S-ViT" in text
     assert "-0.23" in text
+
+
+def test_the_fields_best_is_the_highest_number_of_its_kind() -> None:
+    given = numbers(
+        {"method": "PSAQ-ViT", "value": 50.0},
+        {"method": "CLAMP-ViT", "value": 60.0},
+        {"method": "MaskAQ", "value": 70.0},
+        {"method": "RepQ-ViT", "value": 80.0, "evidence": "N"},
+        {"method": "GLF-Q", "value": 80.0},
+        {"method": "ERQ", "value": 99.0, "bits": "MP4.9A6.2"},
+        {"method": "float", "value": 99.0, "bits": "W32A32", "scheme": "none"},
+        {"method": "CLAMP-ViT", "value": 65.0, "bits": "W8A8"},
+    )
+    ((title, table),) = field.split(field.best(given))
+    assert title == "classification on imagenet, top-1 accuracy (%): the field's best"
+    assert table.reset_index().to_numpy().tolist() == [
+        ["DeiT-S", "W8A8", tables.NONE, "65.00 CLAMP-ViT (V)", tables.NONE],
+        ["DeiT-S", "W4A8", "80.00 GLF-Q (V)", "60.00 CLAMP-ViT (V)", "70.00 MaskAQ (V)"],
+    ]
+    assert list(table.columns) == ["bits", "real images", "data-free", "data-free, weights trained"]
+    found = read()
+    assert set(found.names["calibration"]) <= set(found.numbers["method"])
 
 
 def test_every_name_has_a_counterpart_that_exists() -> None:

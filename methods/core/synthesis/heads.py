@@ -71,7 +71,8 @@ class Disturbance:
         offset = o.noise * (1 - (done + 1) / steps) * torch.randn(shape, generator=generator)
         shift, contrast = o.colour * (2 * torch.rand(2, *shape, generator=generator) - 1)
         rolled = torch.roll(images, (down, right), (2, 3))
-        return (rolled + (offset - shift).to(images.device)) * torch.exp(-contrast).to(images.device)
+        seen: Tensor = (rolled + (offset - shift).to(images.device)) * torch.exp(-contrast).to(images.device)
+        return seen
 
 
 def disturbed_descent(
