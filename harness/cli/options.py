@@ -11,6 +11,7 @@ from rich.console import Console
 
 from harness.api.errors import UsageError
 from harness.identity.names import parse_value
+from harness.plan.plan import RERUN
 
 if TYPE_CHECKING:
     from harness.run.executors.base import Resources
@@ -20,6 +21,7 @@ MOST_JOBS = 10_000
 MOST_GPUS = 64
 MOST_THREADS = 1024
 WIDTH = 140  # of tables that do not go to a terminal
+DEVICES = ("auto", "cpu", "cuda")
 
 Trust = Annotated[
     bool, typer.Option("--trust-configs", help="Configs that --models names may run code; see docs/dense.md.")
@@ -27,6 +29,27 @@ Trust = Annotated[
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the suite's data, if it needs one.")]
 InProcess = Annotated[bool, typer.Option("--in-process", help="No worker process: for debugging.")]
 ResultsFolder = Annotated[Path, typer.Option(help="Results folder.")]
+
+# Where and how cells run.
+Device = Annotated[str, typer.Option(help=f"{', '.join(DEVICES)}.")]
+ImageCache = Annotated[Path, typer.Option(help="Folder of synthesized images.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds after which a cell counts as failed.")]
+Executor = Annotated[
+    str, typer.Option(help="Where cells run: worker if left out; `list executors` shows all. See docs/scale.md.")
+]
+Jobs = Annotated[int | None, typer.Option(help="Cells at a time; one for each GPU, else for each core if left out.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of each cell; what the jobs leave to each if left out.")]
+Address = Annotated[str, typer.Option(help="Cluster of the executor, if it has one.")]
+Cpus = Annotated[int | None, typer.Option(help="CPUs of each host of a cluster.")]
+Gpus = Annotated[float | None, typer.Option(help="GPUs of each host of a cluster; below 1, hosts share one.")]
+Wait = Annotated[
+    float | None, typer.Option(help="Seconds after which a cluster without a free host is an error; 600 if left out.")
+]
+SlurmAsked = Annotated[str, typer.Option(help="What Slurm is asked for: NAME=VALUE, by comma.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Submit to the cluster and end.")]
+Rerun = Annotated[
+    str, typer.Option(help=f"What is measured again, with images from the cache if they are there: {', '.join(RERUN)}.")
+]
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -11,8 +11,22 @@ from harness.api.errors import UsageError
 from harness.catalog.catalog import Catalog
 from harness.catalog.registry import check_known
 from harness.cli.options import (
+    DEVICES,
+    Address,
+    Cpus,
     DataRoot,
+    Detach,
+    Device,
+    Executor,
+    Gpus,
+    ImageCache,
     InProcess,
+    Jobs,
+    Rerun,
+    SlurmAsked,
+    Threads,
+    Timeout,
+    Wait,
     check_device,
     check_threads,
     executor_name,
@@ -21,9 +35,8 @@ from harness.cli.options import (
     resources,
     split,
 )
-from harness.cli.sweep import DEVICES, carry_out
+from harness.cli.sweep import carry_out
 from harness.identity.names import split_outside_brackets
-from harness.plan.plan import RERUN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,15 +65,21 @@ def reproduce(  # noqa: PLR0917 - typer passes them by name
     dry: Annotated[bool, typer.Option("--dry", help="Show what would run and how long it may take; run nothing.")] = (
         False
     ),
-    device: Annotated[str, typer.Option(help=f"{', '.join(DEVICES)}.")] = "auto",
+    device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Results folder; that of `bench` if left out.")] = None,
-    cache: Annotated[Path, typer.Option(help="Folder of synthesized images.")] = Path("results/cache"),
-    rerun: Annotated[str, typer.Option(help=f"What is measured again: {', '.join(RERUN)}.")] = "failed",
-    timeout: Annotated[float | None, typer.Option(help="Seconds after which a cell counts as failed.")] = None,
-    executor: Annotated[str, typer.Option(help="Where cells run: worker if left out; see `bench`.")] = "",
+    cache: ImageCache = Path("results/cache"),
+    rerun: Rerun = "failed",
+    timeout: Timeout = None,
+    executor: Executor = "",
     in_process: InProcess = False,
-    jobs: Annotated[int | None, typer.Option(help="Cells at a time, as in `bench`.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of each cell, as in `bench`.")] = None,
+    jobs: Jobs = None,
+    threads: Threads = None,
+    address: Address = "",
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    wait: Wait = None,
+    slurm: SlurmAsked = "",
+    detach: Detach = False,
     published: Annotated[
         Path | None, typer.Option(help="Folder of published numbers with recipes; results/published if left out.")
     ] = None,
@@ -68,7 +87,10 @@ def reproduce(  # noqa: PLR0917 - typer passes them by name
     """Measure the table of a paper with its settings, and say which numbers come out; docs/reproduce-a-paper.md."""
     check_known("--device", device, DEVICES)
     check_threads(threads)
-    asked = resources(timeout=timeout, jobs=jobs, address="", cpus=None, gpus=None, slurm="", detach=False, wait=None)
+    asked = resources(
+        timeout=timeout, jobs=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm, detach=detach, wait=wait
+    )
+    from harness.io.exit_codes import NOTHING_MEASURED
     from harness.plan.reproduction import Choice, plan_reproduction
     from harness.results.published import FOLDER, read
     from harness.results.recipes import SUITE, read_recipe, recipe_names
@@ -116,7 +138,7 @@ def reproduce(  # noqa: PLR0917 - typer passes them by name
         data_root=data_root,
         dry=dry,
     )
-    if not dry:
+    if not (dry or detach or code == NOTHING_MEASURED):
         _report(paper, reproduction, store, catalog, console)
     raise typer.Exit(code)
 

@@ -12,9 +12,23 @@ from harness.api.plugins import PRESETS
 from harness.catalog.catalog import Catalog
 from harness.catalog.registry import check_known
 from harness.cli.options import (
+    DEVICES,
+    Address,
+    Cpus,
     DataRoot,
+    Detach,
+    Device,
+    Executor,
+    Gpus,
+    ImageCache,
     InProcess,
+    Jobs,
+    Rerun,
+    SlurmAsked,
+    Threads,
+    Timeout,
     Trust,
+    Wait,
     check_device,
     check_threads,
     executor_name,
@@ -25,7 +39,7 @@ from harness.cli.options import (
     split,
 )
 from harness.identity.names import split_names, split_outside_brackets
-from harness.plan.plan import ABLATION, RERUN, Request, make_plan
+from harness.plan.plan import ABLATION, Request, make_plan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +48,6 @@ if TYPE_CHECKING:
     from harness.results.store import Store
     from harness.run.executors.base import Resources
     from harness.run.sinks import Sink
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 def sweep(  # noqa: PLR0917 - typer passes them by name
@@ -81,35 +93,21 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     limit: Annotated[int | None, typer.Option(help="Evaluate on the first LIMIT images only.")] = None,
     preset: Annotated[str, typer.Option(help=f"Options of all methods: {', '.join(PRESETS)}.")] = "default",
     option: Annotated[list[str] | None, typer.Option(help="NAME.FIELD=VALUE; repeatable. See `describe`.")] = None,
-    device: Annotated[str, typer.Option(help=f"{', '.join(DEVICES)}.")] = "auto",
+    device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Results folder; results/runs/SUITE if left out.")] = None,
-    cache: Annotated[Path, typer.Option(help="Folder of synthesized images.")] = Path("results/cache"),
-    rerun: Annotated[
-        str,
-        typer.Option(help=f"What is measured again, with images from the cache if they are there: {', '.join(RERUN)}."),
-    ] = "failed",
-    timeout: Annotated[float | None, typer.Option(help="Seconds after which a cell counts as failed.")] = None,
-    executor: Annotated[
-        str, typer.Option(help="Where cells run: worker if left out; `list executors` shows all. See docs/scale.md.")
-    ] = "",
+    cache: ImageCache = Path("results/cache"),
+    rerun: Rerun = "failed",
+    timeout: Timeout = None,
+    executor: Executor = "",
     in_process: InProcess = False,
-    jobs: Annotated[
-        int | None, typer.Option(help="Cells at a time; one for each GPU, else for each core if left out.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads of each cell; what the jobs leave to each if left out.")
-    ] = None,
-    address: Annotated[str, typer.Option(help="Cluster of the executor, if it has one.")] = "",
-    cpus: Annotated[int | None, typer.Option(help="CPUs of each host of a cluster.")] = None,
-    gpus: Annotated[
-        float | None, typer.Option(help="GPUs of each host of a cluster; below 1, hosts share one.")
-    ] = None,
-    wait: Annotated[
-        float | None,
-        typer.Option(help="Seconds after which a cluster without a free host is an error; 600 if left out."),
-    ] = None,
-    slurm: Annotated[str, typer.Option(help="What Slurm is asked for: NAME=VALUE, by comma.")] = "",
-    detach: Annotated[bool, typer.Option("--detach", help="Submit to the cluster and end.")] = False,
+    jobs: Jobs = None,
+    threads: Threads = None,
+    address: Address = "",
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    wait: Wait = None,
+    slurm: SlurmAsked = "",
+    detach: Detach = False,
     no_references: Annotated[
         bool, typer.Option("--no-references", help="Leave out the floor and the ceiling (noise, real).")
     ] = False,
