@@ -9,16 +9,17 @@ from tiny_networks import images
 
 METHODS = (
     *("noise+minmax", "noise+ema", "noise+percentile", "noise+omse", "psaq", "clamp", "noise+repq", "noise+erq"),
+    *("noise+dopqvit", "noise+uqvit", "noise+mptq"),
     *("noise+baseptq", "noise+ptq4vit", "noise+adaround", "noise+brecq"),
 )
 # Layers and matrix products of the tiny ViT that run in float: softmax by values, and the second layer behind GELU.
-FLOATS = {"noise+repq": 2, "noise+erq": 2, "noise+ptq4vit": 4}
+FLOATS = {"noise+repq": 2, "noise+dopqvit": 2, "noise+erq": 2, "noise+ptq4vit": 4, "noise+mptq": 4}
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.fast(method="noise+omse")
 def test_a_method_is_deployed_as_it_computes(method: str) -> None:
-    own, deployment = quantized(method, "vit", "MP4.5" if method == "clamp" else "W4A6", "matmul")
+    own, deployment = quantized(method, "vit", "MP4.5" if method in {"clamp", "noise+mptq"} else "W4A6", "matmul")
     batch = images(20, seed=3)
     with torch.no_grad():
         expected, found = own(batch), deployment.module(batch)

@@ -9,6 +9,7 @@ from tiny_networks import FakeContext, images, tiny_model
 from harness.api.spec import BitSpec
 from harness.catalog.catalog import Catalog
 from methods.calibrators.adalog.quantizer import AdaLog
+from methods.calibrators.dopqvit.tangent import TanQ
 from methods.calibrators.erq.regression import Coded
 from methods.calibrators.isvit.sulq import Sulq
 from methods.calibrators.noisyquant.noisy import Noisy
@@ -16,7 +17,7 @@ from methods.core.integer.quantizers import FactorSearch, Log2
 from methods.core.layer_search.quantizers import TwinGelu, TwinSoftmax
 from methods.core.numerics.granularity import PerBlock, PerChannel, PerGroup, PerHead
 from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.quantizers import Divided, Uniform
 from methods.core.quantized import Quantized
 from methods.core.reconstruction.rounding import Rounded
 from methods.core.reconstruction.tuning import Tuned
@@ -54,6 +55,8 @@ def factored():
         (LogSqrt2(ONE, 15), "log4/tensor/float32", 32),
         (AdaLog(ONE, torch.tensor(20), 4, 15), "log4/tensor/float32", 32),
         (Sulq.of(X, 4, (0.01, 0.1), extra=False), "log4/tensor/float32", 32),
+        (TanQ(4, 16.0), "int4/tensor/float32", 32),
+        (Divided(Uniform.asymmetric(X.min(), X.max(), 4), torch.ones(12)), "int4/channel/float32", 32 * 12),
     ],
 )
 def test_every_quantizer_tells_its_format(quantizer, name, scale_bits):

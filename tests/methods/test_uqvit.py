@@ -12,14 +12,14 @@ from torch import nn
 from harness.api.spec import BitSpec
 from methods.calibrators.uqvit.balance import behind_norm, weight_steps, without_norm
 from methods.calibrators.uqvit.calibrator import UqVit
+from methods.calibrators.uqvit.demax import DeMax
 from methods.calibrators.uqvit.info import INFO, UqvitOptions
-from methods.calibrators.uqvit.quantizers import DeMax, Divided
 from methods.core.audit import Uninspectable, audit
 from methods.core.graph.intercept import OUTPUT, tap
 from methods.core.graph.trace import trace
 from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.percentile import percentile_quantizer
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.quantizers import Divided, Uniform
 from methods.core.reparameterization.calibrator import merge
 from methods.core.reparameterization.fold import find_pairs, moved, put, ratio_and_shift
 

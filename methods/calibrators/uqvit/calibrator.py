@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from harness.api.contracts import QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
+from methods.calibrators.uqvit.demax import DeMax
 from methods.calibrators.uqvit.info import UqvitOptions
-from methods.calibrators.uqvit.quantizers import DeMax
 from methods.calibrators.uqvit.search import Alone, BehindNorm, Search
 from methods.core.graph.intercept import OUTPUT
 from methods.core.graph.segments import cut

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from methods.calibrators.uqvit.balance import behind_norm, weight_steps, without_norm
-from methods.calibrators.uqvit.quantizers import Divided
 from methods.core.graph.intercept import Interceptor
 from methods.core.graph.segments import Segment
 from methods.core.graph.sites import Point
 from methods.core.graph.structure import Block
 from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.percentile import percentile_quantizer
-from methods.core.numerics.quantizers import Quantizer, Uniform
+from methods.core.numerics.quantizers import Divided, Quantizer, Uniform
 from methods.core.quantized import Quantized
 from methods.core.reconstruction.walk import Inputs, Walk
 from methods.core.reparameterization.fold import Pair, moved, put

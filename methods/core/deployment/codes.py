@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.api.integers import LEVELS, dequantize, dequantize_channels, quantize
 from methods.core.numerics.granularity import PerChannel
-from methods.core.numerics.quantizers import Uniform
+from methods.core.numerics.quantizers import Divided, Uniform
 
 _TOP = LEVELS - 1
 
@@ -65,6 +65,8 @@ class Indexed:
 
 def uniform_step(quantizer: object) -> Step | Indexed | None:
     """Codes of an activation's quantizer; None if it is not uniform, or in other blocks than those of one axis."""
+    if isinstance(quantizer, Divided):
+        return uniform_step(quantizer.base)
     if not isinstance(quantizer, Uniform) or type(quantizer).__call__ is not Uniform.__call__:
         return None
     scale, zero = quantizer.scale.detach().float().cpu(), quantizer.zero_point.detach().cpu()

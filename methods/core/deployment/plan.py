@@ -17,7 +17,7 @@ from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, Transform, 
 from methods.core.graph.operations import MULTIPLYING
 from methods.core.graph.sites import Point
 from methods.core.graph.trace import Trace, trace_net
-from methods.core.numerics.quantizers import Quantizer
+from methods.core.numerics.quantizers import Divided, Quantizer
 from methods.core.quantized import Quantized
 
 
@@ -149,13 +149,16 @@ class _Plan:
                 scales.append(scale)
                 transforms[op.key, slot] = _divided(scale, step.unit)
             elif step is not None:
-                transforms[op.key, slot] = step
+                own = self._activations.get((op.key, slot))
+                transforms[op.key, slot] = _divided(own.ratio, step) if isinstance(own, Divided) else step
         if scales:
             whole = scales[0] if len(scales) == 1 else scales[0] * scales[1]
             transforms[op.key, OUTPUT] = _multiplied(whole, transforms.get((op.key, OUTPUT)))
 
 
 def _transform(point: Point, quantizer: Quantizer) -> Transform:
+    if isinstance(quantizer, Divided):
+        return _divided(quantizer.ratio, _transform(point, quantizer.base))
     step = uniform_step(quantizer)
     if not isinstance(step, Step):
         return quantizer
@@ -163,8 +166,8 @@ def _transform(point: Point, quantizer: Quantizer) -> Transform:
     return step.late if slot == OUTPUT and op.kind in MULTIPLYING and step.few else step
 
 
-def _divided(scale: Tensor, unit: Step) -> Transform:
-    return lambda x: unit(x / scale)
+def _divided(scale: Tensor, then: Transform) -> Transform:
+    return lambda x: then(x / scale)
 
 
 def _multiplied(scale: Tensor, then: Transform | None) -> Transform:

@@ -149,6 +149,36 @@ class Uniform:
         return high.max().clamp(min=0.0) if high.dim() else high
 
 
+@dataclass(frozen=True)
+class Divided:
+    """Rounds x / ratio on one grid, the channels being the last axis; the layer behind it has the ratio in its weight.
+
+    In codes it is a step for each channel, s ratio, whose products share the step s.
+    """
+
+    base: Uniform
+    ratio: Tensor  # (channels,)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Divide, quantize and dequantize `x`."""
+        return self.base(x / self.ratio)
+
+    def stored_as(self, bits: int) -> Stored:
+        """A step for each channel."""
+        found = Format(bits, granularity="channel")
+        return found, found.scale_bits(self.ratio.numel())
+
+    @property
+    def low(self) -> Tensor:
+        """Smallest representable value of what it gives."""
+        return self.base.low
+
+    @property
+    def high(self) -> Tensor:
+        """Largest one."""
+        return self.base.high
+
+
 def weight_quantizer(weight: Tensor, bits: int, *, symmetric: bool, axis: int = 0) -> Uniform:
     """Per-output-channel min-max quantizer of a weight whose output channels are `axis`."""
     channels = PerChannel(axis)

@@ -1,4 +1,4 @@
-"""UQ-ViT's two quantizers of activations: by channel before they are rounded, and by row with a maximum in float."""
+"""DeMax, the quantizer of softmax outputs whose rows keep their largest value in float."""
 
 from __future__ import annotations
 
@@ -7,39 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.api.formats import Format
 from methods.core.numerics.affine import fake_quantize
-from methods.core.numerics.quantizers import Stored, Uniform
-
-
-@dataclass(frozen=True)
-class Divided:
-    """Rounds x / ratio on one grid, the channels being the last axis; the layer behind it has the ratio in its weight.
-
-    In codes it is a step for each channel, s ratio, whose products share the step s.
-    """
-
-    base: Uniform
-    ratio: Tensor  # (channels,)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Divide, quantize and dequantize `x`."""
-        return self.base(x / self.ratio)
-
-    def stored_as(self, bits: int) -> Stored:
-        """A step for each channel."""
-        found = Format(bits, granularity="channel")
-        return found, found.scale_bits(self.ratio.numel())
-
-    @property
-    def low(self) -> Tensor:
-        """Smallest representable value of what it gives."""
-        return self.base.low
-
-    @property
-    def high(self) -> Tensor:
-        """Largest one."""
-        return self.base.high
 
 
 @dataclass(frozen=True)
