@@ -15,8 +15,8 @@ from methods.calibrators.ouromamba.scales import errors, weight_grid
 from methods.core.audit import Uninspectable, audit
 from methods.core.graph.structure import find_scan_blocks
 from methods.core.graph.trace import trace
-from methods.sources.ouromamba.attention import Layout, find_layout, neighbours, patched_attention
-from methods.sources.ouromamba.info import INFO as SOURCE
+from methods.sources.ouromamba_gen.attention import Layout, find_layout, neighbours, patched_attention
+from methods.sources.ouromamba_gen.info import INFO as SOURCE
 
 W4A4 = BitSpec(4, 4)
 

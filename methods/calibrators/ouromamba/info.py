@@ -41,7 +41,7 @@ INFO = PluginInfo(
         "outliers in 4 bits": {"outlier_bits": 4},
         "list never emptied": {"refresh": 1000},
     },
-    partner="ouromamba",
+    partner="ouromamba-gen",
     trains="quantizers",
     paper=OUROMAMBA,
     code=OUROMAMBA_CODE,

@@ -11,7 +11,7 @@ from methods.core.citations import OUROMAMBA, OUROMAMBA_CODE, OUTPUT_ERROR
 from methods.core.synthesis.options import SynthesisOptions
 
 
-class OuroMambaOptions(SynthesisOptions):
+class OuroMambaGenOptions(SynthesisOptions):
     """Options of OuroMamba's synthesis; window, positives, mixing and steps are the paper's, the rest is inferred."""
 
     rounds: int = Field(1, ge=1, description="restarts of the learning-rate schedule; jitter grows with each")
@@ -39,13 +39,13 @@ class OuroMambaOptions(SynthesisOptions):
 
 
 INFO = PluginInfo(
-    name="ouromamba",
+    name="ouromamba-gen",
     kind="source",
     summary="OuroMamba's images for Vision Mamba: contrast of the scans' implicit attention, patched hidden states",
-    target="methods.sources.ouromamba.source:OuroMambaImages",
+    target="methods.sources.ouromamba_gen.source:OuroMambaImages",
     requires="methods.core.graph.requirements:scans",
     origin="reconstruction",
-    options=OuroMambaOptions,
+    options=OuroMambaGenOptions,
     # As many steps as PSAQ-ViT's presets have, so that the two compare at one budget.
     presets={"quick": {"steps": 50}, "default": {"steps": 150}, "paper": {"images": 128}},
     ablations={

@@ -15,8 +15,8 @@ from methods.core.graph.trace import trace
 from methods.core.synthesis.descent import start_images, synthesize
 from methods.core.synthesis.precision import OfFloatModel
 from methods.core.synthesis.targets import absolute_error
-from methods.sources.ouromamba.attention import find_layout, patched_attention, scan_points
-from methods.sources.ouromamba.info import OuroMambaOptions
+from methods.sources.ouromamba_gen.attention import find_layout, patched_attention, scan_points
+from methods.sources.ouromamba_gen.info import OuroMambaGenOptions
 
 _READ = [SCAN.index(name) for name in ("delta", "a", "b", "c")]
 
@@ -24,7 +24,7 @@ _READ = [SCAN.index(name) for name in ("delta", "a", "b", "c")]
 class OuroMambaImages(OfFloatModel):
     """L = L_C + L_O. A reconstruction: see `info`."""
 
-    def __init__(self, options: OuroMambaOptions) -> None:
+    def __init__(self, options: OuroMambaGenOptions) -> None:
         self.options = options
 
     def images(
