@@ -4,8 +4,7 @@
 includes the residual stream, LayerNorm outputs and attention logits; softmax outputs and what feeds GELU stay in float.
 So do statistics inside a normalisation, and scalings: a layer that takes what was scaled by channels, resized or put
 together has a site at its input (`Operand.altered`). Elementwise products and quotients of two activations (gates,
-linear attention) are treated as matrix products are: operands and result are stored. Where dividend and divisor are
-parts of one result, each is stored by itself, since they differ by orders of magnitude.
+linear attention) are treated as matrix products are: operands and result are stored.
 The convolutions of dense heads are not in their tables; here they go with BatchNorm and the activation behind them.
 `matmul` follows PTQ4ViT / RepQ-ViT: the operands of linear layers, convolutions, matrix products and scans, and nothing
 else; a convolution's input has 8 bits whatever the activation width. Elementwise products stay in float.
@@ -307,7 +306,7 @@ def _needs_own_site(operand: Operand, stored: set[OpKey]) -> bool:
 
 def _output_is_stored(op: Op, trace: Trace) -> bool:
     # Steps are inside an activation function or a normalisation that is written out.
-    if op.key in trace.steps or not trace.is_used(op) or _is_divided(op, trace):
+    if op.key in trace.steps or not trace.is_used(op):
         return False
     role = op.role
     if role in _STORED:
@@ -321,14 +320,6 @@ def _output_is_stored(op: Op, trace: Trace) -> bool:
     if role == "cat":
         return any(o.is_parameter for o in op.operands)  # class token joins the patches
     return False
-
-
-def _is_divided(op: Op, trace: Trace) -> bool:
-    """Whether one part of the result is only divided by another part of it, as in linear attention."""
-    consumers = trace.consumers[op.key]
-    return bool(consumers) and all(
-        c.role == "div" and all(operand.ops == {op.key} for operand in c.operands) for c in consumers
-    )
 
 
 def _is_masking(op: Op, trace: Trace) -> bool:
