@@ -25,6 +25,8 @@ NUMERIC = {
     *("Δ", "synth. s", "calib. s", "search s", "refresh s", "total s", "peak MiB", "size MiB", "GBOPs"),
     *("W bits", "by layer", "A bits", "W eff.", "A eff.", "eff. W/A", "published", "difference"),
 }  # columns aligned right, with those of secondary metrics
+# columns of the first table of costs; a second one has the others
+TIMES = ("method", "synth. s", "calib. s", "search s", "refresh s", "total s", "peak MiB", "seeds")
 # columns of costs.csv beside those of the group
 COSTS = [
     *("model", "method", "role", "origin", "seeds", "seed_list"),
@@ -80,10 +82,12 @@ def _floats(cells: pd.DataFrame) -> str:
 
 
 def costs(summary: pd.DataFrame) -> str:
-    """The second table as Markdown: where time and memory go, size, sites and origin of every method."""
+    """The second tables as Markdown: where time and memory go, then sizes and bits; and the origin of every method."""
     parts = ["# Costs\n"]
     for title, table in _cost_tables(summary):
-        parts += [f"## {safe.markdown(title)}\n", markdown(table.drop(columns="origin"))]
+        times = table[[name for name in table if name in TIMES]]
+        sizes = table[[name for name in table if name not in {*TIMES, "origin"} or name == "method"]]
+        parts += [f"## {safe.markdown(title)}\n", markdown(times), markdown(sizes)]
     parts.append(_origins(summary))
     parts.append(
         "Mean over seeds. `c`: cached, some of the images were made for another cell; the seconds are what making them"

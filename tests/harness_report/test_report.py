@@ -20,7 +20,7 @@ from harness.report.frame import cells_frame, label_variants
 from harness.report.gallery import distinct, gallery_figure
 from harness.report.results import load
 from harness.report.summary import summarise
-from harness.results.record import Stage
+from harness.results.record import Layer, Quantization, Stage
 from harness.results.store import Store
 
 from . import synthetic as fake
@@ -141,6 +141,37 @@ def test_costs_show_refresh_only_where_there_is_one(store: Store) -> None:
     assert r"\toprule" in tables.costs_latex(summary)
     (row,) = pd.read_csv(io.StringIO(tables.costs_csv(summary))).to_dict("records")
     assert (row["refresh_s"], row["total_s"]) == (1.25, (2.5 + 3.75) / 2)
+
+
+def test_effective_bits_are_shown_where_widths_do_not_tell(store: Store) -> None:
+    plain = fake.record("psaq+minmax").quantization
+    assert plain is not None
+
+    def told(scale_bits: int) -> Quantization:
+        layer = Layer(name="a", size=64, bits=4, scale_bits=scale_bits)
+        sites = {
+            "activation_bits": {"x": 8, "y": 8},
+            "activation_formats": {"x": "int8/group32/e8m0", "y": "int8/tensor"},
+        }
+        scales = {"activation_scale_bits": {"x": 16, "y": 32}, "activation_scaled_values": {"x": 64}}
+        return plain.model_copy(update={"layers": [layer], **sites, **scales})
+
+    fake.save(store, fake.record("psaq+minmax", quantization=told(32)), fake.outcome(90, 0))
+    fake.save(store, fake.record("noise+minmax", quantization=told(32)), fake.outcome(80, 0))
+    cells, summary = frames(store)
+    assert "eff. W/A |" not in tables.comparison(summary, cells)
+    assert re.search(r"\| W eff\. \| A eff\. \|\n.*\n.*\| +4\.50 \| +8\.12 \|", tables.costs(summary))
+    fake.save(store, fake.record("real+minmax", quantization=told(16)), fake.outcome(85, 0))
+    cells, summary = frames(store)
+    assert re.search(r"\| +eff\. W/A \|\n", tables.comparison(summary, cells))
+    assert "4.50/8.12 |" in tables.comparison(summary, cells)
+    assert "4.25/8.12 |" in tables.comparison(summary, cells)
+
+
+def test_precisions_are_in_the_order_of_their_bits() -> None:
+    found = ["MXFP4", "MXFP8E5M2A4", "W4A8", "MXFP6E3M2", "MXFP4A8", "W8A8", "MP4.5"]
+    ordered = ["W8A8", "MXFP8E5M2A4", "MXFP6E3M2", "MP4.5", "W4A8", "MXFP4A8", "MXFP4"]
+    assert sorted(found, key=lambda bits: (tables.bit_order(bits, most=True), bits != "W4A8")) == ordered
 
 
 def test_failures_are_listed_and_leave_the_mean_incomplete(store: Store) -> None:
