@@ -118,14 +118,15 @@ class Search:
 
     def run(self, segment: Segment, layers: Sequence[BehindNorm | Alone]) -> None:
         """Choose for those of the `layers` that are in the segment, in their order there."""
+        first = {layer.names[0]: layer for layer in layers}
+        own = [first[site.parameter] for site in segment.layers if site.parameter in first]
+        if not own:  # as the stem, and the tail, which may be a whole detector's heads
+            return
         targets = self._floats.every(segment, self._floats.enter(segment))
         with self._quantized.interceptor():
             inputs = self._quants.enter(segment)
-        first = {layer.names[0]: layer for layer in layers}
-        for site in segment.layers:
-            layer = first.get(site.parameter)
-            if layer is not None:
-                self._choose(layer, segment, inputs, targets)
+        for layer in own:
+            self._choose(layer, segment, inputs, targets)
 
     def _choose(self, layer: BehindNorm | Alone, segment: Segment, inputs: Inputs, targets: Sequence[Tensor]) -> None:
         assert self._quantized.activations is not None
