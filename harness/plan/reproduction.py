@@ -50,7 +50,8 @@ class Target:
     """A number of the paper and the cells that measure it, one for each seed.
 
     `method`, `model`, `bits` and `scheme` are the published names, `measured` the method here with its options.
-    `others` are what third parties printed for the same; `float_printed` is the paper's float model, if it is known.
+    `others` are what third parties printed for the same, those left out that repeat it; `float_printed` is the paper's
+    float model, if it is known.
     """
 
     method: str
@@ -89,6 +90,7 @@ def plan_reproduction(
     rows: Sequence[Row] = published.numbers.to_dict("records")
     own = [row for row in rows if _is_of(row, recipe.sources)]
     table = [row for row in own if _is_here(row) and row["method"] in recipe.methods]
+    table += _quoted(table, rows, recipe)
     if not table:
         raise UsageError(
             f"there are no published numbers of {recipe.paper} that its recipe could measure ({TASK} on {SUITE}, "
@@ -151,6 +153,17 @@ class _Ways:
 
 def _is_of(row: Row, sources: Sequence[str]) -> bool:
     return str(row["source"]).startswith(tuple(sources))
+
+
+def _quoted(table: Sequence[Row], rows: Sequence[Row], recipe: Recipe) -> list[Row]:
+    """What others quote of the paper and its own rows do not have."""
+    known = {_place(row) for row in table}
+    found = [row for row in rows if _is_of(row, recipe.quoted) and _is_here(row) and row["method"] in recipe.methods]
+    return [row for row in found if _place(row) not in known]
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in _PLACE)
 
 
 def _is_here(row: Row) -> bool:
@@ -228,9 +241,10 @@ def _planned(request: Request, published: Mapping[str, str], catalog: Catalog, s
 
 
 def _target(row: Row, rows: Sequence[Row], recipe: Recipe, cells: Sequence[Planned], float_key: str) -> Target:
-    same = [other for other in rows if all(other[name] == row[name] for name in _PLACE)]
     others = [
-        Printed(float(other["value"]), str(other["source"])) for other in same if not _is_of(other, recipe.sources)
+        Printed(float(other["value"]), str(other["source"]))
+        for other in rows
+        if _place(other) == _place(row) and not _is_of(other, recipe.sources) and other["value"] != row["value"]
     ]
     return Target(
         method=str(row["method"]),

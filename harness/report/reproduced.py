@@ -12,6 +12,7 @@ import pandas as pd
 from harness.io import text as safe
 from harness.plan.reproduction import Printed, Reproduction, Target
 from harness.report import stats, tables
+from harness.report.verdicts import UNVERIFIED_NOTE, marked, unverified
 from harness.results.recipes import Recipe, Tolerance
 
 # How far a float model's top-1 may be from what a paper prints: timm's own evaluation of the same checkpoints
@@ -26,7 +27,6 @@ VERDICTS = {
     "higher": "above all that",
     "other float": f"the float model is more than {FLOAT_TOLERANCE:g} points from the paper's: another checkpoint or "
     "preprocessing, so that nothing follows",
-    "unverified": "what was quantized could not be held against the precision asked for",
     "not measured": "no seed was measured",
 }
 _SPREADS = {
@@ -37,7 +37,7 @@ _SPREADS = {
 COLUMNS = [
     *("method", "model", "bits", "scheme", "published", "source", "note", "others", "lowest", "highest"),
     *("measured_method", "measured_bits", "weight_bits", "activation_bits", "ours", "ours_sd", "difference", "margin"),
-    *("seeds", "planned_seeds", "images", "float_published", "float_ours", "verdict"),
+    *("seeds", "planned_seeds", "images", "float_published", "float_ours", "verified", "verdict"),
 ]
 
 
@@ -121,14 +121,13 @@ def _row(target: Target, recipe: Recipe, by_key: Mapping[str, dict[Any, Any]]) -
         "difference": ours - printed,
         "images": images,
         "margin": margin(values, images, recipe.images),
+        "verified": all(bool(each["verified"]) for each in found),
         "weight_bits": _mean(found, "mean_weight_bits"),
         "activation_bits": _mean(found, "mean_activation_bits"),
     }
     row["verdict"] = judge(ours, printed, others, recipe.tolerance.points, row["margin"])
     if _other_float(target.float_printed, row["float_ours"], images, recipe):
         row["verdict"] = "other float"
-    if not all(each["verified"] for each in found):
-        row["verdict"] = "unverified"
     return row
 
 
@@ -184,7 +183,7 @@ def _ours(row: Mapping[Any, Any]) -> str:
         return tables.NONE
     spread = f" ± {row['ours_sd']:.2f}" if row["seeds"] > 1 else ""
     missing = f" [{row['seeds']}/{row['planned_seeds']}]" if row["seeds"] < row["planned_seeds"] else ""
-    return f"{row['ours']:.2f}{spread}{missing}"
+    return marked(f"{row['ours']:.2f}{spread}{missing}", row["verified"])
 
 
 def markdown(reproduction: Reproduction, frame: pd.DataFrame) -> str:
@@ -247,7 +246,7 @@ def _legend(frame: pd.DataFrame, recipe: Recipe) -> str:
             f"{images.min():,.0f} images were evaluated, where the paper has {recipe.images:,}: what that may move a "
             "mean by counts as the seeds' spread does."
         )
-    return "".join(f"- {line}\n" for line in lines)
+    return "".join(f"- {line}\n" for line in lines) + (UNVERIFIED_NOTE if unverified(frame).any() else "")
 
 
 def csv(frame: pd.DataFrame) -> str:

@@ -40,10 +40,10 @@ class Tolerance(_Part):
 class Recipe(_Part):
     """What a paper's table takes to be measured.
 
-    `sources` are how the `source` of the paper's own rows begins, `floats` the same of the rows that have its float
-    models, the first that knows a model counting. `methods` has what every method of the table is here, with the
-    options of the paper or of the code that made the numbers; `models` and `bits` what differs from `names.toml`.
-    `images` is how many images the paper evaluated.
+    `sources` are how the `source` of the paper's own rows begins, `quoted` the same of rows that quote it, which count
+    for what its own rows lack, and `floats` of those that have its float models, the first that knows a model counting.
+    `methods` has what every method of the table is here, with the options of the paper or of the code that made the
+    numbers; `models` and `bits` what differs from `names.toml`. `images` is how many images the paper evaluated.
 
     `settings` says in sentences what the paper fixes and how it is set, `open` what it leaves open and what is taken,
     `differs` what no option here can make as it was there.
@@ -51,6 +51,7 @@ class Recipe(_Part):
 
     paper: Sentence
     sources: Annotated[tuple[Sentence, ...], Field(min_length=1)]
+    quoted: tuple[Sentence, ...] = ()
     floats: tuple[Sentence, ...] = ()
     preset: Literal["quick", "default", "paper"] = "paper"
     seeds: Annotated[int, Field(ge=1, le=1000)] = 3

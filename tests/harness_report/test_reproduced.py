@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 
 from harness.catalog.catalog import Catalog
-from harness.plan.reproduction import Choice, plan_reproduction
-from harness.report.reproduced import accepted, judge, margin
+from harness.plan.plan import Plan
+from harness.plan.reproduction import Choice, Printed, Reproduction, Target, plan_reproduction
+from harness.report.reproduced import accepted, behind, judge, margin, markdown, reproduced
 from harness.results import published
 from harness.results.recipes import Recipe, read_recipe, recipe_names
 from harness.results.store import Store
@@ -33,6 +36,44 @@ def test_a_margin_is_of_seeds_and_of_images_left_out() -> None:
     assert margin([70.0], 1000, 50_000) == pytest.approx(196 * math.sqrt(0.7 * 0.3 / 1000))
     both = margin(values, 1000, 50_000)
     assert both == pytest.approx(math.hypot(margin(values, 50_000, 50_000), margin([70.2], 1000, 50_000)), rel=2e-3)
+
+
+def target(**changes) -> Target:
+    fields = {"method": "M", "model": "DeiT-S", "bits": "MP4.5A6", "scheme": "full", "note": "", "measured": "m"}
+    fields |= {"printed": Printed(70.0, "a paper"), "others": (Printed(68.0, "another"),), "keys": ("a", "b", "c")}
+    fields |= {"float_printed": Printed(79.85, "a paper"), "measured_bits": "MP4.5", "float_key": "float"}
+    return Target(**{**fields, **changes})
+
+
+def cell(key: str, accuracy: float, **changes) -> dict[str, object]:
+    row = {"key": key, "status": "ok", "accuracy": accuracy, "images": 50_000, "verified": True}
+    return row | {"mean_weight_bits": 4.49, "mean_activation_bits": 6.2} | changes
+
+
+def test_numbers_are_shown_with_missing_seeds_marks_and_widths() -> None:
+    recipe = read_recipe("psaq")
+    plan = Reproduction(recipe, Plan(()), (target(), target(model="Swin-S", keys=("d",))), ("something: a reason",))
+    cells = [cell("a", 69.0, verified=False), cell("b", 69.2), cell("c", 0.0, status="failed"), cell("float", 79.8)]
+    frame = reproduced(plan, pd.DataFrame(cells))
+    assert frame["verdict"].tolist() == ["as others", "not measured"]
+    text = markdown(plan, frame)
+    row = (
+        r"\| DeiT-S \| MP4.5A6 .*\| 69.10 ± 0.14 \[2/3\] § .*-0.90 \| 67.55 … 70.45 .*79.85, 79.80 .*MP4.5: W4.49 A6.20"
+    )
+    assert re.search(row, text)
+    assert "2 numbers: 1 as others, 1 not measured." in text
+    for sentence in (
+        "`§` marks a result",
+        "- something: a reason",
+        "M on DeiT-S at MP4.5A6, M on Swin-S at MP4.5A6: 68.00",
+    ):
+        assert sentence in text
+    assert behind(plan)[0] == (
+        "Tolerance",
+        [f"0.45 points, the spread of others who ran the method again: {recipe.tolerance.source}"],
+    )
+    other = reproduced(plan, pd.DataFrame([cell("a", 70.0), cell("float", 80.1)]))
+    assert other["verdict"].tolist() == ["other float", "not measured"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +100,9 @@ def test_every_recipe_names_methods_models_and_bits_that_are_here(name, numbers,
     for model in request.models:
         assert model.removeprefix("timm:") in known | {each.partition(".")[0] for each in known}
     tested = numbers.numbers
-    rows = tested[tested["source"].str.startswith(recipe.sources) & tested["method"].isin(recipe.methods)]
+    own = tested["source"].str.startswith((*recipe.sources, *recipe.quoted))
+    rows = tested[own & tested["method"].isin(recipe.methods)]
+    assert set(rows.loc[rows["dataset"] == "imagenet", "bits"].replace(dict(recipe.bits))) == set(request.bits)
     assert set(recipe.methods) == set(rows["method"])
     assert set(recipe.models) <= set(rows["model"])
     assert set(recipe.bits) <= set(rows["bits"])
