@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_networks import NETWORKS, FakeContext, RandomImages, images, tiny_model
+from tiny_networks import FURTHER, NETWORKS, FakeContext, RandomImages, images, tiny_model
 from tiny_options import TINY
 
 from harness.api.contracts import VisionModel
@@ -67,6 +67,11 @@ def resolve(name: str) -> Any:
         for info in infos
     }
     return catalog.resolve(name, "quick", {k: v for k, v in overrides.items() if v})
+
+
+def fitting(requires: Sequence[str]) -> str:
+    """The first tiny network that has what is required."""
+    return next(n for n in (*NETWORKS, *FURTHER) if not any(import_target(r)(tiny_model(n), "full") for r in requires))
 
 
 def run(name: str, model: VisionModel, scheme: str, bits: str = "W4A6", seed: int = 0) -> tuple[Any, FakeContext]:
@@ -187,8 +192,8 @@ def test_mixed_precision(name: str, network: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in SOURCES if n != "real"])
 def test_synthetic_images_are_valid_and_depend_on_the_repetition(name: str) -> None:
-    model = tiny_model("vit")
-    source = resolve(f"{name}+minmax").build()
+    method = resolve(f"{name}+minmax")
+    model, source = tiny_model(fitting(method.requires)), method.build()
     kept = []
     for seed in (0, 0, 1):
         ctx = FakeContext(seed)
@@ -224,7 +229,7 @@ def test_images_depend_on_no_more_than_their_source_says(name: str) -> None:
     source = info.load()(info.resolve("quick", {o: v for o, v in small.items() if o in info.options.model_fields}))
     found: dict[str, torch.Tensor] = {}
     for bits, scheme in (("W8A8", "full"), ("W4A8", "full"), ("W4A4", "matmul")):
-        spec, model = BitSpec.parse(bits), tiny_model("vit")
+        spec, model = BitSpec.parse(bits), tiny_model(fitting([info.requires] if info.requires else []))
         own = source.images(model, spec=spec, scheme=scheme, calib=None, ctx=FakeContext())
         assert torch.equal(found.setdefault(source.precision(spec, scheme), own), own)
 

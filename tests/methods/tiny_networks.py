@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from harness.api.contracts import VisionModel
 from tasks.models.attention import unfused
-from tasks.suites.tiny.zoo import CLASSES, NETWORKS, SHAPE
+from tasks.suites.tiny.zoo import CLASSES, FURTHER, NETWORKS, SHAPE
 
 
 def _distance(quantized: Tensor, reference: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def _distance(quantized: Tensor, reference: Tensor) -> Tensor:
 def tiny_model(name: str, scale: float = 3.0) -> VisionModel:
     """A random network, its weights enlarged so that its outputs differ between images."""
     torch.manual_seed(0)
-    net = unfused(NETWORKS[name]().eval())
+    net = unfused({**NETWORKS, **FURTHER}[name]().eval())
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.ndim > 1:

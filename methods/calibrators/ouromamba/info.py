@@ -49,8 +49,8 @@ INFO = PluginInfo(
         "the outlier test is made for every image (the released code: over the whole batch, so that a result depends "
         "on the images that are evaluated together); no option, since the same cell must give the same number",
         "values in outlier channels have more bits than the precision says: their share on the calibration images and "
-        "the mean bits are in the record's diagnostics, and such sites are dynamic, so that results are unverified and "
-        "never ranked",
+        "the mean bits are in the record's diagnostics, bit operations leave them out, and such sites are dynamic, so "
+        "that results are unverified and never ranked",
         "all tensors of the scheme are quantized (the released code leaves patch embedding, convolutions, norms and "
         "head in float); those that are no tokens are uniform by their extremes. The scan's states stay in float: the "
         "code quantizes saved copies of them, which changes nothing",
