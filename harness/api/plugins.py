@@ -216,6 +216,9 @@ class TaskInfo:
     runs_configs: bool = False
     packages: tuple[str, ...] = ()  # that its numbers depend on beyond those that its code imports
     metrics: tuple[Metric, ...] = ()  # what its suites measure, the primary one first
+    # Columns of its outcomes of which reports know the meaning: `label` and `prediction`, classes by number, `correct`,
+    # and `confidence`, the probability in 0 to 1 that was given to the prediction. Older records may lack the last.
+    outcomes: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Check what can be known without importing the task's code.

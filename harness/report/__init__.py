@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.catalog.catalog import Catalog
 from harness.io.files import prepare_folder, writing_report
-from harness.report import ablation, conflicts, cross, exported, ranks, tables
+from harness.report import ablation, conflicts, cross, exported, hidden, ranks, tables
 from harness.report.files import save, save_svg
 from harness.report.gallery import galleries, gallery_figure
 from harness.report.pictures import KINDS, pictures
@@ -34,7 +34,8 @@ def write_report(
         store: The results.
         out_dir: Folder that gets the subfolder `report` with comparison.md, comparison.csv, comparison.tex, costs.md,
             costs.csv, costs.tex, cells.csv; ablation.md, ablation.csv and ablation.tex if a method was run with
-            variants of it; exported.md and exported.csv if cells were exported; conflicts.md and conflicts.csv if
+            variants of it; hidden.md and hidden.csv if outcomes say label and prediction; exported.md and exported.csv
+            if cells were exported; conflicts.md and conflicts.csv if
             records contradict each other; cross.md, cross.csv and cross.tex if several sources were run with several
             calibrators; ranks.md and ranks.csv if real images were among those; ranges.csv if ranges can be compared;
             accuracy.png, accuracy.svg and for every model those of the `pictures` that have something to show,
@@ -94,6 +95,8 @@ def _write_tables(results: Results, folder: Path) -> tuple[str, str]:
     _write_or_remove(folder, "ranks", results.ranks, own)
     own = {"md": conflicts.conflict_markdown(results.conflicts), "csv": tables.csv(results.conflicts)}
     _write_or_remove(folder, "conflicts", results.conflicts, own)
+    own = {"md": hidden.markdown(results.hidden), "csv": tables.csv(results.hidden)}
+    _write_or_remove(folder, "hidden", results.hidden, own)
     made = results.exported
     own = {"md": "" if made.empty else exported.exported_markdown(made), "csv": tables.csv(made)}
     _write_or_remove(folder, "exported", made, own)

@@ -14,7 +14,20 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from harness.report import ablation, conflicts, cross, exported, field, grids, html, published, ranks, tables, verdicts
+from harness.report import (
+    ablation,
+    conflicts,
+    cross,
+    exported,
+    field,
+    grids,
+    hidden,
+    html,
+    published,
+    ranks,
+    tables,
+    verdicts,
+)
 from harness.report.gallery import galleries
 from harness.report.origins import preprocessing_table, provenance_table
 from harness.report.pictures import KINDS, Snapshots, pictures
@@ -146,6 +159,9 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
     ]
     if named:
         yield Section("comparison", "Comparison, a table per precision and scheme", _tables(named, tables.NOTES))
+    below = [(title, table, "") for title, table in hidden.split(results.hidden)]
+    if below:
+        yield Section("hidden", "What the mean hides", _tables(below, hidden.NOTES))
     if len(results.switches):
         switched = [(t, frame, verdicts.sensitivity(rows)) for t, rows, frame in ablation.split(results.switches)]
         yield Section("ablation", "Ablation", _tables(switched, ablation.NOTES))

@@ -17,6 +17,8 @@ from harness.report.conflicts import conflict_frame
 from harness.report.diagnostics import odd
 from harness.report.exported import exported_frame
 from harness.report.frame import Outcomes, Right, cells_frame, method_names
+from harness.report.hidden import COLUMNS as HIDDEN
+from harness.report.hidden import WANTED, Columns, hidden_frame
 from harness.report.summary import summarise
 from harness.results.exported import read_exported
 from harness.results.record import Record
@@ -29,7 +31,8 @@ class Results:
 
     `names` are the methods' names in the cells, by key, since a frame may add a suffix; `switches` and `crossed` are
     the frames of the ablation and of the cross table, `ranks` that of the calibrators' order, `conflicts` that of
-    records which contradict each other, `exported` that of exported cells, all empty where there is none.
+    records which contradict each other, `exported` that of exported cells, `hidden` that of what the mean
+    accuracy hides, all empty where there is none.
     """
 
     records: tuple[Record, ...]
@@ -42,6 +45,7 @@ class Results:
     ranks: pd.DataFrame
     conflicts: pd.DataFrame = field(default_factory=lambda: conflict_frame(()))
     exported: pd.DataFrame = field(default_factory=lambda: exported_frame(()))
+    hidden: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=HIDDEN))
 
     @cached_property
     def ranges(self) -> pd.DataFrame:
@@ -98,7 +102,15 @@ def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Result
     exported, unreadable = read_exported(store.folder)
     store.problems |= unreadable
     shown = exported_frame(each for each in exported if keys is None or each.key in keys)
-    return replace(assemble(records, outcomes, catalog), conflicts=conflict_frame(conflicts), exported=shown)
+    made = assemble(records, outcomes, catalog)
+    by_key = {record.key: record for record in records}
+
+    def columns_of(key: str) -> Columns:
+        record = by_key[key]
+        return store.columns(record, WANTED) if {"label", "prediction"} <= _columns(catalog, record.cell.task) else {}
+
+    hidden = hidden_frame(made.cells, columns_of)
+    return replace(made, conflicts=conflict_frame(conflicts), exported=shown, hidden=hidden)
 
 
 def _resampling(catalog: Catalog, task: str) -> str:
@@ -106,6 +118,13 @@ def _resampling(catalog: Catalog, task: str) -> str:
     with contextlib.suppress(UsageError):
         return catalog.tasks.get(task).resampling
     return ""
+
+
+def _columns(catalog: Catalog, task: str) -> set[str]:
+    """The columns of the task's outcomes that it says the meaning of; none if its plugin is not here."""
+    with contextlib.suppress(UsageError):
+        return set(catalog.tasks.get(task).outcomes)
+    return set()
 
 
 def _ablation_labels(names: dict[str, str], catalog: Catalog) -> dict[str, dict[str, str]]:

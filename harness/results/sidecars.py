@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+CONFIDENCE = "confidence"  # the column of outcomes that is a measured quantity and differs by rounding
 OUTCOMES, IMAGES, SNAPSHOTS, PICTURES = "outcomes", "images", "snapshots", "pictures"
 SUFFIXES = {OUTCOMES: ".parquet", IMAGES: ".images.npz", SNAPSHOTS: ".snapshots.npz", PICTURES: ".pictures.npz"}
 ROWS = 10**8  # of outcomes
@@ -102,6 +103,27 @@ def right_of(content: bytes, said: Sidecar) -> NDArray[np.bool_] | None:
         return None
     plain = pa.types.is_boolean(correct.type) and not correct.null_count and len(correct) == images
     return correct.to_numpy() if plain else None
+
+
+def columns_of(content: bytes, said: Sidecar | None, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Those columns `names` of outcomes that the file has and that hold plain numbers or truth values, by name.
+
+    Raises:
+        Damaged: the bytes are not what the record says, or cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    check_bytes(content, said)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        there = [name for name in names if name in file.schema_arrow.names]
+        table = file.read(columns=there, use_threads=False)
+        plain = {name: table.column(name) for name in there if not table.column(name).null_count}
+        found = {name: column.to_numpy() for name, column in plain.items()}
+    except Exception as error:  # a reader of damaged bytes may raise anything
+        raise Damaged(f"cannot be read ({first_line(error)})") from None
+    return {name: values for name, values in found.items() if values.dtype.kind in "biuf"}
 
 
 def arrays(content: bytes, said: Sidecar | None) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pydantic_core
 from pydantic import ValidationError
@@ -223,7 +223,14 @@ class Store:
             return False
         if not (self.complete(own) and store.complete(other)):
             return False
-        return own.status != "ok" or self.outcomes(own.key).equals(store.outcomes(other.key))
+        if own.status != "ok":
+            return True
+        # How sure a model is differs by rounding between machines, and older records do not say it.
+        ours, theirs = (
+            outcomes.drop(columns=sidecars.CONFIDENCE, errors="ignore")
+            for outcomes in (self.outcomes(own.key), store.outcomes(other.key))
+        )
+        return ours.equals(theirs)
 
     def complete(self, record: Record) -> bool:
         """Whether the outcomes that belong to the record are there, are its own, and give its metric."""
@@ -253,6 +260,15 @@ class Store:
             return self._judged(record, digest, lambda: self._table(record, content))
         self._outcomes[record.key] = digest, None
         return right
+
+    def columns(self, record: Record, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """Those columns of a record's outcomes that are there, in data order; none, and a problem, if damaged."""
+        content = self._content(path := self._path(record.key, OUTCOMES))
+        try:
+            return {} if content is None else sidecars.columns_of(content, (record.sidecars or {}).get(OUTCOMES), names)
+        except Damaged as error:
+            self._problem(path, str(error))
+            return {}
 
     def _judged(self, record: Record, digest: bytes, look: Callable[[], T]) -> T | None:
         """What `look` found in the outcomes of a record; None, and a problem, if they are damaged."""

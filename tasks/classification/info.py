@@ -16,6 +16,7 @@ INFO = TaskInfo(
     },
     target="tasks.classification.suite:open_suite",
     metrics=(Metric("top1", "top-1 accuracy", "%"),),
+    outcomes=("label", "prediction", "correct", "confidence"),
     models={
         "vit": "embedded: VisionTransformer, 6 blocks of width 128, patch 4, 1x32x32 input; cifar10: 12 blocks, "
         "convolutional stem, no class token, 3x32x32 input",

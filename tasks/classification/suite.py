@@ -230,6 +230,7 @@ class ClassificationSuite:
         check_not_sealed("evaluation images")
         self.check_limit(limit)
         parts: list[Tensor] = []  # per batch (b, 3): label, prediction, is it among the first five
+        confidences: list[Tensor] = []
         with torch.inference_mode():
             for images, labels in self.data.evaluation(model, limit or len(self.data)):
                 logits = forward(images.to(model.device)).float().cpu()
@@ -237,6 +238,7 @@ class ClassificationSuite:
                 broken = logits.isnan().any(1)
                 top5 = logits.topk(min(5, logits.shape[1])).indices.eq(labels[:, None]).any(1) & ~broken
                 parts.append(torch.stack([labels, logits.argmax(1).masked_fill(broken, -1), top5], dim=1))
+                confidences.append(logits.softmax(1).amax(1).masked_fill(broken, 0.0))
         label, prediction, top5 = torch.cat(parts).numpy().T
         correct = label == prediction
         metrics = {"top1": 100.0 * float(correct.mean())}
@@ -245,6 +247,7 @@ class ClassificationSuite:
         outcomes = pd.DataFrame(
             {"index": range(len(label)), "label": label, "prediction": prediction, "correct": correct}
         )
+        outcomes["confidence"] = torch.cat(confidences).numpy()
         return Evaluation(metrics, outcomes)
 
 

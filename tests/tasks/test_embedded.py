@@ -90,7 +90,8 @@ def test_subset_is_what_the_script_makes(tmp_path):
 def test_evaluation_limit_is_balanced(suite, swin):
     result = suite.evaluate(swin, swin.net, 30)
     assert result.outcomes["label"].value_counts().tolist() == [3] * 10
-    assert list(result.outcomes) == ["index", "label", "prediction", "correct"]
+    assert list(result.outcomes) == ["index", "label", "prediction", "correct", "confidence"]
+    assert result.outcomes["confidence"].between(0.1, 1).all()
     assert set(result.metrics) == {suite.primary_metric} == {"top1"}
     with pytest.raises(UsageError, match="2000 evaluation images"):
         suite.evaluate(swin, swin.net, 2001)
