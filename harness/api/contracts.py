@@ -102,7 +102,8 @@ class Suite(Protocol):
     raises UsageError if there are none. So may `untrained(model) -> VisionModel | None`, which is what `load` gives but
     without its weights, at no cost (nothing is downloaded; perhaps on the meta device): by it a run is planned. None
     for models that come with the suite. And `notices(model) -> Sequence[str]`, sentences that the user should read
-    before `model` is run, such as what was taken for granted.
+    before `model` is run, such as what was taken for granted. And `corrupted(corruption) -> Suite`, which is the same
+    suite with corrupted evaluation images; it raises UsageError for a corruption that it does not know.
     """
 
     name: str

@@ -62,7 +62,7 @@ def export(  # noqa: PLR0917 - typer passes them by name
     from harness.export.export import Wish, export_cells
     from harness.export.remake import check_exportable
     from harness.io.files import prepare_folder
-    from harness.plan.plan import Request, make_plan
+    from harness.plan.plan import CLEAN, Request, make_plan
     from harness.results.store import Store
     from harness.run.image_cache import prepare_cache
     from harness.run.machine import usable_cores
@@ -78,6 +78,7 @@ def export(  # noqa: PLR0917 - typer passes them by name
         check_exportable(stored)
         request |= {"methods": (stored.method,), "models": once([models or stored.model]), "tasks": (stored.task,)}
         request |= {"suite": stored.suite, "limit": stored.limit, "bits": (stored.bits,), "schemes": (stored.scheme,)}
+        request |= {"corruptions": (stored.corruption or CLEAN,)}
         request |= {"seeds": stored.seed + 1, "preset": stored.preset, "overrides": _overrides(stored)}
     else:
         store = Store(out or Path("results", "runs", suite))

@@ -39,7 +39,7 @@ from harness.cli.options import (
     split,
 )
 from harness.identity.names import split_names, split_outside_brackets
-from harness.plan.plan import ABLATION, Request, make_plan
+from harness.plan.plan import ABLATION, CLEAN, Request, make_plan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,6 +91,13 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     data_root: DataRoot = None,
     seeds: Annotated[int, typer.Option(help="Repetitions, with seeds 0 to N-1.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Evaluate on the first LIMIT images only.")] = None,
+    corruptions: Annotated[
+        str,
+        typer.Option(
+            help="What evaluation images (never calibration images) go through, by comma: clean, gaussian-blur:3 ..."
+            " (classification; severities 1 to 5 of ImageNet-C)."
+        ),
+    ] = CLEAN,
     preset: Annotated[str, typer.Option(help=f"Options of all methods: {', '.join(PRESETS)}.")] = "default",
     option: Annotated[list[str] | None, typer.Option(help="NAME.FIELD=VALUE; repeatable. See `describe`.")] = None,
     device: Device = "auto",
@@ -130,6 +137,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         data_root=data_root,
         seeds=seeds,
         limit=limit,
+        corruptions=split(corruptions),
         preset=preset,
         overrides=parse_overrides(option or ()),
         references=not no_references,

@@ -33,6 +33,7 @@ class Cell(BaseModel):
     evaluation images (None: all). `options` is `{"preset": name, "parts": {"kind:plugin": {option: value}}}`, complete
     enough to build the method again. Device, threads and batch size of evaluation are not part of the identity.
     `calibration` is the hash of the images that the method is given; empty if it is given none or `data` covers them.
+    `corruption` is what the suite does to evaluation images, in its own words; empty if nothing.
 
     `method` is for reading: brackets in it say again what `options` say, so that the key leaves them out. Fields that
     were added later have a default and are left out of the key there.
@@ -52,6 +53,7 @@ class Cell(BaseModel):
     scheme: str
     seed: int
     calibration: str = ""
+    corruption: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -81,6 +83,7 @@ class Cell(BaseModel):
     @property
     def label(self) -> str:
         """Short text for progress lines."""
+        on = f" on {self.corruption}" if self.corruption else ""
         if self.is_float:
-            return visible(f"{self.model} float")
-        return visible(f"{self.model} {self.method} {self.bits} {self.scheme} seed {self.seed}")
+            return visible(f"{self.model} float{on}")
+        return visible(f"{self.model} {self.method} {self.bits} {self.scheme} seed {self.seed}{on}")

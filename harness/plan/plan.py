@@ -29,6 +29,7 @@ RERUN: Mapping[str, tuple[State, ...]] = {
 }
 _SYNTHESIS = "synthesize"  # the stage of making images
 MOST_SEEDS = 1000
+CLEAN = "clean"  # the corruption that is none
 REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
 # What an ablation has where the user says nothing: one precision, repeated, since its differences are small. W4A5 is
 # hard enough to tell variants apart; at W4A4 clipping by chance decides (results of one method differ by 40 points).
@@ -51,6 +52,7 @@ class Request:
     data_root: Path | None = None
     seeds: int = 1
     limit: int | None = None
+    corruptions: tuple[str, ...] = (CLEAN,)
     preset: str = "default"
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     references: bool = True
@@ -198,6 +200,8 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     for suite in suites:
         suite.check_limit(request.limit)
         _check_parts(request, suite)
+        for corruption in request.corruptions:
+            as_evaluated(suite, _named(corruption))
     estimator = Estimator(records.values())
     cells: dict[str, tuple[Cell, str, str | None]] = {}
     notices: list[str] = []
@@ -233,7 +237,7 @@ def _check(request: Request) -> None:
         raise UsageError(f"--seeds must be 1 to {MOST_SEEDS:,} repetitions, not {request.seeds}")
     if request.ablation and request.methods:
         raise UsageError("--ablation says which methods are run; leave out --methods")
-    for name in ("methods", "bits", "schemes", "tasks"):
+    for name in ("methods", "bits", "schemes", "tasks", "corruptions"):
         if not getattr(request, name) and not (name == "methods" and request.ablation):
             raise UsageError(f"--{name} is empty; leave it out for the default")
     for bits in request.bits:
@@ -292,6 +296,12 @@ def _models(
 def _cells(request: Request, methods: list[ResolvedMethod], suite: Suite, model: str, weights: str) -> Iterable[Cell]:
     common: dict[str, Any] = {"suite": suite.name, "task": suite.task, "model": model, "weights": weights}
     common |= {"data": suite.data_identity(), "limit": request.limit}
+    for corruption in map(_named, request.corruptions):
+        yield from _of_images(request, methods, suite, common | {"corruption": corruption})
+
+
+def _of_images(request: Request, methods: list[ResolvedMethod], suite: Suite, common: dict[str, Any]) -> Iterable[Cell]:
+    """The cells of one model on one set of evaluation images."""
     yield Cell(**common, method=FLOAT, options={}, bits=FLOAT_BITS, scheme=FLOAT_SCHEME, seed=0)
     images = calibration_identity(suite) if any(method.data == "images" for method in methods) else ""
     for seed in range(request.seeds):
@@ -307,6 +317,25 @@ def _cells(request: Request, methods: list[ResolvedMethod], suite: Suite, model:
                         seed=seed,
                         calibration=images if method.data == "images" else "",
                     )
+
+
+def _named(corruption: str) -> str:
+    return "" if corruption == CLEAN else corruption
+
+
+def as_evaluated(suite: Suite, corruption: str) -> Suite:
+    """The suite with its evaluation images corrupted, or itself if `corruption` is empty.
+
+    Raises:
+        UsageError: the task has no corruptions, or not this one.
+    """
+    if not corruption:
+        return suite
+    make = getattr(suite, "corrupted", None)
+    if make is None:
+        raise UsageError(f"--corruptions: images of task '{suite.task}' cannot be corrupted; leave it out")
+    found: Suite = make(corruption)
+    return found
 
 
 def calibration_identity(suite: Suite) -> str:

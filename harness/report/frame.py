@@ -82,7 +82,8 @@ def _row(record: Record, outcomes: Outcomes) -> dict[str, Any]:
     right = outcomes.get(record.key)
     failure = record.failure
     row: dict[str, Any] = {
-        "suite": cell.suite,
+        # Other images are another suite to a report: nothing is averaged, ranked or compared with the clean ones.
+        "suite": f"{cell.suite}, {cell.corruption}" if cell.corruption else cell.suite,
         "task": cell.task,
         "data": cell.data,
         "limit": "all" if cell.limit is None else str(cell.limit),

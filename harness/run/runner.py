@@ -23,7 +23,7 @@ from harness.catalog.catalog import Catalog, ResolvedMethod
 from harness.catalog.code import code_for, code_of_infos, is_builtin
 from harness.catalog.requirements import Requirements, unsuited
 from harness.identity.cell import Cell
-from harness.plan.plan import calibration_identity
+from harness.plan.plan import as_evaluated, calibration_identity
 from harness.results.provenance import collect
 from harness.results.record import Failure, Quantization, Record
 from harness.results.verify import contradiction, flaw
@@ -207,8 +207,9 @@ class CellRunner:
         progress("evaluate", 1.0)
         import torch
 
+        evaluated = as_evaluated(suite, cell.corruption)
         with ctx.stage("evaluate"), torch.no_grad():
-            evaluation = suite.evaluate(model, forward, cell.limit)
+            evaluation = evaluated.evaluate(model, forward, cell.limit)
         with ctx.stage("check"):
             forward.check_unchanged()
             self._check_process(method.name)
@@ -235,7 +236,7 @@ class CellRunner:
         if wrong is not None:
             raise BadResult(f"the suite's evaluation {wrong}")
         if keep is not None and not isinstance(outcome, str):
-            keep(suite, model, outcome)
+            keep(evaluated, model, outcome)
         images, snapshots = ctx.kept_images(model), ctx.kept_snapshots(model)
         return Measured(record, evaluation.outcomes, images, snapshots, evaluation.pictures)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.api.contracts import CalibrationData, Evaluation, VisionModel
 from harness.api.errors import UsageError
 from harness.api.sealing import check_not_sealed
+from tasks.classification.corruptions import Corruption
 from tasks.files.draws import drawn
 from tasks.models.facts import PREFIX, RANDOM, Facts
 from tasks.models.identity import identity, identity_of_file
@@ -119,6 +120,7 @@ class ClassificationSuite:
     further: tuple[str, ...] = ()
     task: str = "classification"
     primary_metric: str = "top1"
+    corruption: Corruption | None = None  # of evaluation images
     _identities: dict[str, str] = field(default_factory=dict)
     _facts: dict[str, Facts] = field(default_factory=dict)
 
@@ -222,6 +224,14 @@ class ClassificationSuite:
         check_not_sealed("calibration images")
         return _Calibration(self.data, model)
 
+    def corrupted(self, corruption: str) -> ClassificationSuite:
+        """The same suite whose evaluation images are corrupted, `NAME:SEVERITY`; calibration images stay as they are.
+
+        Raises:
+            UsageError: no such corruption.
+        """
+        return replace(self, corruption=Corruption.parse(corruption))
+
     def evaluate(self, model: VisionModel, forward: Callable[[Tensor], Any], limit: int | None) -> Evaluation:
         """Top-1 of `forward` in points, with top-5 where there are more than ten classes."""
         import pandas as pd
@@ -232,7 +242,10 @@ class ClassificationSuite:
         parts: list[Tensor] = []  # per batch (b, 3): label, prediction, is it among the first five
         confidences: list[Tensor] = []
         with torch.inference_mode():
-            for images, labels in self.data.evaluation(model, limit or len(self.data)):
+            done = 0
+            for clean, labels in self.data.evaluation(model, limit or len(self.data)):
+                images = clean if self.corruption is None else self.corruption(clean, model, done)
+                done += len(images)
                 logits = forward(images.to(model.device)).float().cpu()
                 # A broken model must not score by where its NaN happen to lie.
                 broken = logits.isnan().any(1)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from harness.catalog.catalog import Catalog
 from harness.report import hidden
+from harness.report.frame import cells_frame
 from harness.report.results import load
 from harness.results.store import Store
 
@@ -114,3 +115,17 @@ def test_the_report_writes_it_and_takes_it_away(tmp_path: Path) -> None:
     assert rows["retention"].dropna().tolist() == [100, 100]
     write_report(store, tmp_path, set(), quiet)
     assert not (tmp_path / "report" / "hidden.csv").exists()
+
+
+def test_corrupted_images_are_another_suite_to_a_report() -> None:
+    """Each method is set beside the float model on the same corrupted images, and beside nothing else."""
+    records = [fake.record(m, corruption=c) for m in ("float", "clamp") for c in ("", "jpeg:3")]
+    cells = cells_frame(records, {})
+    assert set(cells["suite"]) == {"embedded", "embedded, jpeg:3"}
+    own = {r.key: columns([0, 0, 0, 1, 1, 1, 0, 2] if r.cell.corruption else LABEL.tolist()) for r in records}
+    frame = hidden.hidden_frame(cells, own.__getitem__)
+    assert frame.groupby("suite")["accuracy"].unique().map(list).to_dict() == {
+        "embedded": [100.0],
+        "embedded, jpeg:3": [75.0],
+    }
+    assert frame.loc[frame["method"] == "clamp", "retention"].tolist() == [100, 100]
