@@ -15,4 +15,5 @@ def _plugins(kind: str) -> dict[str, str]:
 
 METHODS = _plugins("end_to_end")
 SOURCES = _plugins("sources")
+TRANSFORMS = _plugins("transforms")
 CALIBRATORS = _plugins("calibrators")

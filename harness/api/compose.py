@@ -13,10 +13,12 @@ from harness.api.contracts import (
     RunContext,
     Skips,
     StatesPrecision,
+    Transform,
     VisionModel,
 )
 from harness.api.plugins import Options, PluginInfo
 from harness.api.spec import BitSpec
+from harness.api.transformed import transformed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,17 +26,34 @@ from harness.api.images import check_images
 
 
 class SourceThenCalibrator:
-    """The usual method: images from a source, quantizer parameters from a calibrator."""
+    """The usual method: images from a source, quantizer parameters from a calibrator, perhaps behind a transform.
 
-    def __init__(self, info: PluginInfo, options: Options, source: ImageSource, calibrator: Calibrator) -> None:
+    Args:
+        info: The source's.
+        options: Its resolved options.
+        source: The source itself, which sees the model as it is.
+        calibrator: The calibrator.
+        transform: Name of the transform whose model the calibrator gets, and the transform.
+    """
+
+    def __init__(
+        self,
+        info: PluginInfo,
+        options: Options,
+        source: ImageSource,
+        calibrator: Calibrator,
+        transform: tuple[str, Transform] | None = None,
+    ) -> None:
         self._info = info
         self._options = options
         self._source = source
         self._calibrator = calibrator
+        self._transform = transform
 
     def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
-        """Ask both parts, if they have a say."""
-        for part in (self._source, self._calibrator):
+        """Ask all parts, if they have a say."""
+        between = [] if self._transform is None else [self._transform[1]]
+        for part in (self._source, *between, self._calibrator):
             if isinstance(part, Skips):
                 reason = part.skip(model, spec=spec, scheme=scheme)
                 if reason is not None:
@@ -53,6 +72,9 @@ class SourceThenCalibrator:
         check_images(images, model, f"image source '{self._info.name}'")
         ctx.keep_images(images)
         with ctx.stage("calibrate"):
+            if self._transform is not None:
+                name, transform = self._transform
+                model = transformed(transform, name, model, images, ctx)
             return self._calibrator.calibrate(model, images, spec=spec, scheme=scheme, ctx=ctx)
 
 

@@ -354,6 +354,18 @@ class StatesPrecision(Protocol):
         """What of bits and scheme the images depend on, as a text that is equal where they are; empty if on neither."""
 
 
+class Transform(Protocol):
+    """Makes a float network of the same outputs that is easier to quantize; may also be one that `Skips`.
+
+    It stands between a source and any calibrator. Its network has the modules, operations and parameters of the one
+    that it was made from, by name and form, so that sites are the same; only values differ. Every run compares the
+    outputs of both (`harness.api.transformed`), and holds the result against the network that was loaded.
+    """
+
+    def transform(self, model: VisionModel, images: Tensor, *, ctx: RunContext) -> nn.Module:
+        """A copy of `model.net`, which stays as it is; `images` (n, c, h, w) are those of the calibration."""
+
+
 class Calibrator(Protocol):
     """Turns images into a quantized model; may also be one that `Skips`."""
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Standard deviations beyond black and white that pixels may lie: Gaussian noise stays within 6, bytes are far outside.
 _BEYOND = 8.0
+# Images that a result is looked at with: more than a network is traced with, so that what is done once per image shows.
+PROBES = 3
 
 
 @runtime_checkable
@@ -76,6 +78,15 @@ class ImageSet:
     def through(self, net: nn.Module) -> Any:
         """What `net` gives for the images, which it is told the numbers of if it is `Numbered`."""
         return net(self.images, numbers=self.numbers) if isinstance(net, Numbered) else net(self.images)
+
+
+def probes(model: VisionModel, count: int = PROBES) -> Tensor:
+    """`count` images of uniform noise between black and white, always the same, normalised."""
+    import torch
+
+    low, high = model.pixel_bounds()
+    share = torch.rand(count, *model.input_shape, generator=torch.Generator().manual_seed(0))
+    return low + (high - low) * share.to(model.device)
 
 
 def check_images(images: Tensor, model: VisionModel, source: str) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.api.contracts import Suite
 
 PRESETS = ("quick", "default", "paper")
-Kind = Literal["method", "source", "calibrator"]
+Kind = Literal["method", "source", "transform", "calibrator"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Data = Literal["none", "images"]
 Origin = Literal["baseline", "published code", "reconstruction"]
@@ -74,11 +74,12 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """One method, image source or calibrator.
+    """One method, image source, transform or calibrator.
 
     `target` is `module:Class`; the class is called with the resolved options as its only argument.
     A *source* makes calibration images, a *calibrator* turns images into quantizer parameters, a *method* does both
-    in its own way. `partner` is what a source or calibrator is joined with when it is named alone.
+    in its own way; a *transform* makes the float network, between the two, easier to quantize. `partner` is what a
+    source or calibrator is joined with when it is named alone.
     `ablations` say what each part of it is worth: label -> options that are switched alone, all else being equal.
     `data` is what the harness hands over: `none` (data-free, enforced) or `images` (training images without labels);
     a calibrator says `none`, since its images come from the source. `mixed`: it chooses layers' bit-widths when the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -94,8 +94,14 @@ class ResolvedMethod:
         if len(built) == 1:
             method: Method = built[0]
             return method
-        (info, options), _ = self.parts
-        return SourceThenCalibrator(info, options, *built)
+        (info, options), *between, _ = self.parts
+        source, *made, calibrator = built
+        transform = (between[0][0].name, made[0]) if between else None
+        return SourceThenCalibrator(info, options, source, calibrator, transform)
+
+
+def _transforms(builtin: Mapping[str, str]) -> Registry[PluginInfo]:
+    return Registry("transform", builtin, "dfqbench.transforms", PluginInfo)
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ class Catalog:
     sources: Registry[PluginInfo]
     calibrators: Registry[PluginInfo]
     tasks: Registry[TaskInfo]
+    transforms: Registry[PluginInfo] = field(default_factory=lambda: _transforms({}))
 
     @classmethod
     def default(cls) -> Catalog:
@@ -115,7 +122,7 @@ class Catalog:
             UsageError: another package of the name `methods` or `tasks` is found before the project's own.
         """
         try:
-            from methods.catalog import CALIBRATORS, METHODS, SOURCES
+            from methods.catalog import CALIBRATORS, METHODS, SOURCES, TRANSFORMS
             from tasks.catalog import TASKS
         except ImportError as error:
             raise UsageError(_hidden() or f"dfqbench is not installed completely ({error}); install it again") from None
@@ -125,11 +132,13 @@ class Catalog:
             Registry("image source", SOURCES, "dfqbench.sources", PluginInfo),
             Registry("calibrator", CALIBRATORS, "dfqbench.calibrators", PluginInfo),
             Registry("task", TASKS, "dfqbench.tasks", TaskInfo),
+            _transforms(TRANSFORMS),
         )
 
     def of(self, kind: Kind) -> Registry[PluginInfo]:
         """The registry of one kind of method plugin."""
-        return {"method": self.methods, "source": self.sources, "calibrator": self.calibrators}[kind]
+        registries = {"method": self.methods, "source": self.sources, "transform": self.transforms}
+        return {**registries, "calibrator": self.calibrators}[kind]
 
     def is_builtin(self, method: ResolvedMethod) -> bool:
         """Whether all parts of a method are the project's own, so that its code is known to leave nothing behind."""
@@ -137,16 +146,20 @@ class Catalog:
 
     def method_names(self) -> list[str]:
         """Every name that can stand alone or in a cross, without repetition."""
-        names = [*self.methods.names(), *self.sources.names(), *self.calibrators.names()]
+        names = [name for kind in KINDS for name in self.of(kind).names()]
         return list(dict.fromkeys(names))
 
     def find(self, text: str) -> tuple[tuple[PluginInfo, Mapping[str, Any]], ...]:
-        """Plugins of `method`, `source`, `calibrator` or `source+calibrator`, each with what its brackets change.
+        """Plugins of `method`, `source`, `calibrator` or `source+calibrator`, each with what its brackets change; a
+        transform may stand in front of the calibrator.
 
         Raises:
             UsageError: malformed brackets, unknown or unusable plugin, or a plugin alone that names no partner.
         """
-        part, *others = parse_name(text)
+        part, *others = parts = parse_name(text)
+        turned = [each for each in parts if each.name in self.transforms]
+        if turned:
+            return self._transformed(text, turned[0], [each for each in parts if each is not turned[0]], parts)
         if others:
             self._check_cross(text, (part, *others))
             calibrator = self._info("calibrator", others[0].name)
@@ -165,6 +178,22 @@ class Catalog:
             return (self._info("source", self._partner(calibrator)), {}), (calibrator, part.changes)
         check_known("method", part.name, [FLOAT, *self.method_names()])
         raise AssertionError("unreachable: check_known knows all registries")
+
+    def _transformed(
+        self, text: str, transform: Part, others: Sequence[Part], parts: Sequence[Part]
+    ) -> tuple[tuple[PluginInfo, Mapping[str, Any]], ...]:
+        """The plugins of `source+transform+calibrator` or `transform+calibrator`."""
+        name = transform.name
+        if parts[-2:-1] != (transform,) or len(parts) > 3 or others[-1].name not in self.calibrators:
+            raise UsageError(
+                f"'{text}': transform '{name}' stands once, in front of a calibrator; write SOURCE+{name}+CALIBRATOR, "
+                f"or {name}+CALIBRATOR"
+            )
+        calibrator = self._info("calibrator", others[-1].name)
+        source = others[0] if len(others) > 1 else Part(self._partner(calibrator))
+        self._check_cross(text, (source, others[-1]))
+        between = self._info("transform", name), transform.changes
+        return (self._info("source", source.name), source.changes), between, (calibrator, others[-1].changes)
 
     def _check_cross(self, text: str, parts: Sequence[Part]) -> None:
         if len(parts) != 2:
@@ -215,6 +244,8 @@ class Catalog:
     def _name(self, named: Sequence[Part], parts: Sequence[tuple[PluginInfo, Options]]) -> str:
         if not parts:
             return FLOAT
+        if len(parts) == 3:
+            return "+".join(map(str, named))
         if len(parts) == 2:
             source, calibrator = parts[0][0], parts[1][0]
             usual = source.partner == calibrator.name and source.name not in self.methods
@@ -296,8 +327,8 @@ class Catalog:
                 parts.append((info, info.options.model_validate(values)))
             except ValidationError as error:
                 raise UsageError(f"{kind} '{plugin}' does not take its recorded options: {error}") from None
-        # A source comes before its calibrator, whatever order the mapping came in.
-        parts.sort(key=lambda part: part[0].kind == "calibrator")
+        # A source comes first and its calibrator last, whatever order the mapping came in.
+        parts.sort(key=lambda part: KINDS.index(part[0].kind))
         return ResolvedMethod(name, str(options.get("preset", "")), tuple(parts))
 
 

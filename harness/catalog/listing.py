@@ -51,10 +51,12 @@ def _methods(catalog: Catalog, console: Console) -> None:
         usable, unusable = catalog.of(kind).load_all()
         broken |= unusable
         for info in usable.values():
-            needs = "from its source" if kind == "calibrator" else "data-free" if info.data == "none" else "images"
+            between = kind in ("transform", "calibrator")
+            needs = "from its source" if between else "data-free" if info.data == "none" else "images"
             table.add_row(info.name, info.kind, needs, info.trains, info.origin, escape(info.summary))
     console.print(table)
     console.print("Any source goes with any calibrator: --methods psaq+omse. 'float' is the unquantized model.")
+    console.print("A transform may stand between them: --methods psaq+rotate+omse.", highlight=False)
     console.print("Options in brackets make a variant: --methods psaq[steps=100]+omse.", markup=False, highlight=False)
     _broken(broken, console)
 
@@ -118,8 +120,9 @@ def _describe(info: PluginInfo, console: Console) -> None:
     facts = _table("", "")
     facts.show_header = False
     needs = "data-free (enforced)" if info.data == "none" else "training images without labels"
-    facts.add_row("data", "only the images of its source" if info.kind == "calibrator" else needs)
-    if info.kind != "source":
+    between = info.kind in ("transform", "calibrator")
+    facts.add_row("data", "only the images of its source" if between else needs)
+    if info.kind in ("method", "calibrator"):
         facts.add_row("mixed", "chooses layers' widths (MP4.5)" if info.mixed else "no: all layers have one width")
         facts.add_row("blocks", f"{info.blocks} in microscaling formats (MXFP4A8)" if info.blocks else "none")
         facts.add_row("trains", f"{info.trains}, by gradient descent" if info.trains else "nothing")

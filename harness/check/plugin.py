@@ -1,8 +1,8 @@
 """`check PLUGIN`: does a plugin keep its contract? Runs it on tiny random networks and says what it finds.
 
-A method, source or calibrator is run as in any sweep, so that what a sweep checks in every cell is checked here too:
-what layers receive, that the float model and the process stay as they were, that data are not touched. On top of that
-cells are run twice, in new processes, since the same cell has to give the same number. A task is opened and its models
+A method or a part of one is run as in any sweep, so that what a sweep checks in every cell is checked here too: what
+layers receive, that the float model and the process stay as they were, that data are not touched. On top of that cells
+are run twice, in new processes, since the same cell has to give the same number. A task is opened and its models
 are held against the contract of `VisionModel` and `Suite`.
 """
 
@@ -118,17 +118,22 @@ def _description(info: PluginInfo) -> Iterator[Finding]:
 
 
 def _methods(info: PluginInfo, catalog: Catalog) -> list[ResolvedMethod]:
-    """What it is run in: a source with the references' calibrator, a calibrator with both of their sources."""
+    """What it is run in: a source with the references' calibrator, a calibrator or transform with both of their
+    sources.
+    """
     names = [info.name]
     if info.kind == "source":
         names = [f"{info.name}+{catalog.sources.get(REFERENCES[0]).partner}"]
+    if info.kind == "transform":
+        calibrator = catalog.sources.get(REFERENCES[0]).partner
+        names = [f"{source}+{info.name}+{calibrator}" for source in REFERENCES]
     if info.kind == "calibrator":
         names = [f"{source}+{info.name}" for source in REFERENCES]
     return [catalog.resolve(name, PRESET) for name in names]
 
 
 def _cells(info: PluginInfo, catalog: Catalog) -> Iterator[Finding]:
-    """Findings of all cells of a method, source or calibrator."""
+    """Findings of all cells of a method, source, transform or calibrator."""
     from harness.run.executors.base import Resources
     from harness.run.executors.registry import open_executor
     from harness.run.runner import Settings

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.api.contracts import Suite, VisionModel
 from harness.api.errors import DataFreeViolation, UsageError
+from harness.api.images import probes
 from harness.api.plugins import TaskInfo
 from harness.api.sealing import sealed_data
 from harness.check.plugin import FAILED, NOTE, OK, Finding
 from harness.results.verify import SLACK, metric_of
-from harness.run.checks import leaves, probes
+from harness.run.checks import leaves
 
 if TYPE_CHECKING:
     import torch

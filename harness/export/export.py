@@ -14,6 +14,7 @@ from rich.console import Console
 
 from harness.api.contracts import Deployment, Evaluation
 from harness.api.errors import UsageError
+from harness.api.images import probes
 from harness.catalog.code import code_for
 from harness.export.artefact import ARTEFACT, save_artefact
 from harness.export.card import table, write_card
@@ -29,7 +30,6 @@ from harness.io.files import prepare_folder
 from harness.results.exported import FOLDER, Computed, Difference, Exported, InRuntime, keep_exported
 from harness.results.provenance import processor_of
 from harness.results.store import Store
-from harness.run.checks import probes
 from harness.run.machine import usable_cores
 from harness.run.runner import CellRunner, Settings
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.api.errors import UsageError
+from harness.api.images import probes
 from harness.catalog.catalog import Catalog
 from harness.plan.plan import Request, make_plan
 from harness.results.store import Store
-from harness.run.checks import probes
 from harness.run.runner import CellRunner, Settings
 
 IMAGES = 16

@@ -60,16 +60,18 @@ def crosses(cells: pd.DataFrame, summary: pd.DataFrame, outcomes: Outcomes, name
 def _parts(cells: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """Preset, source and calibrator of every method that is a cross, both with their brackets.
 
-    The name has the brackets; one without `+` is a source that was joined with its partner, which the options name.
+    The name has the brackets; one without `+` is a source that was joined with its partner, which the options name. A
+    transform counts as part of the calibrator that runs behind it.
     """
     found = []
     for method, key, text in cells.drop_duplicates("method")[["method", "key", "options"]].to_numpy():
         options = json.loads(text)
         own = {part.partition(":")[0]: (part, values) for part, values in options.get("parts", {}).items()}
-        if own.keys() == {"source", "calibrator"}:
+        behind = [own[kind][1] for kind in ("transform", "calibrator") if kind in own]
+        if own.keys() - {"transform"} == {"source", "calibrator"}:
             source, *others = map(str, parts_of(names[key]))
             calibrator = "+".join(others) or own["calibrator"][0].partition(":")[2]
-            values = [canonical_json(own[kind][1]) for kind in ("source", "calibrator")]
+            values = [canonical_json(own["source"][1]), canonical_json(behind if behind[1:] else behind[0])]
             found.append([method, options.get("preset", ""), source, calibrator, *values])
     frame = pd.DataFrame(found, columns=["method", "preset", "source", "calibrator", "of_source", "of_calibrator"])
     for _, same in frame.groupby("preset"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.api.contracts import QuantSummary, VisionModel
 from harness.api.errors import BadResult
+from harness.api.images import PROBES, probes
 from harness.api.sealing import sealed_data
 from harness.results.record import Layer, Quantization
 from harness.run.unchanged import Change, Snapshot
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
     from harness.api.contracts import QuantizedModel
     from harness.api.spec import BitSpec
-
-# Images that a result is looked at with: more than a network is traced with, so that what is done once per image shows.
-PROBES = 3
 
 
 def check_handed_over(model: VisionModel, task: str) -> None:
@@ -280,12 +278,3 @@ def leaves(output: Any, place: str = "") -> list[tuple[str, Tensor]]:
 def _form(output: Any) -> str:
     found = leaves(output)
     return f"a {type(output).__name__} of {len(found)} tensors" if len(found) != 1 else f"{tuple(found[0][1].shape)}"
-
-
-def probes(model: VisionModel, count: int = PROBES) -> Tensor:
-    """`count` images of uniform noise between black and white, always the same, normalised."""
-    import torch
-
-    low, high = model.pixel_bounds()
-    share = torch.rand(count, *model.input_shape, generator=torch.Generator().manual_seed(0))
-    return low + (high - low) * share.to(model.device)

@@ -27,6 +27,8 @@ from harness.identity.cell import Cell
         ("real+minmax", "real"),
         ("clamp", "clamp"),
         ("clamp+minmax", "clamp+minmax"),
+        ("psaq+rotate+minmax", "psaq+rotate+minmax"),
+        ("rotate[values=false]+repq", "real+rotate[values=false]+repq"),
         ("float", "float"),
         (" toynoise [ count = 5 ] + toyround", "toynoise[count=5]"),
         ("toynoise[count=4]", "toynoise"),
@@ -66,6 +68,13 @@ def test_preset_and_overrides(catalog):
         ("clamp+psaq", "'psaq' in 'clamp+psaq' is not a calibrator; a cross is SOURCE+CALIBRATOR"),
         ("minmax+toynoise[count=3]", "has its parts in the wrong order; write toynoise[count=3]+minmax"),
         ("toynoise+minmax+minmax", "'toynoise+minmax+minmax' has 3 parts; a cross is SOURCE+CALIBRATOR"),
+        (
+            "rotate",
+            "'rotate': transform 'rotate' stands once, in front of a calibrator; write SOURCE+rotate+CALIBRATOR",
+        ),
+        ("psaq+rotate", "stands once, in front of a calibrator"),
+        ("rotate+psaq+minmax", "stands once, in front of a calibrator"),
+        ("omse+rotate+minmax", "'omse' in 'omse+rotate+minmax' is not a source"),
         ("toybroken", "cannot be imported"),
         ("", "unknown method ''"),
         ("clmap[steps=1]", "did you mean 'clamp'?"),
@@ -193,7 +202,7 @@ def test_installed_packages_are_scanned_once(catalog, monkeypatch):
             with contextlib.suppress(UsageError):
                 fresh.find(name)
     assert sorted(scan["group"] for scan in scans) == sorted(
-        f"dfqbench.{kind}" for kind in ("methods", "sources", "calibrators")
+        f"dfqbench.{kind}" for kind in ("methods", "sources", "transforms", "calibrators")
     )
 
 

@@ -12,13 +12,13 @@ import torch
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 
 from harness.api.contracts import Deployment, VisionModel
+from harness.api.images import probes
 from harness.api.plugins import import_target
 from harness.api.spec import BitSpec
 from harness.catalog.catalog import Catalog
 from harness.export.codes import compare_codes
 from harness.export.onnx_file import write_float, write_quantized
 from harness.export.runtimes import RUNTIMES
-from harness.run.checks import probes
 from tasks.classification.suite import open_suite
 
 # Integer kernels of onnxruntime among all layers and matrix products: the patch embedding is in float, its bias apart,

@@ -189,9 +189,10 @@ def test_a_plugin_whose_requirement_is_broken_costs_its_own_cells(target):
 
 def test_every_calibrator_and_method_of_the_project_says_what_it_requires():
     catalog = Catalog.default()
-    from methods.catalog import CALIBRATORS, METHODS, SOURCES
+    from methods.catalog import CALIBRATORS, METHODS, SOURCES, TRANSFORMS
 
-    for registry, names in ((catalog.methods, METHODS), (catalog.calibrators, CALIBRATORS)):
+    registries = (catalog.methods, METHODS), (catalog.transforms, TRANSFORMS), (catalog.calibrators, CALIBRATORS)
+    for registry, names in registries:
         for name in names:
             assert registry.get(name).requires.startswith("methods.core.graph.requirements:"), name
     assert {name for name in SOURCES if not catalog.sources.get(name).requires} == {"noise", "real"}

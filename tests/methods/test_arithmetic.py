@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.api.contracts import VisionModel
+from harness.api.images import PROBES
 from harness.api.spec import BitSpec
-from harness.run.checks import PROBES
 from methods.core.graph.flow import TRACED_IMAGES, UNKNOWN
 from methods.core.graph.intercept import OpaqueOperationError, UnsupportedNetworkError
 from methods.core.graph.sites import find_sites

@@ -22,7 +22,7 @@ from harness.api.plugins import import_target
 from harness.api.sealing import sealed_data
 from harness.api.spec import SCHEMES, BitSpec
 from harness.catalog.catalog import Catalog
-from methods.catalog import CALIBRATORS, METHODS, SOURCES
+from methods.catalog import CALIBRATORS, METHODS, SOURCES, TRANSFORMS
 from methods.core.audit import audit
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
@@ -40,7 +40,8 @@ def spread(sources: Sequence[str], calibrators: Sequence[str], least: int) -> li
 
 
 def names() -> list[str]:
-    """Every method, every source with min-max, every calibrator with real images and with noise, a few more crosses.
+    """Every method, every source with min-max, every calibrator with real images and with noise, every transform,
+    a few more crosses.
 
     All sources with all calibrators would be hundreds of runs. A source is known to its calibrator by its images alone,
     so one calibrator shows that they are images, and two sources (well-behaved and wild) that the calibrator takes any;
@@ -48,6 +49,7 @@ def names() -> list[str]:
     """
     found = [f"{source}+minmax" for source in SOURCES]
     found += [f"{source}+{calibrator}" for source in ("real", "noise") for calibrator in CALIBRATORS]
+    found += [f"noise+{transform}+minmax" for transform in TRANSFORMS]
     others = [source for source in SOURCES if source not in {"real", "noise"}]
     found += spread(others, [calibrator for calibrator in CALIBRATORS if calibrator != "minmax"], SAMPLE)
     return [*METHODS, *dict.fromkeys(found)]
@@ -92,8 +94,9 @@ def run(name: str, model: VisionModel, scheme: str, bits: str = "W4A6", seed: in
 
 def test_the_sampled_crosses_hold_everything() -> None:
     parts = [name.split("+") for name in NAMES if name not in METHODS]
-    assert {source for source, _ in parts} == set(SOURCES)
-    assert {calibrator for _, calibrator in parts} == set(CALIBRATORS)
+    assert {part[0] for part in parts} == set(SOURCES)
+    assert {part[-1] for part in parts} == set(CALIBRATORS)
+    assert {name for part in parts for name in part[1:-1]} == set(TRANSFORMS)
     for rows, columns in ((1, 1), (2, 5), (4, 8), (6, 13), (3, 4), (20, 3)):
         sources, calibrators = [f"s{i}" for i in range(rows)], [f"c{i}" for i in range(columns)]
         found = spread(sources, calibrators, 12)

@@ -29,9 +29,9 @@ NO_RECIPES = ("core/graph/", "core/audit/", "core/numerics/levels.py", "core/num
 
 def options_of_presets() -> dict[str, Any]:
     """`kind:plugin` -> preset -> its options, of all built-in plugins."""
-    from methods.catalog import CALIBRATORS, METHODS, SOURCES
+    from methods.catalog import CALIBRATORS, METHODS, SOURCES, TRANSFORMS
 
-    catalog, names = Catalog.default(), dict(zip(KINDS, (METHODS, SOURCES, CALIBRATORS), strict=True))
+    catalog, names = Catalog.default(), dict(zip(KINDS, (METHODS, SOURCES, TRANSFORMS, CALIBRATORS), strict=True))
     return {
         f"{kind}:{name}": {
             preset: catalog.of(kind).get(name).resolve(preset, {}).model_dump(mode="json") for preset in PRESETS

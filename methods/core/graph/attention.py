@@ -53,13 +53,17 @@ def find_attention(trace: Trace) -> list[Attention]:
                 f"the {tokens} tokens of {block.softmax} in {windows} windows are not a grid of patches of an image, "
                 f"which has {whole[0]}x{whole[1]}"
             )
-        products = (_products(trace, softmax).key, OUTPUT)
+        products = (query_key_product(trace, softmax).key, OUTPUT)
         found.append(Attention((softmax.key, OUTPUT), products, heads, windows, *layout))
     return found
 
 
-def _products(trace: Trace, softmax: Op) -> Op:
-    """The operation that made softmax's input; of a sum, the matrix product that biases and masks were added to."""
+def query_key_product(trace: Trace, softmax: Op) -> Op:
+    """The operation that made softmax's input; of a sum, the matrix product that biases and masks were added to.
+
+    Raises:
+        NotATransformerError: there is none.
+    """
     op: Op | None = softmax
     while op is not None and op.key.kind != "matmul":
         sources = [trace.by_key[key] for operand in op.operands for key in operand.ops]
