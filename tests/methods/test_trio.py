@@ -17,9 +17,10 @@ from methods.calibrators.minmax.info import INFO as MINMAX
 from methods.calibrators.trio.calibrator import Trio
 from methods.calibrators.trio.divisors import PowerOfTwo, exponents
 from methods.calibrators.trio.info import INFO, TrioOptions
-from methods.calibrators.trio.moves import ChannelEnds, Move, Moved, centring, made_up_for, migration
+from methods.calibrators.trio.moves import ChannelEnds, Move, centring, made_up_for, migration
 from methods.calibrators.trio.places import Divisor, find_convolutions, find_divisors
 from methods.core.audit import audit
+from methods.core.deployment import deployed
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
@@ -161,7 +162,7 @@ def test_both_moves_are_for_channels_that_one_range_does_not_fit():
 
     def error(x: Tensor, move: Move) -> Tensor:
         moved = move(x)
-        rounded = Moved(Uniform.asymmetric(*torch.aminmax(moved), 4), move)(x)
+        rounded = move.quantizer(Uniform.asymmetric(*torch.aminmax(moved), 4))(x)
         return ((rounded - moved) * move.factor.view(-1, 1, 1)).square().mean((0, 2, 3))
 
     ends = ChannelEnds()
@@ -173,6 +174,16 @@ def test_both_moves_are_for_channels_that_one_range_does_not_fit():
     ends.update(noise * sizes)
     factors = migration(ends.range(0)[1], 0.1, 64.0)
     assert (error(noise * sizes, factors)[1:] < error(noise * sizes, same)[1:] / 2).all()
+
+
+def test_moved_maps_are_codes_when_deployed():
+    model = efficientvit()
+    result, _ = calibrated()
+    found = deployed(result, model)
+    x = images(2, seed=6)
+    assert torch.allclose(found.module(x), result(x), atol=1e-3)
+    # The projection of attention takes quotients, and q k v what powers of two divide.
+    assert {product.op for product in found.products if not product.integer} == set()
 
 
 def test_networks_without_such_layers_are_skipped():

@@ -16,7 +16,6 @@ from methods.calibrators.trio.moves import (
     Behind,
     ChannelEnds,
     Move,
-    Moved,
     centring,
     made_up_for,
     migration,
@@ -64,7 +63,7 @@ class Trio:
         observers = observe(model, images, sites, make, o.batch, instead=seen)
         uniform = activation_quantizers(sites, observers)
         activations: dict[Point, Quantizer] = {
-            point: Moved(base, own[point]) if point in own else base for point, base in uniform.items()
+            point: own[point].quantizer(base) if point in own else base for point, base in uniform.items()
         }
         largest = self._largest(model, images, sites, divisors)
         widths = {site.point: site.bits for site in sites.activations}

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.api.formats import Format
 from methods.calibrators.trio.places import Place
 from methods.core.graph.intercept import Transform
 from methods.core.numerics.observers import Observer, Range
-from methods.core.numerics.quantizers import Stored, Uniform
+from methods.core.numerics.quantizers import Divided, Uniform
 
 _QUANTILE = 0.99  # of the channels' sizes, which migration brings large ones down to
 
 
 @dataclass(frozen=True)
 class Move:
-    """x -> (x - shift) / factor of maps (n, c, h, w); both are (c,)."""
+    """x -> (x - shift) / factor of maps (n, c, h, w); both are (c,), and one of them changes nothing."""
 
     shift: Tensor
     factor: Tensor
@@ -28,6 +27,12 @@ class Move:
     def __call__(self, x: Tensor) -> Tensor:
         """The moved maps."""
         return (x - self.shift.view(-1, 1, 1)) / self.factor.view(-1, 1, 1)
+
+    def quantizer(self, base: Uniform) -> Divided:
+        """`base` on the moved maps."""
+        whole = bool((self.factor == 1).all())
+        factor = self.factor[:1] if whole else self.factor.view(-1, 1, 1)
+        return Divided(base, factor, self.shift.view(-1, 1, 1) if whole else None)
 
 
 def centring(low: Tensor, high: Tensor, *, printed: bool) -> Move:
@@ -100,31 +105,3 @@ class Behind:
     def range(self, bits: int) -> Range:
         """Ends of what it saw."""
         return self.observer.range(bits)
-
-
-@dataclass(frozen=True)
-class Moved:
-    """A per-tensor quantizer of moved maps; what it gives is for the layer that makes up for the move."""
-
-    base: Uniform
-    move: Move
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Move, quantize and dequantize `x` (n, c, h, w)."""
-        return self.base(self.move(x))
-
-    def stored_as(self, bits: int) -> Stored:
-        """As uniform values; factors of channels are scales as well."""
-        found = Format(bits)
-        factors = self.move.factor.numel() if bool((self.move.factor != 1).any()) else 0
-        return found, found.scale_bits(1 + factors)
-
-    @property
-    def low(self) -> Tensor:
-        """Smallest moved value."""
-        return self.base.low
-
-    @property
-    def high(self) -> Tensor:
-        """Largest moved value."""
-        return self.base.high

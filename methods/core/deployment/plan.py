@@ -150,7 +150,7 @@ class _Plan:
                 transforms[op.key, slot] = _divided(scale, step.unit)
             elif step is not None:
                 own = self._activations.get((op.key, slot))
-                transforms[op.key, slot] = _divided(own.ratio, step) if isinstance(own, Divided) else step
+                transforms[op.key, slot] = _behind(own.moved, step) if isinstance(own, Divided) else step
         if scales:
             whole = scales[0] if len(scales) == 1 else scales[0] * scales[1]
             transforms[op.key, OUTPUT] = _multiplied(whole, transforms.get((op.key, OUTPUT)))
@@ -158,7 +158,7 @@ class _Plan:
 
 def _transform(point: Point, quantizer: Quantizer) -> Transform:
     if isinstance(quantizer, Divided):
-        return _divided(quantizer.ratio, _transform(point, quantizer.base))
+        return _behind(quantizer.moved, _transform(point, quantizer.base))
     step = uniform_step(quantizer)
     if not isinstance(step, Step):
         return quantizer
@@ -168,6 +168,10 @@ def _transform(point: Point, quantizer: Quantizer) -> Transform:
 
 def _divided(scale: Tensor, then: Transform) -> Transform:
     return lambda x: then(x / scale)
+
+
+def _behind(move: Transform, then: Transform) -> Transform:
+    return lambda x: then(move(x))
 
 
 def _multiplied(scale: Tensor, then: Transform | None) -> Transform:

@@ -151,20 +151,27 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Divided:
-    """Rounds x / ratio on one grid, the channels being the last axis; the layer behind it has the ratio in its weight.
+    """Rounds (x - shift) / ratio on one grid; the layer behind it has the ratio in its weight, the shift in its bias.
 
     In codes it is a step for each channel, s ratio, whose products share the step s.
     """
 
     base: Uniform
-    ratio: Tensor  # (channels,)
+    ratio: Tensor  # broadcasts against x: (channels,) where these are the last axis; (1,) if there is none
+    shift: Tensor | None = None  # likewise
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Divide, quantize and dequantize `x`."""
-        return self.base(x / self.ratio)
+        """Move, quantize and dequantize `x`."""
+        return self.base(self.moved(x))
+
+    def moved(self, x: Tensor) -> Tensor:
+        """What is rounded."""
+        return (x if self.shift is None else x - self.shift) / self.ratio
 
     def stored_as(self, bits: int) -> Stored:
         """A step for each channel."""
+        if self.ratio.numel() == 1:
+            return self.base.stored_as(bits) or (Format(bits), 0)
         found = Format(bits, granularity="channel")
         return found, found.scale_bits(self.ratio.numel())
 
