@@ -77,6 +77,12 @@ class Family(BaseModel):
         return f"{text} ({fewest if fewest == max(counts) else f'{fewest} to {max(counts)}'} of {known})"
 
     @property
+    def said(self) -> str:
+        """What works in a few words, and if nothing does, why not."""
+        why = self.reason.rpartition("cannot be quantized in scheme full: ")[2].partition("; ")[0]
+        return f"{self.verdict}: {why}" if self.verdict == "refused" and why else self.verdict
+
+    @property
     def reason(self) -> str:
         """Why the first method that cannot run on some members cannot."""
         return next((self.why[method] for method in STAND_FOR if method in self.why), "")
