@@ -80,7 +80,9 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
         from tasks.suites.embedded.dataset import EmbeddedData
         from tasks.suites.embedded.zoo import ZOO
 
-        return ClassificationSuite(suite, EmbeddedData(), ZOO.names, ZOO.build_trained, ZOO.input, ZOO.weights)
+        return ClassificationSuite(
+            suite, EmbeddedData(), ZOO.names, ZOO.build_trained, ZOO.input, ZOO.weights, ZOO.further
+        )
     if suite == "cifar10":
         from tasks.suites.cifar10 import zoo
         from tasks.suites.cifar10.dataset import CifarData

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassifierZoo:
-    """Models of one suite, trained by `nox -s zoo`, each an fp16 safetensors file with a JSON card beside it."""
+    """Models of one suite, trained by `nox -s zoo`, each an fp16 safetensors file with a JSON card beside it.
+
+    `further` ones are run only if they are named.
+    """
 
     folder: Path
     names: tuple[str, ...]
@@ -29,6 +32,7 @@ class ClassifierZoo:
     trained_on: str
     head: str  # of MODEL_CARD.md
     command: str  # trains all of them
+    further: tuple[str, ...] = ()
     watched: Mapping[str, tuple[str, Callable[[nn.Module], float]]] = field(default_factory=dict)
     """What a card says beside the full test set's top-1: key -> (words for it, measured how, in percent)."""
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 CIFAR = {f"cifar10_{name}": name for name in cifar.ZOO.names}
 # A task's or a suite's name stands for all of its models.
 GROUPS = {
-    "classification": zoo.ZOO.names,
+    "classification": (*zoo.ZOO.names, *zoo.ZOO.further),
     "segmentation": dense_zoo.names("segmentation"),
     "detection": dense_zoo.names("detection"),
     "cifar10": tuple(CIFAR),

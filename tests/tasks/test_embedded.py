@@ -149,6 +149,13 @@ def test_zoo_model_is_ready_to_quantize(suite, name):
     assert suite.evaluate(model, model.net, 500).metrics["top1"] > 60
 
 
+@pytest.mark.parametrize("name", zoo.ZOO.further)
+def test_further_models_are_run_only_if_they_are_named(suite, name):
+    model = suite.load(name, CPU)
+    assert name not in suite.models()
+    assert suite.evaluate(model, model.net, 500).metrics["top1"] > 60
+
+
 def test_methods_get_targets_and_losses(swin):
     targets = swin.sample_targets(64, torch.Generator().manual_seed(0))
     assert targets.dtype == torch.int64
@@ -226,7 +233,7 @@ def test_random_weights_leave_the_global_generator_alone(suite):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", "no model 'resnet'; it has vit, swin"),
+        ("resnet", "no model 'resnet'; it has vit, swin, efficientvit"),
         ("timm:deit_tinny_patch16_224", "did you mean timm:deit_tiny_patch16_224"),
         ("timm:vit_tiny_patch16_224.nonsense@random", "Invalid pretrained tag"),
         ("timm:hf-hub:timm/vit_tiny_patch16_224", "timm has no model"),
@@ -296,7 +303,7 @@ def test_exported_weights_load(exported):
 
 
 def test_zoo_weights_are_those_of_their_cards():
-    for name in zoo.ZOO.names:
+    for name in (*zoo.ZOO.names, *zoo.ZOO.further):
         weights = zoo.ZOO.folder / f"{name}.safetensors"
         card = json.loads((zoo.ZOO.folder / f"{name}.json").read_text())
         assert card["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -40,6 +40,7 @@ in the learning curves was only watched. This file is made from the JSON cards b
 ZOO = ClassifierZoo(
     folder=Path(__file__).parent / "weights",
     names=("vit", "swin"),
+    further=("efficientvit",),
     build=build,
     input=INPUT,
     classes=CLASSES,
