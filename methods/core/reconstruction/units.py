@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from methods.core.graph.intercept import Interceptor, OpKey, Transform
 from methods.core.graph.layers import LAYERS
@@ -163,6 +164,23 @@ class LayerUnit:
             yield
         finally:
             self._weights = {}
+
+    def summed(self, inputs: Inputs) -> Iterator[Tensor]:
+        """What the layer's outputs are sums over, (outputs, values) image by image; nothing for a layer of which that
+        differs between output channels, or is not known.
+        """
+        for x, (args, kwargs) in zip(inputs, self._others, strict=True):
+            if self._key.kind == "linear":
+                yield x.flatten(0, -2)
+                continue
+            names = ("bias", "stride", "padding", "dilation", "groups")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            padding = given.get("padding", 0)
+            if self._key.kind != "conv" or given.get("groups", 1) != 1 or isinstance(padding, str):
+                return
+            window = {"dilation": given.get("dilation", 1), "padding": padding, "stride": given.get("stride", 1)}
+            for image in x:
+                yield functional.unfold(image, self._weight.shape[2:], **window).transpose(1, 2).flatten(0, 1)
 
     def outputs(self, inputs: Inputs, numbers: Tensor) -> list[Tensor]:
         """The layer's outputs (images, rows, ...)."""

@@ -1,0 +1,1 @@
+"""GPTQ: weights rounded column by column, each error made up for by the columns that are left."""
