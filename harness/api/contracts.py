@@ -189,11 +189,14 @@ class QuantSummary:
 class Grid:
     """How finely the scales of a tensor are cut: one for each index of `axis`, None for one scale in all.
 
-    `group`, for weights only: one for each so many successive values of an index, 16 or more.
+    `group`, for weights only: one for each so many successive values of an index, 16 or more. `outliers`, for groups of
+    integers under a power of two: of so many successive values of a group some may have twice the bits, each in place
+    of another that is 0.
     """
 
     axis: int | None = None
     group: int | None = None
+    outliers: int | None = None
 
 
 class QuantizedModel(Protocol):

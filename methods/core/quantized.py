@@ -93,6 +93,9 @@ class Quantized:
         axes = {str(s): getattr((self.activations or {}).get(s.point), "axis", None) for s in self.sites.activations}
         found = {label: Grid(axis) for label, axis in axes.items() if axis is not None}
         for site in self.sites.weights:
+            own = getattr(self.weights[site.parameter], "grid", None)
+            if isinstance(own, Grid):
+                found[site.parameter] = own
             granularity = getattr(self.weights[site.parameter], "granularity", None)
             if isinstance(granularity, PerGroup | PerBlock):  # of a block, a row has the values along the last axis
                 found[site.parameter] = Grid(group=granularity.block(self._float[site.parameter].shape)[-1])

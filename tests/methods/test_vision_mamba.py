@@ -157,7 +157,7 @@ def test_blocks_are_found_and_rounding_is_learned_by_them():
     assert bool(torch.isfinite(result(images(2))).all())
 
 
-WORKING = {"noise", "real", "minmax", "ema", "omse", "percentile", "qdrop", "brecq", "adaround"}
+WORKING = {"noise", "real", "minmax", "ema", "omse", "percentile", "qdrop", "brecq", "adaround", "gptq", "microscopiq"}
 REFUSED = {
     "psaq",
     "psaq2",

@@ -23,10 +23,11 @@ from methods.core.graph.layers import LAYERS
 from methods.core.graph.lowest import LowestLevel
 from methods.core.graph.operations import MULTIPLYING, macs_of, operands
 from methods.core.graph.sites import Point
-from methods.core.numerics.levels import block_fault, fault, sample, slices, spread
+from methods.core.numerics.levels import block_fault, fault, outlier_fault, sample, slices, spread
 from methods.core.numerics.microscaling import cut, rows_of
 
 SMALLEST_GROUP = 16  # weights that share a scale; with fewer the scales would weigh more than the weights
+SMALLEST_SHARE = 2  # of them that may hold an outlier and the 0 that pays for it
 _PER_TENSOR = Grid()
 
 Call = tuple[Any, ...]  # positional arguments of an operation
@@ -245,6 +246,8 @@ class Watch:
             return None if found is None else f"has values that {found}"
         grid = self._stated.grids.get(name, Grid(self._axes[name]))
         rows = slices(weight, self._axes[name] if grid.axis is None else grid.axis, self._slices)
+        if grid.group is not None and grid.outliers is not None:
+            return self._weigh_outliers(name, rows, grid.group, grid.outliers)
         if grid.group is not None:
             if grid.group < SMALLEST_GROUP or rows.shape[1] % grid.group:
                 return f"has a grid for every {grid.group} of {rows.shape[1]} values, which cannot be"
@@ -259,6 +262,14 @@ class Watch:
             self._weighed.add(name)
             return None
         return f"has values that in one {'group' if grid.group else 'output channel'} {found}"
+
+    def _weigh_outliers(self, name: str, rows: Tensor, group: int, micro: int) -> str | None:
+        if group < SMALLEST_GROUP or micro < SMALLEST_SHARE:
+            return f"has outliers among {micro} of {group} values, which cannot be"
+        found = outlier_fault(cut(rows, -1, group), self._stated.weights[name], micro)
+        if found is None:
+            self._weighed.add(name)
+        return None if found is None else f"has values that {found}"
 
     def _report(self, where: str | Point, text: str, what: str = "") -> None:
         if where in self._reported:

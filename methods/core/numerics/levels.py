@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.api.formats import Format
-from methods.core.numerics.microscaling import foreign_blocks
+from methods.core.numerics.microscaling import Element, cut, foreign_blocks, log2_floor, power_of_two, scaled
 
 _SLACK = 2e-3  # steps that a value may lie off its grid: float32 rounding of 256 codes and an offset is a tenth of it
 
@@ -54,6 +54,39 @@ def block_fault(blocks: Tensor, stored: Format, count: int | None) -> str | None
         return "are not all finite"
     foreign = int(foreign_blocks(rows, stored).sum())
     return f"in {foreign} of {len(rows)} blocks are none that {stored} has under any scale" if foreign else None
+
+
+def outlier_fault(blocks: Tensor, bits: int, micro: int) -> str | None:
+    """What shows that blocks (..., values of a block) are not integers of `bits` bits under a power of two, but for
+    outliers in `micro` successive values, or None.
+
+    Outliers need as many zeros beside them, whose place half of their bits take; they share a power of two, and have a
+    sign and 2 bits - 2 bits behind the leading one.
+    """
+    rows = blocks.flatten(0, -2)
+    if not bool(torch.isfinite(rows).all()):
+        return "are not all finite"
+    integers, octaves = Element.of(Format(bits)), log2_floor(rows)
+    known = octaves[rows != 0]
+    if not len(known):
+        return None
+    # A share of a block (rows, shares, values); what fills it up is no 0 that pays for an outlier.
+    shares, octave = (cut(each, -1, micro) for each in (rows, octaves))
+    filled = cut(torch.ones_like(rows), -1, micro) == 0
+    zeros = ((shares == 0) & ~filled).sum(-1)
+    steps = shares.abs() / power_of_two(octave.clamp(min=-1000), shares) * 2.0 ** (2 * bits - 2)
+    fine = (steps == steps.round()) | (shares == 0)
+    kept = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    for exponent in range(int(known.min()) - bits, int(known.max()) + 1):
+        inlying = scaled(rows, torch.full_like(octaves[:, :1], exponent), integers) == rows
+        outlying = ~cut(inlying, -1, micro) & ~filled
+        top = octave.masked_fill(~outlying, -(2**20)).amax(-1, keepdim=True)
+        alike = ~outlying | ((octave == top) & fine)
+        kept |= (alike.all(-1) & (outlying.sum(-1) <= zeros)).all(-1)
+    lost = int((~kept).sum())
+    return (
+        f"in {lost} of {len(kept)} blocks are no {bits}-bit integers with outliers paid for by zeros" if lost else None
+    )
 
 
 def _even(values: Tensor, most: int) -> bool:
