@@ -52,8 +52,9 @@ def unsuited(method: ResolvedMethod, spec: BitSpec) -> str | None:
     if spec.mixed and not any(info.mixed for info in method.infos):
         return f"{method.name} gives all layers one width; {spec} needs a method that chooses them, such as clamp"
     for part, stored in (("weights", spec.weights), ("activations", spec.activations)):
-        # A source's images are made without them.
-        if stored is not None and not all(i.kind == "source" or i.blocks in (part, "all") for i in method.infos):
+        # Images and transformed float models are made without them.
+        finds = [info for info in method.infos if info.kind in ("method", "calibrator")]
+        if stored is not None and not all(info.blocks in (part, "all") for info in finds):
             return (
                 f"{method.name} searches {part}' scales in a way of its own and {spec} has microscaling {part}, whose "
                 "scales follow from the values; minmax does that"
