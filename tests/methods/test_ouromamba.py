@@ -9,6 +9,7 @@ from tiny_networks import FakeContext, images, tiny_model
 
 from harness.api.plugins import import_target
 from harness.api.spec import BitSpec
+from harness.run.checks import summarise
 from methods.calibrators.ouromamba.info import INFO
 from methods.calibrators.ouromamba.quantizer import Tokens, rounded
 from methods.calibrators.ouromamba.scales import errors, weight_grid
@@ -104,6 +105,10 @@ def test_outliers_are_counted_and_the_result_is_unverified(result):
     assert told["token_sites"] == DEPTH * (2 + 2 * 6)
     with pytest.raises(Uninspectable, match="have 8 bits there instead of 4"):
         audit(vim(), quantized, images(2), scheme="matmul", spec=W4A4)
+    effective = summarise("ouromamba", quantized.summary).effective_activation_bits
+    widths = quantized.summary.activation_bits.values()
+    assert effective is not None
+    assert effective > sum(widths) / len(widths) + told["outlier_share"]  # 4 bits more, and steps; in other sites none
     together = quantized(images(3))
     assert torch.allclose(quantized(images(3)[:1]), together[:1], atol=1e-5)
 

@@ -16,7 +16,7 @@ from methods.calibrators.ouromamba.quantizer import Tokens
 from methods.calibrators.ouromamba.scales import Largest, Shrinking, largest_code, weight_grid
 from methods.calibrators.ouromamba.training import train_steps
 from methods.core.calibrate import activation_quantizers, observe, watch
-from methods.core.graph.intercept import OUTPUT
+from methods.core.graph.intercept import OUTPUT, Transform
 from methods.core.graph.sites import ActivationSite, Point, Sites, find_sites
 from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.observers import MinMax
@@ -51,7 +51,10 @@ class OuroMamba:
         quantized = Quantized(model.net, sites, weights, quantizers)
         if o.epochs:
             train_steps(model, graph, quantized, images, options=o, ctx=ctx)
-        ctx.diagnostics("ouromamba", self._shares(quantized, tokens, images))
+        counted = self._count(quantized, tokens, images)
+        assert quantized.activations is not None
+        quantized.set_activations({**quantized.activations, **counted})
+        ctx.diagnostics("ouromamba", _told(tokens, counted))
         return quantized
 
     @torch.no_grad()
@@ -76,43 +79,42 @@ class OuroMamba:
         }
 
     @torch.no_grad()
-    def _shares(self, quantized: Quantized, tokens: list[ActivationSite], images: Tensor) -> dict[str, Any]:
-        """Which share of the tokens' values lies in outlier channels, on the calibration images."""
+    def _count(self, quantized: Quantized, tokens: list[ActivationSite], images: Tensor) -> dict[Point, Tokens]:
+        """The quantizers of tokens, with what they count on the calibration images."""
         assert quantized.activations is not None
-        counts: dict[str, list[int]] = {str(site): [0, 0] for site in tokens}
+        found: dict[Point, Tokens] = {}
 
-        def counting(site: ActivationSite, quantizer: Tokens) -> Callable[[Tensor], Tensor]:
+        def counting(point: Point, quantizer: Tokens) -> Transform:
             def transform(x: Tensor) -> Tensor:
-                count = counts[str(site)]
-                count[0] += int(quantizer.listed(x).sum())
-                count[1] += x.numel()
+                before = found[point].counted or (0, 0, 0)
+                values, listed, steps = quantizer.count(x)
+                found[point] = replace(quantizer, counted=(before[0] + values, before[1] + listed, before[2] + steps))
                 return quantizer(x)
 
             return transform
 
-        watched = dict(quantized.activations)
-        for site in tokens:
-            quantizer = watched[site.point]
-            assert isinstance(quantizer, Tokens)
-            watched[site.point] = counting(site, quantizer)  # type: ignore[assignment]  # it is called, no more
         interceptor = quantized.interceptor()
-        interceptor.transforms = dict(watched)
+        for site in tokens:
+            quantizer = quantized.activations[site.point]
+            assert isinstance(quantizer, Tokens)
+            found[site.point] = quantizer
+            interceptor.transforms[site.point] = counting(site.point, quantizer)
         with interceptor:
             for part in images.split(self.options.batch):
                 quantized.net(part)
-        return _told(counts, tokens, self.options.outlier_bits)
+        return found
 
 
-def _told(counts: Mapping[str, list[int]], tokens: list[ActivationSite], outlier_bits: int | None) -> dict[str, Any]:
-    values = sum(whole for _, whole in counts.values())
-    outliers = sum(part for part, _ in counts.values())
-    bits = {str(site): (site.bits, outlier_bits or 2 * site.bits) for site in tokens}
-    spent = sum(bits[label][1] * part + bits[label][0] * (whole - part) for label, (part, whole) in counts.items())
+def _told(tokens: list[ActivationSite], found: Mapping[Point, Tokens]) -> dict[str, Any]:
+    """The shares of values in outlier channels, for the record."""
+    counts = {str(site): (found[site.point], found[site.point].counted or (0, 0, 0)) for site in tokens}
+    values = max(1, sum(count[0] for _, count in counts.values()))
+    bits = sum(q.bits * (count[0] - count[1]) + q.outlier_bits * count[1] for q, count in counts.values())
     return {
-        "outlier_share": round(outliers / values, 6) if values else 0.0,
-        "mean_bits": round(spent / values, 4) if values else None,
+        "outlier_share": round(sum(count[1] for _, count in counts.values()) / values, 6),
+        "mean_bits": round(bits / values, 4),
         "token_sites": len(tokens),
-        "outlier_shares": {label: round(part / whole, 6) for label, (part, whole) in counts.items()},
+        "outlier_shares": {label: round(count[1] / max(1, count[0]), 6) for label, (_, count) in counts.items()},
     }
 
 

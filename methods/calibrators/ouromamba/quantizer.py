@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from harness.api.formats import Format
 from methods.calibrators.ouromamba.scales import far, largest_code
 from methods.core.numerics.affine import SMALLEST, fake_quantize
+from methods.core.numerics.quantizers import Stored
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Tokens:
         outlier_bits: of a value in a listed channel.
         refresh: tokens after which the list is emptied.
         deviations: standard deviations above the mean at which a channel sticks out.
+        counted: on the calibration images, once that is known: all values, those in listed channels, and their steps.
     """
 
     scale: Tensor
@@ -34,6 +37,18 @@ class Tokens:
     outlier_bits: int
     refresh: int
     deviations: float
+    counted: tuple[int, int, int] | None = None
+
+    def stored_as(self, bits: int) -> Stored | None:
+        """Values of `bits` bits, and what outlier channels take beyond that: wider values, and steps of their own."""
+        _, listed, steps = self.counted or (0, 0, 0)
+        found = Format(bits, granularity="channel")
+        return found, (self.outlier_bits - bits) * listed + found.scale_bits(steps)
+
+    @property
+    def scaled_values(self) -> int:
+        """The number of values that take so much more."""
+        return 0 if self.counted is None else self.counted[0]
 
     @property
     def dynamic(self) -> str:
@@ -53,6 +68,12 @@ class Tokens:
         if not torch.is_grad_enabled():
             return torch.where(listed, kept, fake_quantize(x, scale[:, None], -top, top))
         return torch.where(listed, x + (kept - x).detach(), rounded(x, scale[:, None], top))
+
+    @torch.no_grad()
+    def count(self, x: Tensor) -> tuple[int, int, int]:
+        """See `counted`, of `x`."""
+        listed = self.listed(x)
+        return x.numel(), int(listed.sum()), int(self._grouped(listed).any(2).sum())
 
     @torch.no_grad()
     def listed(self, x: Tensor) -> Tensor:
