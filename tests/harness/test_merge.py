@@ -23,7 +23,9 @@ SIDECARS = {"images": np.ones((2, 4, 4, 1), np.uint8)}
 def fill(toy_cell, tmp_path):
     """Writes records into a folder: seed -> which of 10 images are right, or None for a failed cell."""
 
-    def write(folder: str, rights: dict[int, list[int] | None], *, processor: str = "a", **sidecars) -> Store:
+    def write(
+        folder: str, rights: dict[int, list[int] | None], *, processor: str = "a", sure: float | None = None, **sidecars
+    ) -> Store:
         store = Store(tmp_path / folder)
         store.folder.mkdir(exist_ok=True)
         for seed, right in rights.items():
@@ -43,6 +45,8 @@ def fill(toy_cell, tmp_path):
                 store.save(Record(**fields, status="failed", failure=failure))
                 continue
             outcomes = pd.DataFrame({"correct": np.isin(np.arange(10), right)})
+            if sure is not None:
+                outcomes["confidence"] = np.float32(sure)
             metrics = {"top1": 10.0 * len(right)}
             record = Record(**fields, status="ok", primary_metric="top1", metrics=metrics, seconds=len(processor))
             store.save(record, outcomes, **sidecars)
@@ -93,6 +97,14 @@ def test_other_numbers_or_outcomes_are_kept_aside(fill, tmp_path, other):
     before = contents(into.folder)
     merge([b.folder, a.folder], into.folder)  # again, in another order
     assert contents(into.folder) == before
+
+
+@pytest.mark.parametrize("sure", [0.8000001, None])
+def test_confidences_may_differ_by_rounding_or_be_missing(fill, tmp_path, sure):
+    """They do between machines, and older records do not say them."""
+    a, b = fill("a", {0: [1, 2]}, sure=0.8), fill("b", {0: [1, 2]}, sure=sure)
+    done = merge([a.folder, b.folder], tmp_path / "into")
+    assert (done.copied, done.same, done.conflicts) == (1, 1, [])
 
 
 def test_conflicts_travel_but_not_to_where_they_are_none(fill, tmp_path):
