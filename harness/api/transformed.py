@@ -62,8 +62,10 @@ def _difference(net: nn.Module, model: VisionModel, images: Tensor) -> tuple[flo
     difference = size = 0.0
     for batch in (images[:COMPARED], probes(model)):
         part = ImageSet.whole(batch)
-        pairs = zip(outputs(net, part), outputs(model.net, part), strict=False)
-        for own, reference in pairs:
+        found, expected = outputs(net, part), outputs(model.net, part)
+        if len(found) != len(expected):
+            return float("inf"), 1.0
+        for own, reference in zip(found, expected, strict=True):
             if own.shape != reference.shape or not bool(torch.isfinite(own).all()):
                 return float("inf"), 1.0
             difference = max(difference, float((own - reference).abs().max()))

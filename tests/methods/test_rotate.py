@@ -134,9 +134,16 @@ def pruned(net: Any) -> Any:
     return net
 
 
+def doubled(net: Any) -> Any:
+    once = net.forward
+    net.forward = lambda x: (once(x), once(x))
+    return net
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (doubled, "transform 'mine' gives another function: outputs differ by inf"),
         (scaled, "transform 'mine' gives another function: outputs differ by"),
         (pruned, "transform 'mine' gives a network of other parameters, 'head.bias' for one"),
         (lambda net: net.train(), "left to be trained"),
