@@ -27,6 +27,8 @@ SHORT: Mapping[str, Any] = TINY | {
     "wide_steps": 20,
 }
 ONLY_MATMUL = {"noise+adalog", "noise+noisyquant"}  # they skip scheme full
+# What runs on no network of the usual families.
+ELSEWHERE = {"ouromamba-gen+minmax": "vim", "noise+ouromamba": "vim", "noise+trio": "efficientvit"}
 NAMES = tuple(
     dict.fromkeys([*METHODS, *(f"{name}+minmax" for name in SOURCES), *(f"noise+{name}" for name in CALIBRATORS)])
 )
@@ -55,7 +57,7 @@ def cell_of(name: str, where: Where, store: Store, more: Mapping[str, Mapping[st
     }
     request = Request(
         methods=(name,) if infos else ("noise+minmax",),
-        models=(where.model,),
+        models=(ELSEWHERE.get(name, where.model),),
         bits=(where.bits,),
         schemes=("matmul" if name in ONLY_MATMUL else "full",),
         suite=where.suite,

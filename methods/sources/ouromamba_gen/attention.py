@@ -79,7 +79,8 @@ def patched_attention(
     # Channels are averaged before the recursion is unrolled: a map for each of them would be as large as all tokens'
     # products with all tokens, for every state of every channel.
     decay = torch.einsum("ntd,dm->ntm", delta, a) / a.shape[0]
-    passed = decay.cumsum(1)[:, places]  # (n, patches, states)
+    upto = torch.ones(decay.shape[1], decay.shape[1]).to(decay).tril()[places]
+    passed = upto @ decay  # (n, patches, states); torch's cumulative sum is not repeatable on CUDA
     reach = passed[:, :, None] - passed[:, None]  # from s (second) to t (first)
     earlier = torch.ones(len(places), len(places), dtype=torch.bool, device=delta.device).tril()
     kept = torch.exp(reach.masked_fill(~earlier[..., None], -torch.inf))

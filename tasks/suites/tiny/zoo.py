@@ -49,8 +49,19 @@ def _vim() -> nn.Module:
     return VisionMamba(img_size=16, patch_size=4, in_chans=1, num_classes=CLASSES, embed_dim=16, depth=2, states=4)
 
 
+def _efficientvit() -> nn.Module:
+    from timm.models.efficientvit_mit import EfficientVit
+
+    return EfficientVit(
+        in_chans=1, num_classes=CLASSES, widths=(4, 4, 8, 8), depths=(1, 1, 1, 1), head_dim=4, head_widths=(8, 8)
+    )
+
+
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {"vit": _vit, "swin": _swin}
-FURTHER: Mapping[str, Callable[[], nn.Module]] = {"vim": _vim}  # what few plugins are for
+FURTHER: Mapping[str, Callable[[], nn.Module]] = {
+    "vim": _vim,
+    "efficientvit": _efficientvit,
+}  # what few plugins are for
 
 
 def build(name: str) -> nn.Module:
