@@ -58,16 +58,16 @@ def why_not(net: nn.Module, graph: Trace, attention: Attention, *, queries: bool
         for operand in first.operands:
             if _layer(net, graph, operand) is None:
                 return (
-                    f"queries and keys of {attention.path} reach their product through {_between(operand)}, which a "
-                    "rotation does not pass unchanged; rotate[queries=false] leaves them"
+                    f"queries and keys of {attention.path} come from {_between(operand)}, into which no rotation can "
+                    "be folded; rotate[queries=false] leaves them"
                 )
     if values:
         made, taken = _layer(net, graph, second.operands[1]), attention.projection
         straight = taken is not None and taken.operands[0].ops == {second.key} and not taken.operands[0].altered
         if made is None or taken is None or not straight or not is_plain(net, graph, taken):
             return (
-                f"values of {attention.path} go from {_between(second.operands[1])} through attention to something "
-                "else than one linear layer alone; rotate[values=false] leaves them"
+                f"values of {attention.path} come from {_between(second.operands[1])} and go through attention, not "
+                "straight from one plain linear layer into another; rotate[values=false] leaves them"
             )
     return None
 
