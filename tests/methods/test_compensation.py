@@ -85,6 +85,19 @@ def test_without_outliers_microscopiq_is_gptq_on_its_integers(bits):
     assert torch.equal(found, compensated(W, H, Blocks(stored), damping=0.01, block=128))
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_compensation_makes_up_for_outliers_and_pruned_weights(bits):
+    weight, layout = W.double(), Layout(bits, 32, 8, 1.5)
+    weight[:, ::11] *= 6.0
+    before, after = (
+        alone(weight, MicroBlocks(layout)),
+        compensated(weight, H, MicroBlocks(layout), damping=0.01, block=32),
+    )
+    errors = [((found - weight) @ X.T).square().sum() for found in (before, after)]
+    assert errors[1] < 0.8 * errors[0]
+    assert outlier_fault(cut(after, -1, 32), bits, 8) is None
+
+
 def plain(row: list[float], inverse: list[float], layout: Layout) -> list[float]:
     """MicroScopiQ's rounding of one output channel, number by number, without compensation."""
     result, bits, macro, micro, sigmas = list(row), layout.bits, layout.macro, layout.micro, layout.sigmas

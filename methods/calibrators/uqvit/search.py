@@ -148,9 +148,8 @@ class Search:
         floats = dict(self._own.named_parameters())
         for name in layer.names:
             site = self._weights[name]
-            grid = percentile_quantizer(
-                floats[name], site.bits, self._percentiles, granularity=PerChannel(site.axis)
-            )  # fmt: skip
+            channels = PerChannel(site.axis)
+            grid = percentile_quantizer(floats[name], site.bits, self._percentiles, granularity=channels)
             self._quantized.set_weight(name, grid)
         bits = self._bits[layer.points[0]]
         base = percentile_quantizer(setting.x, bits, self._percentiles, widen=True)
