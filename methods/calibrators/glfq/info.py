@@ -65,7 +65,11 @@ INFO = PluginInfo(
     requires="methods.core.graph.requirements:pieces",
     origin="reconstruction",
     options=GlfqOptions,
-    presets={"quick": _preset(25, 5e-4), "default": _preset(75, 3e-4), "paper": {}},
+    presets={
+        "quick": _preset(25, 5e-4),
+        "default": _preset(75, 3e-4),
+        "paper": {"weight_ranges": "minmax", "activation_ranges": "minmax"},
+    },
     ablations={
         "the block's own output alone": {"loss": "local"},
         "the last features alone": {"loss": "global"},
@@ -80,13 +84,12 @@ INFO = PluginInfo(
         "weights themselves are trained, on the calibration images and without labels",
         "the rotations are a transform of their own, which any calibrator can be run behind: the whole method is "
         "real[images=1024]+rotate+glfq in preset paper",
-        "presets quick and default keep GELU, and take few steps with larger learning rates; only `paper` has the "
-        "published ones",
+        "presets quick and default keep GELU, start from ranges of least error as the other reconstructions here do, and "
+        "take few steps with larger learning rates; only `paper` has the published ones (ranges: its appendix)",
         "as many images as the source makes (32 unless told otherwise; the paper: 1,024, e.g. real[images=1024])",
         "without the LayerNorm reparameterization that the paper adds on Swin",
         "inferred: learning rates fall to 0 along half a cosine; the weights' grids and the zero points stay as first "
-        "found; first ranges are those of the other reconstruction calibrators (the paper's appendix prints extremes: "
-        "weight_ranges=minmax, activation_ranges=minmax); stem, downsamplings and the tail with the head are trained "
+        "found; stem, downsamplings and the tail with the head are trained "
         "as blocks are, the tail for its own output, since no features are behind it; MLPs are trained in batches of "
         "as many images as blocks",
         "detectors and segmentors: the network's outputs stand for the features of boxes, and all parts are trained",
