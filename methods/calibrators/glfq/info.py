@@ -84,7 +84,7 @@ INFO = PluginInfo(
         "weights themselves are trained, on the calibration images and without labels",
         "the rotations are a transform of their own, which any calibrator can be run behind: the whole method is "
         "real[images=1024]+rotate+glfq in preset paper",
-        "presets quick and default keep GELU, start from ranges of least error as the other reconstructions here do, and "
+        "presets quick and default keep GELU, start from ranges of least error as the other reconstructions here, and "
         "take few steps with larger learning rates; only `paper` has the published ones (ranges: its appendix)",
         "as many images as the source makes (32 unless told otherwise; the paper: 1,024, e.g. real[images=1024])",
         "without the LayerNorm reparameterization that the paper adds on Swin",
