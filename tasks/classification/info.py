@@ -23,6 +23,7 @@ INFO = TaskInfo(
         "swin": "embedded: SwinTransformer, 2+4 blocks of width 48 and 96, patch 2, window 4, 1x32x32 input; cifar10: "
         "2+4+2 blocks of width 64 to 256, convolutional stem, 3x32x32 input",
         "efficientvit": "embedded, if it is named: MIT's EfficientViT, ReLU linear attention, widths 8 to 32",
+        "vim": "embedded, if it is named: VisionMamba, 3 blocks of width 48, patch 4, 1x32x32 input",
         "timm:NAME": "imagenet: any pretrained classifier of timm by name; downloads the weights once",
         "timm:NAME@FILE": "any suite: the same architecture with the weights in FILE (.safetensors, .pth, .pt ...), "
         "perhaps with its preprocessing, classes or choice of weights in brackets: FILE[crop_pct=0.9,weights=raw]",

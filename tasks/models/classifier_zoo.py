@@ -76,7 +76,7 @@ class ClassifierZoo:
         shape = "x".join(map(str, self.input.input_shape))
         card = {
             "name": name,
-            "architecture": f"timm {type(net).__name__}, {shape} input, {self.classes} classes",
+            "architecture": f"{_source(net)}{type(net).__name__}, {shape} input, {self.classes} classes",
             "parameters": sum(p.numel() for p in net.parameters()),
             "trained_on": self.trained_on,
             "seed": result["recipe"]["seed"],
@@ -116,6 +116,11 @@ class ClassifierZoo:
 |---:|---:|---:|
 {curve}
 """
+
+
+def _source(net: nn.Module) -> str:
+    """`timm ` for its classes."""
+    return "timm " if type(net).__module__.partition(".")[0] == "timm" else ""
 
 
 def _percent(value: float | None) -> str:

@@ -31,8 +31,8 @@ def _embedded_accuracy(net: nn.Module) -> float:
 
 HEAD = """# Embedded zoo
 
-Small timm transformers trained from scratch on the 60,000 training images of Fashion-MNIST by `nox -s zoo`
-(`train.py`), kept as fp16 safetensors. They exist to be quantized in a benchmark; they are good for
+Small timm transformers, and a Vision Mamba (`vim`), trained from scratch on the 60,000 training images of Fashion-MNIST
+by `nox -s zoo` (`train.py`), kept as fp16 safetensors. They exist to be quantized in a benchmark; they are good for
 nothing else. Nothing was selected on test images: the weights are those of the last training step. The test accuracy
 in the learning curves was only watched. This file is made from the JSON cards beside it.
 """
@@ -40,7 +40,7 @@ in the learning curves was only watched. This file is made from the JSON cards b
 ZOO = ClassifierZoo(
     folder=Path(__file__).parent / "weights",
     names=("vit", "swin"),
-    further=("efficientvit",),
+    further=("efficientvit", "vim"),
     build=build,
     input=INPUT,
     classes=CLASSES,
