@@ -179,7 +179,16 @@ def test_every_built_in_source_says_what_its_images_depend_on(catalog):
             source = info.load()(info.resolve("quick", {}))
             asked = [("W8A8", "full"), ("W4A8", "full"), ("W4A4", "matmul")]
             shared[name] = len({source.precision(BitSpec.parse(b), s) for b, s in asked})
-    assert shared == {"noise": 1, "psaq": 1, "sardfq": 1, "fdd": 1, "mimiq": 1, "maskaq": 3, "clamp": 2}
+    assert shared == {
+        "noise": 1,
+        "psaq": 1,
+        "sardfq": 1,
+        "fdd": 1,
+        "mimiq": 1,
+        "maskaq": 3,
+        "clamp": 2,
+        "ouromamba-gen": 1,
+    }
 
 
 # --- what is read ---------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Labelled(Catalog):
         return LABELS[text]
 
 
-CATALOG = Labelled(None, None, None, None)
+CATALOG = Labelled(None, None, None, Catalog.default().tasks)
 
 
 def options(name: str, preset: str = "quick", **others: object) -> dict:

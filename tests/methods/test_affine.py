@@ -181,6 +181,8 @@ CLIP = {"clamp", "clamp_", "clip", "clip_", "maximum", "minimum"}
 # Rounding and clipping outside affine.py, and why.
 ALONE = {
     "calibrators/adalog/search.py": "widths of a search, in whole steps; nothing is quantized",
+    "calibrators/microscopiq/outliers.py": "mantissas of floating-point outliers",
+    "core/numerics/microscaling.py": "elements with exponents of their own, whose steps differ",
     "core/numerics/straight_through.py": "the gradient needs the code before it is clipped as well",
 }
 

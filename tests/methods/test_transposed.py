@@ -109,7 +109,7 @@ def check_channels(name: str, model: VisionModel, quantized: Any, bits: int) -> 
     """Every output channel of the transposed convolution, one by one, is the float one on a grid of its own."""
     rounded, weight = quantized.net.up.weight, model.net.up.weight
     base = grid(quantized.weights["up.weight"])
-    trained = name in {"psaq2", "noise+isvit"}  # weights are more than rounded
+    trained = name in {"psaq2", "noise+isvit", "noise+glfq"}  # weights are more than rounded
     assert base.scale.shape == base.zero_point.shape == (weight.shape[1],)
     for i in range(weight.shape[1]):
         step, zero = float(base.scale[i]), int(base.zero_point[i])
@@ -149,8 +149,12 @@ def mirrored(up: nn.ConvTranspose2d) -> nn.Conv2d:
     return conv
 
 
+# They round a transposed convolution to the nearest, and say so.
+UNCOMPENSATED = {"noise+gptq", "noise+microscopiq"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in UNCOMPENSATED])
 def test_every_method_treats_it_as_the_convolution_that_it_is(name: str) -> None:
     """At stride 1 there is one, and what is found for it is the reference."""
     model = masks("plain")
