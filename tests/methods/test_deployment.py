@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from tiny_networks import FakeContext, RandomImages, images, tiny_model
@@ -21,8 +24,10 @@ SOFTMAXES = {"vit": 2, "swin": 4}
 PRODUCTS = {"vit": 14, "swin": 27}
 
 
-def quantized(method: str, net: str, bits: str, scheme: str) -> tuple[Quantized, Deployment]:
-    built = Catalog.default().resolve_all([method], "quick", {})[0].build()
+def quantized(
+    method: str, net: str, bits: str, scheme: str, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Quantized, Deployment]:
+    built = Catalog.default().resolve_all([method], "quick", options or {})[0].build()
     model = tiny_model(net)
     found = built.quantize(model, spec=BitSpec.parse(bits), scheme=scheme, calib=RandomImages(), ctx=FakeContext())
     assert isinstance(found, Deployable)
@@ -73,10 +78,17 @@ def test_other_quantizers_run_in_float_and_say_so(method: str) -> None:
     assert len(deployment.unpacked) == (2 if method == "noise+ptq4vit" else 0)
 
 
-@pytest.mark.parametrize("method", ["noise+fqvit", "noise+noisyquant"])
-def test_a_model_that_computes_otherwise_is_refused(method: str) -> None:
-    with pytest.raises(UsageError, match="replaces operations"):
-        quantized(method, "vit", "W8A8", "matmul")
+@pytest.mark.parametrize(
+    ("method", "bits", "why"),
+    [
+        ("noise+fqvit", "W8A8", "replaces operations"),
+        ("noise+noisyquant", "W8A8", "replaces operations"),
+        ("noise+minmax", "MXFP4A8", "stored in blocks"),
+    ],
+)
+def test_a_model_that_computes_otherwise_is_refused(method: str, bits: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        quantized(method, "vit", bits, "matmul")
 
 
 def test_weights_keep_the_codes_that_a_learned_rounding_chose() -> None:
