@@ -132,7 +132,7 @@ def test_codes_of_weights() -> None:
     halves = Uniform.asymmetric(*torch.stack([pieces.rows(weight).amin(1), pieces.rows(weight).amax(1)]), 4, pieces)
     found = stored_codes(halves(weight), halves, 0)
     assert found is not None
-    assert (found.bits, found.codes.dtype, found.scale.shape) == (4, torch.uint8, (6,))
+    assert (found.bits, found.codes.dtype, found.scale.shape) == (4, torch.int8, (6,))
     assert torch.equal(found.values(), halves(weight))
     blocks = PerBlock((6, 4))
     rows = blocks.rows(weight)
