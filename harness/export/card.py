@@ -75,7 +75,8 @@ def card(exported: Exported, model: VisionModel, *, runs: bool) -> str:
         lines += ["## Run it", "", "```python", script(model), "```", ""]
         lines += [f"It needs numpy, onnxruntime and Pillow. `{EXAMPLE}` is an image of the evaluation.", ""]
     else:
-        lines += [f"Input `images`: (n, {', '.join(map(str, model.input_shape))}), normalised by mean ", ""]
+        shape = ", ".join(map(str, (exported.at_once or "n", *model.input_shape)))
+        lines += [f"Input `images`: ({shape}), normalised by mean ", ""]
         lines[-2] += f"{_list(model.mean)} and standard deviation {_list(model.std)} of pixels in 0 .. 1."
     lines += ["## Measured", "", *table(exported), "", *notes(exported), ""]
     return "\n".join(lines)

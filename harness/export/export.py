@@ -26,7 +26,7 @@ from harness.export.runtimes.base import Runtime, Session
 from harness.export.speed import peak_mib, processor_features, timings
 from harness.identity.cell import Cell
 from harness.io.exit_codes import OK
-from harness.io.files import prepare_folder
+from harness.io.files import prepare_folder, reason
 from harness.results.exported import FOLDER, Computed, Difference, Exported, InRuntime, keep_exported
 from harness.results.provenance import processor_of
 from harness.results.store import Store
@@ -91,10 +91,10 @@ def export(remade: Remade, settings: Settings, store: Store, wish: Wish) -> tupl
     said = _metadata(remade)
     try:
         write_float(plain, images, folder / FLOAT, said | {"bits": "FP32"})
-        write_quantized(deployment, images, folder / MODEL, said)
+        at_once = write_quantized(deployment, images, folder / MODEL, said)
         not_kept = save_artefact(remade, folder / ARTEFACT)
     except OSError as error:
-        raise UsageError(f"cannot write to folder {folder} ({error.strerror}); choose another with --to") from None
+        raise UsageError(f"cannot write to folder {folder} ({reason(error)}); choose another with --to") from None
     found: list[InRuntime] = []
     problems: list[str] = []
     seen = _Seen()
@@ -129,6 +129,7 @@ def export(remade: Remade, settings: Settings, store: Store, wish: Wish) -> tupl
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         folder=folder.name,
         not_kept=not_kept,
+        at_once=at_once,
     )
     keep_exported(exported, folder / RESULT)
     keep_exported(exported, store.folder / FOLDER / f"{cell.key}.json")

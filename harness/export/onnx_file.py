@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import UsageError
+from harness.export.repeated import gather_rows
 
 if TYPE_CHECKING:
     import onnx
@@ -20,23 +21,31 @@ INPUT = "images"
 _MULTIPLYING = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
 
-def write_float(net: nn.Module, images: Tensor, path: Path, said: Mapping[str, str]) -> None:
+def write_float(net: nn.Module, images: Tensor, path: Path, said: Mapping[str, str]) -> int | None:
     """The float network as a file; `said` is written into it.
 
     Args:
         net: in eval mode, on the CPU.
-        images: two or more normalised ones, by which it is traced; files take any number.
+        images: two or more normalised ones, by which it is traced.
         path: the file.
         said: metadata.
+
+    Returns:
+        How many images the file takes at once, None if any number.
 
     Raises:
         UsageError: torch cannot export it.
     """
-    _save(_translated(net, images), path, said)
+    model = _translated(net, images)
+    _save(model, path, said)
+    return _at_once(model)
 
 
-def write_quantized(deployment: Deployment, images: Tensor, path: Path, said: Mapping[str, str]) -> None:
+def write_quantized(deployment: Deployment, images: Tensor, path: Path, said: Mapping[str, str]) -> int | None:
     """A deployed model as a file, its layers and products named as the operations that they are.
+
+    Returns:
+        As `write_float`.
 
     Raises:
         UsageError: torch cannot export it, or the file has not the products that the model has.
@@ -56,6 +65,13 @@ def write_quantized(deployment: Deployment, images: Tensor, path: Path, said: Ma
         if bits <= 4:
             _pack(model, name)
     _save(model, path, said)
+    return _at_once(model)
+
+
+def _at_once(model: onnx.ModelProto) -> int | None:
+    first = model.graph.input[0].type.tensor_type.shape.dim[0]
+    number: int = first.dim_value
+    return number if first.HasField("dim_value") else None
 
 
 def _translated(module: nn.Module, images: Tensor) -> onnx.ModelProto:
@@ -74,11 +90,8 @@ def _translated(module: nn.Module, images: Tensor) -> onnx.ModelProto:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Not strict: the network runs as Python, under the modes that intercept it.
-            dynamic = ({0: torch.export.Dim.DYNAMIC},)
-            exported = torch.export.export(module, (images,), strict=False, dynamic_shapes=dynamic)
             program = torch.onnx.export(
-                exported,
+                _exported(module, images),
                 dynamo=True,
                 opset_version=OPSET,
                 custom_translation_table=table,
@@ -90,6 +103,19 @@ def _translated(module: nn.Module, images: Tensor) -> onnx.ModelProto:
         raise UsageError(f"torch cannot export the network ({type(error).__name__}: {first})") from error
     assert program is not None
     return program.model_proto
+
+
+def _exported(module: nn.Module, images: Tensor) -> Any:
+    """The network for any number of images; for one where it computes with their number in plain Python, as mmdet's
+    and mmseg's Swin do.
+    """
+    import torch
+
+    # Not strict: the network runs as Python, under the modes that intercept it.
+    try:
+        return torch.export.export(module, (images,), strict=False, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    except Exception:  # torch has no public class for it; whatever else is wrong is met again
+        return torch.export.export(module, (images[:1].clone(),), strict=False)
 
 
 # --- the operators of `harness.api.integers` in ONNX ------------------------------------------------------------
@@ -195,6 +221,7 @@ def _save(model: onnx.ModelProto, path: Path, said: Mapping[str, str]) -> None:
         del node.metadata_props[:]
         node.doc_string = ""
     _drop_unused(model)
+    gather_rows(model)
     for values in (model.graph.input, model.graph.output, model.graph.initializer):
         for value in values:
             del value.metadata_props[:]

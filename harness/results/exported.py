@@ -113,6 +113,7 @@ class Exported(_Part):
     made: str
     folder: str = ""
     not_kept: str | None = None  # why there is no model.safetensors
+    at_once: int | None = None  # how many images model.onnx takes at a time, None if any number
 
 
 def read_exported(folder: Path) -> tuple[list[Exported], dict[Path, str]]:

@@ -18,6 +18,7 @@ from harness.api.spec import BitSpec
 from harness.catalog.catalog import Catalog
 from harness.export.codes import compare_codes
 from harness.export.onnx_file import write_float, write_quantized
+from harness.export.repeated import gather_rows
 from harness.export.runtimes import RUNTIMES
 from tasks.classification.suite import open_suite
 
@@ -105,3 +106,30 @@ def test_weights_of_four_bits_are_packed_and_what_is_in_float_has_no_dequantizat
         expected, floats = quantized(images).numpy(), model.net(images).numpy()
     np.testing.assert_allclose(RUNTIMES["onnxruntime"].open(path, 1)(images.numpy())[0], expected, atol=1e-3)
     np.testing.assert_allclose(RUNTIMES["onnxruntime"].open(plain, 1)(images.numpy())[0], floats, atol=1e-4)
+
+
+def test_constants_whose_rows_repeat_are_stored_once(tmp_path) -> None:
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    table, weight = rng.normal(size=(9, 12)).astype(np.float32), rng.normal(size=(400, 12)).astype(np.float32)
+    bias = table[rng.integers(0, 9, (4, 100))]
+    whole = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 100, 12]) for name in ("x", "y")]
+    constants = [numpy_helper.from_array(bias, "bias"), numpy_helper.from_array(weight, "weight")]
+    nodes = [
+        helper.make_node("Reshape", ["weight", "shape"], ["same"]),
+        helper.make_node("Add", ["bias", "same"], ["both"]),
+        helper.make_node("Add", ["x", "both"], ["y"]),
+    ]
+    constants.append(numpy_helper.from_array(np.array([4, 100, 12]), "shape"))
+    graph = helper.make_graph(nodes, "graph", whole[:1], whole[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    gather_rows(model)
+    sizes = {each.name: tuple(each.dims) for each in model.graph.initializer}
+    assert sizes == {"weight": (400, 12), "shape": (3,), "bias.rows": (9, 12), "bias.index": (4, 100)}
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = rng.normal(size=(4, 100, 12)).astype(np.float32)
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], x + (bias + weight.reshape(4, 100, 12)))

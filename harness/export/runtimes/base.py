@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,3 +41,13 @@ class Runtime(Protocol):
 
         What the runtime gives no account of is left out.
         """
+
+
+def in_pieces(run: Callable[[np.ndarray], list[np.ndarray]], images: np.ndarray, size: int | None) -> list[np.ndarray]:
+    """Outputs of `run`, which takes `size` images at once, or any number."""
+    import numpy as np
+
+    if size is None:
+        return run(images)
+    found = [run(images[i : i + size]) for i in range(0, len(images), size)]
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]

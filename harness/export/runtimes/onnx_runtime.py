@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import UsageError, first_line
 from harness.export.onnx_file import INPUT, operations
-from harness.export.runtimes.base import Session
+from harness.export.runtimes.base import Session, in_pieces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,10 +58,11 @@ class OnnxRuntime:
 class _Session:
     def __init__(self, session: Any) -> None:
         self._session = session
+        first = session.get_inputs()[0].shape[0]
+        self._size = first if isinstance(first, int) else None
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        outputs: list[np.ndarray] = self._session.run(None, {INPUT: images})
-        return outputs
+        return in_pieces(lambda piece: self._session.run(None, {INPUT: piece}), images, self._size)
 
 
 def _session(path: Path, threads: int, optimized: Path | None = None) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import UsageError, first_line
-from harness.export.runtimes.base import Session
+from harness.export.runtimes.base import Session, in_pieces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +53,13 @@ _TOLD = ("layerType", "runtimePrecision", "originalLayersNames")
 class _Session:
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
+        first = compiled.input(0).get_partial_shape()[0]
+        self._size = first.get_length() if first.is_static else None
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        return in_pieces(self._run, images, self._size)
+
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
         return [value.copy() for value in self._compiled([images]).values()]
 
 
