@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from harness.api.contracts import Deployable, Deployment, QuantizedModel, Suite, VisionModel
 from harness.api.errors import UsageError
@@ -11,10 +12,15 @@ from harness.api.plugins import imported
 from harness.api.spec import split_scheme
 from harness.catalog.code import code_for
 from harness.identity.cell import Cell
+from harness.io.files import reason
 from harness.results.provenance import is_stale
 from harness.results.record import Record
+from harness.results.sidecars import CONFIDENCE
 from harness.results.store import Store
 from harness.run.runner import CellRunner, Measured, Progress, Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MOST_FLOAT = 10.0  # points of all multiply-accumulates that may be in float unsaid
 
@@ -67,19 +73,17 @@ def remake(runner: CellRunner, settings: Settings, cell: Cell, store: Store, pro
         try:
             store.save(record, measured.outcomes, measured.images, measured.snapshots, measured.pictures)
         except OSError as error:
-            raise UsageError(
-                f"cannot write to folder {store.folder} ({error.strerror}); choose another --out"
-            ) from None
+            raise UsageError(f"cannot write to folder {store.folder} ({reason(error)}); choose another --out") from None
     suite, model, quantized = kept[0]
     return Remade(cell, suite, model, quantized, measured, settings.requested.get(cell.model, cell.model))
 
 
 def _check_same(stored: Record, measured: Measured, store: Store, settings: Settings) -> None:
-    old, new = store.outcomes(stored.key), measured.outcomes
-    assert new is not None
-    if old.equals(new):
+    old = store.outcomes(stored.key)
+    assert measured.outcomes is not None
+    differing = differing_images(old, measured.outcomes)
+    if not differing:
         return
-    differing = int((old != new).any(axis=1).sum()) if old.shape == new.shape else len(old)
     provenance = stored.provenance
     here = measured.record.provenance
     reasons = []
@@ -93,6 +97,23 @@ def _check_same(stored: Record, measured: Measured, store: Store, settings: Sett
         f"the model made now differs from the record of {stored.cell.label} on {differing:,} of {len(old):,} images"
         f"{(reasons and ' (' + ', and '.join(reasons) + ')') or ''}; measure the cell anew with bench --rerun all"
     )
+
+
+def differing_images(old: pd.DataFrame, new: pd.DataFrame) -> int:
+    """How many images have other outcomes; how sure a model is does not count, since older records do not say it.
+
+    Args:
+        old: as it was read from a results folder, where values of several numbers are lists or arrays.
+        new: as a suite gave it.
+    """
+    old, new = (frame.drop(columns=CONFIDENCE, errors="ignore").map(_plain) for frame in (old, new))
+    if old.equals(new):
+        return 0
+    return int((old != new).any(axis=1).sum()) if old.shape == new.shape else len(old)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def deployment_of(remade: Remade, *, allow_float: bool) -> Deployment:

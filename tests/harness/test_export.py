@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,12 +19,22 @@ import dfqbench
 from harness.api.errors import UsageError
 from harness.export import runtimes
 from harness.export.compare import Comparison, verdict
+from harness.export.remake import differing_images
 from harness.results.exported import FOLDER, Difference, Exported, read_exported
 from harness.results.store import Store
 
 CELL = ("noise", "--suite", "tiny", "--models", "vit", "--bits", "W4A8", "--schemes", "matmul", "--preset", "quick")
 CPU = ("--threads", "1")
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+# As where none of the packages that made a file are installed.
+ALONE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {*"torch torchvision timm dfqbench harness methods tasks onnx onnxscript".split()}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+"""
 
 
 def first(folder: Path) -> Path:
@@ -53,7 +64,10 @@ def test_a_cell_is_written_checked_and_shown(cli, tmp_path) -> None:
     # The lines of the model card run as they stand, with no more than they name.
     (script,) = CODE.findall((folder / "README.md").read_text())
     assert len(script.strip().splitlines()) <= 10
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=True)
+    alone = [sys.executable, "-I", "-c", ALONE + script]
+    done = subprocess.run(alone, cwd=folder, capture_output=True, text=True, check=True)
+    outcomes = Store(tmp_path / "run").outcomes(record.key)
+    assert int(done.stdout.split()[0]) == outcomes.loc[outcomes["index"] == 0, "prediction"].item()
     model = dfqbench.load(folder / "model.safetensors")
     assert model.summary.weight_sites == 10
     labels, batch = _first_batch()
@@ -74,6 +88,17 @@ def _first_batch():
     model = suite.load("vit", torch.device("cpu"))
     batch, labels = next(iter(suite.data.evaluation(model, 20)))
     return labels, batch
+
+
+def test_outcomes_are_equal_as_they_are_stored(tmp_path) -> None:
+    new = pd.DataFrame({"index": [0, 1], "score": [np.array([0.5, 0.25]), np.array([])], "confidence": [0.5, 0.25]})
+    new.to_parquet(tmp_path / "outcomes.parquet", index=False)
+    stored = pd.read_parquet(tmp_path / "outcomes.parquet")
+    assert differing_images(stored, new) == 0
+    assert differing_images(stored.drop(columns="confidence"), new) == 0
+    stored["score"] = [[0.5, 0.125], []]
+    assert differing_images(stored, new) == 1
+    assert differing_images(stored[:1], new) == 1
 
 
 def test_another_outcome_than_the_record_is_refused(cli, tmp_path, monkeypatch) -> None:
