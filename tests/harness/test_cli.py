@@ -230,6 +230,7 @@ def test_tables(cli):
     assert (RUNS / "report" / "published.md").read_text() in shown
 
 
+@pytest.mark.slow
 def test_report(cli, tmp_path):
     assert "no results folder" in cli("report", "--out", "nowhere", code=2).stderr
     RUNS.mkdir(parents=True)

@@ -57,9 +57,9 @@ def deployment(method: str, net: str, bits: str, scheme: str) -> tuple[VisionMod
     return model, import_target(quantized.deployment)(quantized, model), quantized
 
 
+@pytest.mark.slow
 @pytest.mark.usual(net="vit", bits=["W8A8", "W4A4"])
 @pytest.mark.usual(net="swin", bits="W4A4")
-@pytest.mark.fast(net="vit", scheme="matmul", bits="W4A4")
 @pytest.mark.parametrize("bits", ["W8A8", "W4A8", "W4A4"])
 @pytest.mark.parametrize("scheme", ["matmul", "full"])
 @pytest.mark.parametrize("net", ["vit", "swin"])

@@ -182,9 +182,9 @@ def _until(happened) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.usual(number=2)
 @pytest.mark.usual(killed=True)
-@pytest.mark.fast(number=2)
 @pytest.mark.parametrize(("number", "killed"), [(2, False), (4, False), (4, True)])
 def test_processes_share_images_bit_for_bit(settings, toy_cell, tmp_path, number, killed):
     cell, together, alone = toy_cell(), tmp_path / "together", tmp_path / "alone"

@@ -61,6 +61,7 @@ def test_the_result_is_never_further_from_float_than_the_start(name, search, bit
         assert torch.equal(found(x), start.quantized(x))
 
 
+@pytest.mark.slow
 def test_both_verdicts_come_about():
     verdicts = {
         quantized("vit", "W4A8", seed, local_loss=form)[1].found["held_out"]["kept"]

@@ -91,6 +91,7 @@ def judged(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "run" / "report" / "reproduced_madeup.csv").set_index("bits")
 
 
+@pytest.mark.slow
 def test_a_table_is_planned_measured_resumed_and_judged(cli, tmp_path, table) -> None:
     shown = cli("madeup", *RUN, "--dry").output
     assert "5 of 5 cells to run" in shown
