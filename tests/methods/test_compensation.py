@@ -210,7 +210,7 @@ def test_migration_changes_no_output_and_evens_channels_out():
     model = tiny_model("vit")
     with torch.no_grad():
         next(m for m in model.net.modules() if isinstance(m, torch.nn.LayerNorm)).weight[0] = 50.0
-    net, count = migrated(model.net, trace(model), images(), 0.7, 4)
+    net, count = migrated(model, trace(model), images(), 0.7, 4)
     assert count > 0
     assert torch.allclose(net(images(3)), model.net(images(3)), atol=1e-3, rtol=1e-4)
     changed = [name for name, value in net.state_dict().items() if not torch.equal(value, model.net.state_dict()[name])]

@@ -17,13 +17,14 @@ from methods.calibrators.minmax.info import INFO as MINMAX
 from methods.calibrators.trio.calibrator import Trio
 from methods.calibrators.trio.divisors import PowerOfTwo, exponents
 from methods.calibrators.trio.info import INFO, TrioOptions
-from methods.calibrators.trio.moves import ChannelEnds, Move, centring, made_up_for, migration
+from methods.calibrators.trio.moves import Move, centring, made_up_for, migration
 from methods.calibrators.trio.places import Divisor, find_convolutions, find_divisors
 from methods.core.audit import audit
 from methods.core.deployment import deployed
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey
 from methods.core.graph.sites import find_sites
 from methods.core.graph.trace import trace
+from methods.core.numerics.observers import ChannelEnds
 from methods.core.numerics.quantizers import Uniform
 from methods.core.range_calibrator import RangeCalibrator
 from tasks.models.preprocessing import Preprocessing
@@ -165,12 +166,12 @@ def test_both_moves_are_for_channels_that_one_range_does_not_fit():
         rounded = move.quantizer(Uniform.asymmetric(*torch.aminmax(moved), 4))(x)
         return ((rounded - moved) * move.factor.view(-1, 1, 1)).square().mean((0, 2, 3))
 
-    ends = ChannelEnds()
+    ends = ChannelEnds(1)
     ends.update(noise + places)
     shift = centring(*ends.range(0), printed=False)
     same = Move(torch.zeros(8), torch.ones(8))
     assert (error(noise + places, shift) < error(noise + places, same) / 10).all()
-    ends = ChannelEnds()
+    ends = ChannelEnds(1)
     ends.update(noise * sizes)
     factors = migration(ends.range(0)[1], 0.1, 64.0)
     assert (error(noise * sizes, factors)[1:] < error(noise * sizes, same)[1:] / 2).all()

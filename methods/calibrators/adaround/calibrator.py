@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from methods.calibrators.adaround.info import AdaroundOptions
-from methods.core.reconstruction.calibrator import Reconstruction
+from methods.core.reconstruction.calibrator import Rounding
 from methods.core.reconstruction.engine import Phase
 
 
-class Adaround(Reconstruction):
+class Adaround(Rounding):
     """Rounding alone, layer by layer or block by block."""
 
     options: AdaroundOptions

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from methods.calibrators.brecq.info import BrecqOptions
-from methods.core.reconstruction.calibrator import Reconstruction, loss_choice
+from methods.core.reconstruction.calibrator import Rounding, loss_choice
 from methods.core.reconstruction.engine import LossChoice, Phase
 
 
-class Brecq(Reconstruction):
+class Brecq(Rounding):
     """Rounding with activations in float, then activation scales with the rounded weights."""
 
     options: BrecqOptions

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.api.plugins import Options, PluginInfo
+from harness.api.plugins import PluginInfo
+from methods.core.reconstruction.options import WalkOptions
 
 
-class GlfqOptions(Options):
+class GlfqOptions(WalkOptions):
     """Options of GLF-Q; the defaults are the paper's as far as it says them (see deviations)."""
 
     loss: Literal["global-local", "global", "local"] = Field(
@@ -32,24 +33,10 @@ class GlfqOptions(Options):
         0.99, gt=0, le=1, description="mlp=relu: of the float model's positive hidden values, where they are clipped"
     )
     steps: int = Field(3000, ge=1, description="optimisation steps for a unit (a block)")
-    batch: int = Field(32, ge=1, description="images per step, drawn without replacement")
     weight_lr: float = Field(2e-5, gt=0, description="Adam's learning rate of the weights, cosine to 0")
     scale_lr: float = Field(2e-4, ge=0, description="Adam's learning rate of the activation scales, cosine to 0")
     scale_units: Literal["absolute", "relative"] = Field(
         "absolute", description="whether that rate is in the scale's own units or relative to its start"
-    )
-    inputs: Literal["quantized", "float", "mixed"] = Field(
-        "quantized",
-        description="input of a unit: from the units as quantized so far, from the float model, or a random half of "
-        "the values from each",
-    )
-    weights: Literal["symmetric", "asymmetric"] = Field("asymmetric", description="per-channel weight grid")
-    weight_ranges: Literal["minmax", "error"] = Field(
-        "error", description="ends of the weight grid: extremes, or extremes shrunk to the least rounding error"
-    )
-    weight_norm: float = Field(2.4, gt=0, description="exponent of that error")
-    activation_ranges: Literal["minmax", "percentile", "omse"] = Field(
-        "omse", description="observer that gives the activations' first ranges"
     )
 
 

@@ -13,7 +13,7 @@ from methods.core.compensation.columns import Rounder, alone
 from methods.core.graph.intercept import Transform
 from methods.core.graph.sites import WeightSite
 from methods.core.graph.trace import Trace
-from methods.core.numerics.microscaling import rows_of, weight_of
+from methods.core.numerics.granularity import PerChannel
 from methods.core.reparameterization.migration import migrated
 
 _AT_ONCE = 32  # images
@@ -37,7 +37,7 @@ class Microscopiq(Compensation):
         """With channels migrated into weights."""
         if not self.options.migration:
             return model.net
-        net, count = migrated(model.net, graph, images, self.options.migration, _AT_ONCE)
+        net, count = migrated(model, graph, images, self.options.migration, _AT_ONCE)
         ctx.count(migrated=count)
         return net
 
@@ -46,8 +46,9 @@ class Microscopiq(Compensation):
         found = dict[str, Transform]()
         for site in sites:
             weight = net.get_parameter(site.parameter).detach()
-            rows, rounder = rows_of(weight, site.axis), self._blocks(site)
-            rounded = weight_of(alone(rows, rounder).to(weight.dtype), weight, site.axis)
+            channels, rounder = PerChannel(site.axis), self._blocks(site)
+            rows = channels.rows(weight)
+            rounded = channels.whole(alone(rows, rounder).to(weight.dtype), weight)
             found[site.parameter] = WithOutliers.of(rounder, rounded, *rows.shape)
         return found
 
@@ -62,4 +63,4 @@ class Microscopiq(Compensation):
     def finished(self, site: WeightSite, quantizer: Transform, rounder: Rounder, rounded: Tensor) -> Transform:
         """The values, with what is kept beside them."""
         assert isinstance(rounder, MicroBlocks)
-        return WithOutliers.of(rounder, rounded, *rows_of(rounded, site.axis).shape)
+        return WithOutliers.of(rounder, rounded, *PerChannel(site.axis).rows(rounded).shape)

@@ -11,36 +11,21 @@ from harness.api.contracts import VisionModel
 from methods.core.calibrate import watch
 from methods.core.graph.intercept import OUTPUT
 from methods.core.graph.trace import Trace
+from methods.core.numerics.observers import ChannelEnds
 from methods.core.reparameterization.fold import find_pairs, moved, put
 
 _LEAST = 1e-5  # of a range, relative to the widest: a constant channel would be enlarged without end
 
 
-class _Extremes:
-    """Least and greatest value of each channel, the last axis."""
-
-    low: Tensor | None = None
-    high: Tensor | None = None
-
-    def update(self, x: Tensor) -> None:
-        """See one batch."""
-        rows = x.flatten(0, -2)
-        low, high = rows.amin(0), rows.amax(0)
-        self.low = low if self.low is None else torch.minimum(self.low, low)
-        self.high = high if self.high is None else torch.maximum(self.high, high)
-
-
 def smoothed(model: VisionModel, graph: Trace, images: Tensor, alpha: float, batch: int) -> nn.Module:
     """A copy of the float network that is the same function, with smoothed channels behind its LayerNorms."""
     pairs = find_pairs(model.net, graph, images[:1])
-    extremes = {pair: _Extremes() for pair in pairs}
-    watch(model, images, {(pair.norm, OUTPUT): each.update for pair, each in extremes.items()}, batch)
+    ends = {pair: ChannelEnds(-1) for pair in pairs}
+    watch(model, images, {(pair.norm, OUTPUT): each.update for pair, each in ends.items()}, batch)
     net = copy.deepcopy(model.net)
-    for pair, each in extremes.items():
-        assert each.low is not None
-        assert each.high is not None
+    for pair, each in ends.items():
         weight = torch.cat([model.net.get_parameter(f"{key.module}.weight") for key in pair.linears])
-        put(net, moved(model.net, pair, *scale_and_shift(each.low, each.high, weight, alpha)))
+        put(net, moved(model.net, pair, *scale_and_shift(*each.range(0), weight, alpha)))
     return net
 
 

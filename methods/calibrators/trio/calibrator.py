@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from methods.calibrators.trio.divisors import Places, PowerOfTwo, Quotient
 from methods.calibrators.trio.info import TrioOptions
 from methods.calibrators.trio.moves import (
     Behind,
-    ChannelEnds,
     Move,
     centring,
     made_up_for,
@@ -24,7 +24,7 @@ from methods.calibrators.trio.places import Divisor, Place, find_convolutions, f
 from methods.core.calibrate import activation_quantizers, observe, weight_quantizers
 from methods.core.graph.sites import Point, Sites, find_sites
 from methods.core.graph.trace import Trace, trace
-from methods.core.numerics.observers import OBSERVERS, MinMax, Observer
+from methods.core.numerics.observers import OBSERVERS, ChannelEnds, MinMax, Observer
 from methods.core.numerics.quantizers import Quantizer
 from methods.core.quantized import Quantized
 
@@ -94,7 +94,7 @@ class Trio:
         places = {place.point: place for place in find_convolutions(model, graph, sites) if wanted[place.shape]}
         if not places:
             return {}
-        ends = observe(model, images, _only(sites, places), ChannelEnds, o.batch)
+        ends = observe(model, images, _only(sites, places), partial(ChannelEnds, 1), o.batch)
         moves = {}
         for point, place in places.items():
             low, high = ends[point].range(0)

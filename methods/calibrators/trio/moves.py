@@ -13,6 +13,7 @@ from methods.calibrators.trio.places import Place
 from methods.core.graph.intercept import Transform
 from methods.core.numerics.observers import Observer, Range
 from methods.core.numerics.quantizers import Divided, Uniform
+from methods.core.reparameterization.fold import add_to_bias
 
 _QUANTILE = 0.99  # of the channels' sizes, which migration brings large ones down to
 
@@ -49,10 +50,7 @@ def migration(high: Tensor, least: float, largest: float) -> Move:
 
 @torch.no_grad()
 def made_up_for(net: nn.Module, moves: Mapping[Place, Move]) -> nn.Module:
-    """A copy of `net` whose convolutions take the moved maps: w' = w factor and b' = b + sum of w shift.
-
-    A layer without a bias gets one, as a buffer: as a parameter it would count among those of the float network.
-    """
+    """A copy of `net` whose convolutions take the moved maps: w' = w factor and b' = b + sum of w shift."""
     changed = copy.deepcopy(net)
     for place, move in moves.items():
         conv = changed.get_submodule(place.conv.module)
@@ -62,33 +60,8 @@ def made_up_for(net: nn.Module, moves: Mapping[Place, Move]) -> nn.Module:
             per_filter = move.factor.double().repeat_interleave(conv.out_channels // conv.in_channels)
             conv.weight.copy_(weight * per_filter.view(-1, 1, 1, 1))
             continue
-        moved = weight[:, :, 0, 0] @ move.shift.double()
-        if conv.bias is None:
-            del conv.bias
-            conv.register_buffer("bias", moved.to(conv.weight.dtype))
-        else:
-            conv.bias.copy_(conv.bias.double() + moved)
+        add_to_bias(changed, place.conv.module, weight[:, :, 0, 0] @ move.shift.double())
     return changed
-
-
-class ChannelEnds:
-    """Running extremes of each channel of maps (n, c, h, w)."""
-
-    def __init__(self) -> None:
-        self._ends: Range | None = None
-
-    def update(self, x: Tensor) -> None:
-        """Widen to the extremes of `x`."""
-        rows = x.detach().transpose(0, 1).flatten(1)
-        low, high = rows.amin(1), rows.amax(1)
-        if self._ends is not None:
-            low, high = torch.minimum(self._ends[0], low), torch.maximum(self._ends[1], high)
-        self._ends = low, high
-
-    def range(self, bits: int) -> Range:
-        """The extremes, two vectors (c,)."""
-        assert self._ends is not None
-        return self._ends
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harness.api.contracts import VisionModel
 from methods.core.graph.flow import Op
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey, Transform, tap, tap_transforms
+from methods.core.graph.plain import plain_layers
 from methods.core.graph.sites import Point, Sites
 from methods.core.graph.trace import Trace
 
@@ -44,17 +45,18 @@ def find_convolutions(model: VisionModel, graph: Trace, sites: Sites) -> list[Pl
     nothing else takes.
     """
     runs = Counter(op.key for op in graph.ops)
-    users = Counter(op.weight for op in graph.ops if op.weight is not None)
+    plain = plain_layers(model.net, graph, nn.Conv2d)
     points = {site.point for site in sites.activations}
     found: list[tuple[OpKey, Place]] = []
     for op in graph.of_kind("conv"):
-        module = dict(model.net.named_modules()).get(op.key.module)
-        source = _source(op, graph)
-        if source is None or type(module) is not nn.Conv2d or op.weight != f"{op.key.module}.weight":
+        if op.key not in plain:
+            continue
+        module, source = model.net.get_submodule(op.key.module), _source(op, graph)
+        if source is None or type(module) is not nn.Conv2d:
             continue
         shape = _shape(module, source)
         point = next((p for p in ((source.key, OUTPUT), (op.key, 0)) if p in points), None)
-        if shape is not None and point is not None and users[op.weight] == runs[op.key] == runs[source.key] == 1:
+        if shape is not None and point is not None and runs[source.key] == 1:
             found.append((source.key, Place(point, op.key, shape)))
     pixels = torch.linspace(-1.0, 1.0, 2 * _values(model), device=model.device).view(2, *model.input_shape)
     taps = [point for source, place in found for point in ((source, OUTPUT), (place.conv, 0))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from methods.calibrators.uqvit.demax import DeMax
 from methods.calibrators.uqvit.info import UqvitOptions
 from methods.calibrators.uqvit.search import Alone, BehindNorm, Search
 from methods.core.graph.intercept import OUTPUT
+from methods.core.graph.plain import plain_layers
 from methods.core.graph.segments import cut
 from methods.core.graph.sites import ActivationSite, Point, Sites, find_sites
 from methods.core.graph.structure import find_blocks
@@ -78,18 +78,14 @@ class UqVit(RepQ):
 
 def _others(net: nn.Module, graph: Trace, sites: Sites) -> dict[str, Point]:
     """Weights of plain linear layers within blocks, each with the point at which its input alone is quantized."""
-    modules = dict(net.named_modules())
-    runs = Counter(op.key for op in graph.ops)
-    users = Counter(op.weight for op in graph.ops if op.weight is not None)
+    plain = plain_layers(net, graph, nn.Linear)
     points = {site.point for site in sites.activations}
     blocks = tuple(f"{block.path}." for block in find_blocks(graph))
     found: dict[str, Point] = {}
     for op in graph.of_kind("linear"):
-        linear = modules.get(op.key.module)
-        plain = isinstance(linear, nn.Linear) and op.weight == f"{op.key.module}.weight"
-        if not plain or op.weight is None or not op.key.module.startswith(blocks):
+        if op.key not in plain or op.weight is None or not op.key.module.startswith(blocks):
             continue
-        if not graph.inside(op.key) or users[op.weight] != 1 or runs[op.key] != 1:
+        if not graph.inside(op.key):
             continue
         (first, *others) = op.operands[0].ops or (None,)
         if (op.key, 0) in points:

@@ -23,8 +23,9 @@ from methods.core.graph.layers import LAYERS
 from methods.core.graph.lowest import LowestLevel
 from methods.core.graph.operations import MULTIPLYING, macs_of, operands
 from methods.core.graph.sites import Point
+from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.levels import block_fault, fault, outlier_fault, sample, slices, spread
-from methods.core.numerics.microscaling import cut, rows_of
+from methods.core.numerics.microscaling import cut
 
 SMALLEST_GROUP = 16  # weights that share a scale; with fewer the scales would weigh more than the weights
 SMALLEST_SHARE = 2  # of them that may hold an outlier and the 0 that pays for it
@@ -240,7 +241,8 @@ class Watch:
             return None
         if name in self._formats:
             stored = self._formats[name]
-            found = block_fault(cut(rows_of(weight.detach(), self._axes[name]), -1, stored.group or 1), stored, None)
+            channels = PerChannel(self._axes[name]).rows(weight.detach())
+            found = block_fault(cut(channels, -1, stored.group or 1), stored, None)
             if found is None:
                 self._weighed.add(name)
             return None if found is None else f"has values that {found}"

@@ -18,7 +18,7 @@ from methods.core.graph.sites import WeightSite, find_sites
 from methods.core.graph.structure import find_pieces
 from methods.core.graph.trace import Trace, trace
 from methods.core.microscaling import activations_in_formats
-from methods.core.numerics.microscaling import rows_of, weight_of
+from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.observers import OBSERVERS
 from methods.core.numerics.quantizers import Stored
 from methods.core.quantized import Quantized
@@ -103,14 +103,15 @@ class Compensation(ABC):
 
     def _round(self, unit: LayerUnit, site: WeightSite, net: nn.Module, quantized: Quantized) -> bool:
         o, weight = self.options, net.get_parameter(site.parameter).detach()
-        rows = rows_of(weight, site.axis)
+        channels = PerChannel(site.axis)
+        rows = channels.rows(weight)
         second = second_moments(unit, unit.inputs if o.inputs == "quantized" else unit.float_inputs, rows.shape[1])
         if second is None:
             return False
         first = quantized.weights[site.parameter]
         rounder = self.rounder(site, first)
         found = compensated(rows, second, rounder, damping=o.damping, block=o.block)
-        values = weight_of(found.to(weight.dtype), weight, site.axis)
+        values = channels.whole(found.to(weight.dtype), weight)
         quantized.set_weight(site.parameter, self.finished(site, first, rounder, values))
         return True
 

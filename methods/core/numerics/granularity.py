@@ -97,6 +97,10 @@ class PerChannel(Granularity):
         """See `Granularity`."""
         return _changed(shape, self.axis, 1)
 
+    def whole(self, rows: Tensor, like: Tensor) -> Tensor:
+        """`rows` undone: of the shape of `like`."""
+        return rows.view(like.movedim(self.axis, 0).shape).movedim(0, self.axis)
+
 
 @dataclass(frozen=True)
 class PerHead(Granularity):

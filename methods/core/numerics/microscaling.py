@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.api.formats import Format
+from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.quantizers import Stored
 
 LEAST_SCALE, MOST_SCALE = -127, 127  # exponents that E8M0 has
@@ -170,26 +171,16 @@ class MicroscaledWeight:
     @classmethod
     def of(cls, weight: Tensor, stored: Format, axis: int) -> MicroscaledWeight:
         """For a weight whose output channels are `axis`."""
-        return cls(stored, axis, blocks_of(rows_of(weight, axis), -1, stored.group or 1))
+        return cls(stored, axis, blocks_of(PerChannel(axis).rows(weight), -1, stored.group or 1))
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The quantized weight."""
-        rows = rows_of(weight, self.axis)
-        return weight_of(in_blocks(rows, self.stored, -1), weight, self.axis)
+        channels = PerChannel(self.axis)
+        return channels.whole(in_blocks(channels.rows(weight), self.stored, -1), weight)
 
     def stored_as(self, bits: int) -> Stored:
         """The format, and the bits of all scales."""
         return self.stored, self.stored.scale_bits(self.scales)
-
-
-def rows_of(weight: Tensor, axis: int) -> Tensor:
-    """A weight as (output channels, values that each sums over)."""
-    return weight.movedim(axis, 0).flatten(1)
-
-
-def weight_of(rows: Tensor, weight: Tensor, axis: int) -> Tensor:
-    """`rows_of` undone: of the shape of `weight`."""
-    return rows.view(weight.movedim(axis, 0).shape).movedim(0, axis)
 
 
 def in_blocks(x: Tensor, stored: Format, axis: int) -> Tensor:

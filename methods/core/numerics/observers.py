@@ -47,6 +47,27 @@ class MinMax:
         return self._low, self._high
 
 
+class ChannelEnds:
+    """Running extremes of each channel, which lie along `axis`."""
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
+        self._ends: Range | None = None
+
+    def update(self, x: Tensor) -> None:
+        """Widen to the extremes of `x`."""
+        rows = x.detach().movedim(self._axis, 0).flatten(1)
+        low, high = rows.amin(1), rows.amax(1)
+        if self._ends is not None:
+            low, high = torch.minimum(self._ends[0], low), torch.maximum(self._ends[1], high)
+        self._ends = low, high
+
+    def range(self, bits: int) -> Range:
+        """The extremes, two vectors (channels,)."""
+        assert self._ends is not None
+        return self._ends
+
+
 class Ema:
     """Exponential moving average of batch ranges: first batch, then m <- m + momentum * (current - m) (FQ-ViT).
 

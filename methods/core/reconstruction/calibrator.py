@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.api.contracts import QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.core.calibrate import activation_quantizers, observe
 from methods.core.graph.sites import find_sites
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.observers import OBSERVERS
 from methods.core.quantized import Quantized
 from methods.core.reconstruction.engine import Engine, LossChoice, Phase
-from methods.core.reconstruction.options import DropOptions, LossOptions, RoundingOptions
+from methods.core.reconstruction.options import DropOptions, LossOptions, RoundingOptions, WalkOptions
 from methods.core.reconstruction.ranges import start
 from methods.core.reconstruction.rounding import Annealing
 
@@ -25,11 +26,15 @@ _OBSERVED_AT_ONCE = 32
 class Reconstruction(ABC):
     """Ranges from one float pass and the weights themselves, then the phases."""
 
-    options: RoundingOptions
+    options: WalkOptions
 
     @abstractmethod
     def phases(self) -> dict[str, Phase]:
         """Walks over the network, by name, in order."""
+
+    def student(self, model: VisionModel, graph: Trace, images: Tensor, ctx: RunContext) -> nn.Module:
+        """The float network whose weights are quantized; targets are those of the model's."""
+        return model.net
 
     def calibrate(
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
@@ -38,8 +43,10 @@ class Reconstruction(ABC):
         o = self.options
         graph = trace(model)
         sites = find_sites(graph, scheme, spec)
-        observers = observe(model, images, sites, OBSERVERS[o.activation_ranges], _OBSERVED_AT_ONCE)
-        parameters = dict(model.net.named_parameters())
+        student = self.student(model, graph, images, ctx)
+        observed = replace(model, net=student)
+        observers = observe(observed, images, sites, OBSERVERS[o.activation_ranges], _OBSERVED_AT_ONCE)
+        parameters = dict(student.named_parameters())
         grids = {
             s.parameter: start(
                 parameters[s.parameter],
@@ -51,12 +58,19 @@ class Reconstruction(ABC):
             )
             for s in sites.weights
         }
-        quantized = Quantized(model.net, sites, grids, activation_quantizers(sites, observers))
-        engine = Engine(model, graph, quantized, images, ctx)
+        quantized = Quantized(student, sites, grids, activation_quantizers(sites, observers))
+        # Targets and what is behind a unit are the model's; learning starts at the student's weights.
+        engine = Engine(model, graph, quantized, images, ctx, weights=parameters)
         for name, phase in self.phases().items():
             engine.run(phase)
             engine.report(name)
         return quantized
+
+
+class Rounding(Reconstruction):
+    """One that learns whether weights are rounded up or down."""
+
+    options: RoundingOptions
 
     def rounding_phase(self, **more: Any) -> Phase:
         """A walk that learns rounding; `more` are fields of `Phase`."""
@@ -72,7 +86,7 @@ class Reconstruction(ABC):
         )
 
 
-class Joint(Reconstruction):
+class Joint(Rounding):
     """Rounding and activation scales together, activation quantization dropped at random; APHQ-ViT, FIMA-Q
     and LS-ViT are this with other losses.
     """

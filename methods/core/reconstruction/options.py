@@ -11,17 +11,11 @@ from harness.api.plugins import Options
 LossName = Literal["mse", "fisher", "hessian", "low-rank", "least-squares"]
 
 
-class RoundingOptions(Options):
+class WalkOptions(Options):
     """Options that all reconstruction calibrators share. Defaults are the papers'."""
 
     steps: int = Field(20000, ge=1, description="optimisation steps for a unit (a block, or a layer)")
     batch: int = Field(32, ge=1, description="images per step, drawn without replacement")
-    rounding_lr: float = Field(1e-3, gt=0, description="Adam's learning rate of the rounding variables")
-    regularization: float = Field(0.01, ge=0, description="weight of the term that drives the rounding to 0 or 1")
-    warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps before that term counts")
-    beta_start: float = Field(20.0, gt=0, description="the term's exponent right after the warm-up")
-    beta_end: float = Field(2.0, gt=0, description="the term's exponent at the last step")
-    annealing: Literal["linear", "cosine"] = Field("linear", description="how the exponent goes from start to end")
     inputs: Literal["quantized", "float", "mixed"] = Field(
         "quantized",
         description="input of a unit: from the units as quantized so far, from the float model, or a random half of "
@@ -35,6 +29,17 @@ class RoundingOptions(Options):
     activation_ranges: Literal["minmax", "percentile", "omse"] = Field(
         "omse", description="observer that gives the activations' ranges, on the float model"
     )
+
+
+class RoundingOptions(WalkOptions):
+    """Options of those that learn whether weights are rounded up or down."""
+
+    rounding_lr: float = Field(1e-3, gt=0, description="Adam's learning rate of the rounding variables")
+    regularization: float = Field(0.01, ge=0, description="weight of the term that drives the rounding to 0 or 1")
+    warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps before that term counts")
+    beta_start: float = Field(20.0, gt=0, description="the term's exponent right after the warm-up")
+    beta_end: float = Field(2.0, gt=0, description="the term's exponent at the last step")
+    annealing: Literal["linear", "cosine"] = Field("linear", description="how the exponent goes from start to end")
 
 
 class LossOptions(RoundingOptions):

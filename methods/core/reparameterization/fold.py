@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from methods.core.graph.flow import Op
 from methods.core.graph.intercept import OUTPUT, OpKey, tap
+from methods.core.graph.plain import plain_layers
 from methods.core.graph.trace import Trace
 
 
@@ -46,27 +47,18 @@ def find_pairs(net: nn.Module, graph: Trace, images: Tensor) -> list[Pair]:
         images: one or a few images (n, c, h, w) to compare values on; noise would do.
     """
     runs = Counter(op.key for op in graph.ops)
-    users = Counter(op.weight for op in graph.ops if op.weight is not None)
-    modules = dict(net.named_modules())
+    plain = plain_layers(net, graph, nn.Linear)
 
-    def is_plain(op: Op, norm: OpKey) -> bool:
-        linear = modules.get(op.key.module)
-        return (
-            graph.inside(op.key)
-            and op.key.kind == "linear"
-            and isinstance(linear, nn.Linear)
-            and op.weight == f"{op.key.module}.weight"
-            and users[op.weight] == runs[op.key] == 1
-            and op.operands[0].ops == {norm}
-            and not op.operands[0].parameters
-        )
+    def takes(op: Op, norm: OpKey) -> bool:
+        operand = op.operands[0]
+        return graph.inside(op.key) and op.key in plain and operand.ops == {norm} and not operand.parameters
 
     candidates = []
     for norm in graph.of_kind("layer_norm"):
         consumers = graph.consumers[norm.key]
-        if not graph.inside(norm.key) or not _is_affine(modules[norm.key.module]) or runs[norm.key] > 1:
+        if not graph.inside(norm.key) or not _is_affine(net.get_submodule(norm.key.module)) or runs[norm.key] > 1:
             continue
-        if consumers and all(is_plain(op, norm.key) for op in consumers):
+        if consumers and all(takes(op, norm.key) for op in consumers):
             candidates.append(Pair(norm.key, tuple(op.key for op in consumers)))
     points = [(pair.norm, OUTPUT) for pair in candidates] + [(key, 0) for pair in candidates for key in pair.linears]
     output, found = tap(net, images, points)
@@ -180,3 +172,11 @@ def put(net: nn.Module, values: Mapping[str, Tensor]) -> None:
             module.register_buffer(attribute, value.clone())
         else:
             own.copy_(value)
+
+
+@torch.no_grad()
+def add_to_bias(net: nn.Module, layer: str, more: Tensor) -> None:
+    """Add `more` (outputs,), in double precision, to the bias of a layer of `net`; see `put` for one without."""
+    module = net.get_submodule(layer)
+    value = module.bias.double() + more if isinstance(module.bias, Tensor) else more
+    put(net, {f"{layer}.bias": value.to(module.get_parameter("weight").dtype)})

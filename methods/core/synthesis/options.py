@@ -80,3 +80,15 @@ class HeadOptions(SynthesisOptions):
     maps: Literal["products", "softmax"] = Field(
         "products", description="attention maps that are compared: of queries times keys, or after softmax"
     )
+
+
+def check_window(side: int, positives: int) -> None:
+    """Check a window of patches around an anchor.
+
+    Raises:
+        ValueError: no anchor stands in its middle, or no negative is left.
+    """
+    if side % 2 == 0:
+        raise ValueError("neighbourhood must be odd, so that the anchor stands in the middle")
+    if positives >= side**2 - 1:
+        raise ValueError("positives must be fewer than the neighbours, so that a negative is left")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from harness.api.plugins import PluginInfo
 from methods.core.citations import OUROMAMBA, OUROMAMBA_CODE, OUTPUT_ERROR
-from methods.core.synthesis.options import SynthesisOptions
+from methods.core.synthesis.options import SynthesisOptions, check_window
 
 
 class OuroMambaGenOptions(SynthesisOptions):
@@ -31,10 +31,7 @@ class OuroMambaGenOptions(SynthesisOptions):
 
     @model_validator(mode="after")
     def _window(self) -> Self:
-        if self.neighbourhood % 2 == 0:
-            raise ValueError("neighbourhood must be odd, so that the anchor stands in the middle")
-        if self.positives >= self.neighbourhood**2 - 1:
-            raise ValueError("positives must be fewer than the neighbours, so that a negative is left")
+        check_window(self.neighbourhood, self.positives)
         return self
 
 

@@ -6,7 +6,7 @@ numbers, so that how a network reshapes them plays no part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -51,20 +51,20 @@ def attentions(graph: Trace, blocks: list[Block]) -> list[Attention]:
     return found
 
 
-def why_not(net: nn.Module, graph: Trace, attention: Attention, *, queries: bool, values: bool) -> str | None:
-    """One sentence on why heads cannot be rotated, or None."""
+def why_not(plain: Set[OpKey], attention: Attention, *, queries: bool, values: bool) -> str | None:
+    """One sentence on why heads cannot be rotated, or None; `plain` are the linear layers that others fold into."""
     first, second = attention.products
     if queries:
         for operand in first.operands:
-            if _layer(net, graph, operand) is None:
+            if _layer(plain, operand) is None:
                 return (
                     f"queries and keys of {attention.path} come from {_between(operand)}, into which no rotation can "
                     "be folded; rotate[queries=false] leaves them"
                 )
     if values:
-        made, taken = _layer(net, graph, second.operands[1]), attention.projection
+        made, taken = _layer(plain, second.operands[1]), attention.projection
         straight = taken is not None and taken.operands[0].ops == {second.key} and not taken.operands[0].altered
-        if made is None or taken is None or not straight or not is_plain(net, graph, taken):
+        if made is None or taken is None or not straight or taken.key not in plain:
             return (
                 f"values of {attention.path} come from {_between(second.operands[1])} and go through attention, not "
                 "straight from one plain linear layer into another; rotate[values=false] leaves them"
@@ -72,20 +72,12 @@ def why_not(net: nn.Module, graph: Trace, attention: Attention, *, queries: bool
     return None
 
 
-def is_plain(net: nn.Module, graph: Trace, op: Op) -> bool:
-    """Whether it is an `nn.Linear` that runs once and shares its weight with nothing."""
-    if op.key.kind != "linear" or op.weight != f"{op.key.module}.weight":
-        return False
-    uses = sum(other.weight == op.weight for other in graph.ops)
-    return isinstance(net.get_submodule(op.key.module), nn.Linear) and uses == 1
-
-
-def _layer(net: nn.Module, graph: Trace, operand: Operand) -> OpKey | None:
+def _layer(plain: Set[OpKey], operand: Operand) -> OpKey | None:
     """The plain linear layer whose output an operand is, moved or times a number; None if it is something else."""
     if len(operand.ops) != 1 or operand.parameters or operand.others or operand.altered:
         return None
     (key,) = operand.ops
-    return key if is_plain(net, graph, graph.by_key[key]) else None
+    return key if key in plain else None
 
 
 def _between(operand: Operand) -> str:

@@ -9,9 +9,9 @@ from torch import nn
 
 from methods.core.graph.flow import Op, Operand
 from methods.core.graph.intercept import OpKey
+from methods.core.graph.plain import plain_layers
 from methods.core.graph.structure import Block
 from methods.core.graph.trace import Trace
-from methods.transforms.rotate.heads import is_plain
 
 _PASSING = {"add", "cat", "pool"}  # of tensors of the stream they make one: sums, class tokens, means over tokens
 
@@ -48,6 +48,7 @@ class _Search:
     def __init__(self, net: nn.Module, graph: Trace) -> None:
         self._net = net
         self._graph = graph
+        self._plain = plain_layers(net, graph, nn.Linear)
         self._runs = Counter(op.key for op in graph.ops)
         self._uses = Counter(name for op in graph.ops for operand in op.operands for name in operand.parameters)
         self._stream = Stream()
@@ -100,7 +101,7 @@ class _Search:
 
     def _write(self, op: Op) -> None:
         layer = self._net.get_submodule(op.key.module)
-        plain = is_plain(self._net, self._graph, op) or (
+        plain = op.key in self._plain or (
             isinstance(layer, nn.Conv2d) and layer.groups == 1 and op.weight == f"{op.key.module}.weight"
         )
         if not plain:
@@ -119,7 +120,7 @@ class _Search:
         for consumer in consumers:
             operand = consumer.operands[0]
             straight = operand.ops == {op.key} and not (operand.altered or operand.parameters or operand.others)
-            given_back = given_back or not straight or not is_plain(self._net, self._graph, consumer)
+            given_back = given_back or not straight or consumer.key not in self._plain
         if given_back or not consumers:
             raise NotAStreamError(f"what {op.key} makes goes to something else than plain linear layers")
         self._stream.readers[op.key] = tuple(consumer.key for consumer in consumers)

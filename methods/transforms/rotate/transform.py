@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from harness.api.contracts import RunContext, VisionModel
 from harness.api.spec import BitSpec
+from methods.core.graph.plain import plain_layers
 from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import trace
+from methods.core.reparameterization.fold import add_to_bias
 from methods.transforms.rotate.hadamard import mean_kept, rotation
 from methods.transforms.rotate.heads import Channels, attentions, query_channels, value_channels, why_not
 from methods.transforms.rotate.info import RotateOptions
@@ -31,8 +33,9 @@ class Rotate:
     def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
         """Heads must be such that rotating them changes nothing."""
         o, graph = self.options, trace(model)
+        plain = plain_layers(model.net, graph, nn.Linear)
         for attention in attentions(graph, find_blocks(graph)):
-            reason = why_not(model.net, graph, attention, queries=o.queries, values=o.values)
+            reason = why_not(plain, attention, queries=o.queries, values=o.values)
             if reason is not None:
                 return f"rotate: {reason}"
         return None
@@ -93,7 +96,7 @@ def _turn_stream(net: nn.Module, stream: Stream, turn: Tensor) -> None:
             layer = net.get_submodule(key.module)
             weight = layer.get_parameter("weight")
             if shift is not None:
-                _add_to_bias(layer, weight.double() @ shift)
+                add_to_bias(net, key.module, weight.double() @ shift)
             weight.copy_(weight.double() * scale)
             _turn_columns(net, key.module, turn)
         module.get_parameter("weight").fill_(1.0)
@@ -116,11 +119,3 @@ def _turn_columns(net: nn.Module, layer: str, turn: Tensor, places: Tensor | Non
     weight = net.get_submodule(layer).get_parameter("weight")
     own = slice(None) if places is None else places
     weight[:, own] = (weight[:, own].double() @ turn.to(weight.device)).to(weight)
-
-
-def _add_to_bias(layer: nn.Module, more: Tensor) -> None:
-    if isinstance(layer.bias, Tensor):
-        layer.bias.copy_(layer.bias.double() + more)
-        return
-    del layer.bias  # a buffer: as a parameter it would count among those of the float network
-    layer.register_buffer("bias", more.to(layer.get_parameter("weight").dtype))
