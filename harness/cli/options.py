@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 
 from harness.api.errors import UsageError
+from harness.catalog.registry import check_known
 from harness.identity.names import parse_value
 from harness.plan.plan import RERUN
 
@@ -145,6 +147,34 @@ def resources(
             raise UsageError(f"--slurm '{part}' is not of the form NAME=VALUE; for example partition=gpu,time=120")
         asked[name.strip()] = value.strip()
     return Resources(timeout, jobs, address or None, cpus, gpus, asked, detach, wait)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where and how cells run, as the user says it. Made by `where`, which has checked it."""
+
+    executor: str
+    asked: Resources
+    device: str
+    threads: int | None
+    cache: Path
+
+
+def where(*, executor: str, in_process: bool, device: str, threads: int | None, cache: Path, **of_hosts: Any) -> Where:
+    """What the options of a command that measures say; `of_hosts` are those of `resources`.
+
+    Raises:
+        UsageError: a value out of range or of another form, or something that is not there.
+    """
+    from harness.run.executors.registry import find_executor
+
+    check_known("--device", device, DEVICES)
+    check_threads(threads)
+    asked = resources(**of_hosts)
+    found = find_executor(executor_name(executor, in_process), asked)
+    if "gpus" not in found.accepts:  # else cells run on other machines
+        check_device(device)
+    return Where(found.name, asked, device, threads, cache)
 
 
 def make_console() -> Console:

@@ -9,9 +9,7 @@ import typer
 
 from harness.api.errors import UsageError
 from harness.catalog.catalog import Catalog
-from harness.catalog.registry import check_known
 from harness.cli.options import (
-    DEVICES,
     Address,
     Cpus,
     DataRoot,
@@ -27,13 +25,10 @@ from harness.cli.options import (
     Threads,
     Timeout,
     Wait,
-    check_device,
-    check_threads,
-    executor_name,
     make_console,
     once,
-    resources,
     split,
+    where,
 )
 from harness.cli.sweep import carry_out
 from harness.identity.names import split_outside_brackets
@@ -85,17 +80,26 @@ def reproduce(  # noqa: PLR0917 - typer passes them by name
     ] = None,
 ) -> None:
     """Measure the table of a paper with its settings, and say which numbers come out; docs/reproduce-a-paper.md."""
-    check_known("--device", device, DEVICES)
-    check_threads(threads)
-    asked = resources(
-        timeout=timeout, jobs=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm, detach=detach, wait=wait
+    asked = where(
+        executor=executor,
+        in_process=in_process,
+        device=device,
+        threads=threads,
+        cache=cache,
+        timeout=timeout,
+        jobs=jobs,
+        address=address,
+        cpus=cpus,
+        gpus=gpus,
+        slurm=slurm,
+        detach=detach,
+        wait=wait,
     )
     from harness.io.exit_codes import NOTHING_MEASURED
     from harness.plan.reproduction import Choice, plan_reproduction
     from harness.results.published import FOLDER, read
     from harness.results.recipes import SUITE, read_recipe, recipe_names
     from harness.results.store import Store
-    from harness.run.executors.registry import find_executor
 
     catalog, console = Catalog.default(), make_console()
     folder = published or FOLDER
@@ -108,9 +112,6 @@ def reproduce(  # noqa: PLR0917 - typer passes them by name
             f"recipes of {', '.join(known)}"
         )
     recipe = read_recipe(paper, folder)
-    found = find_executor(executor_name(executor, in_process), asked)
-    if "gpus" not in found.accepts:  # else cells run on other machines
-        check_device(device)
     names = [name.partition("=") for name in once(map(str.strip, split_outside_brackets(models)))]
     choice = Choice(
         methods=split(methods),
@@ -125,19 +126,7 @@ def reproduce(  # noqa: PLR0917 - typer passes them by name
     store = Store(out or Path("results", "runs", SUITE))
     reproduction = plan_reproduction(recipe, read(folder), choice, catalog, store)
     _show(reproduction, console)
-    code = carry_out(
-        reproduction.plan,
-        store,
-        catalog,
-        console,
-        executor=found.name,
-        asked=asked,
-        device=device,
-        threads=threads,
-        cache=cache,
-        data_root=data_root,
-        dry=dry,
-    )
+    code = carry_out(reproduction.plan, store, catalog, console, asked, data_root=data_root, dry=dry)
     if not (dry or detach or code == NOTHING_MEASURED):
         _report(paper, reproduction, store, catalog, console)
     raise typer.Exit(code)

@@ -10,9 +10,7 @@ import typer
 
 from harness.api.plugins import PRESETS
 from harness.catalog.catalog import Catalog
-from harness.catalog.registry import check_known
 from harness.cli.options import (
-    DEVICES,
     Address,
     Cpus,
     DataRoot,
@@ -29,14 +27,12 @@ from harness.cli.options import (
     Timeout,
     Trust,
     Wait,
-    check_device,
-    check_threads,
-    executor_name,
+    Where,
     make_console,
     once,
     parse_overrides,
-    resources,
     split,
+    where,
 )
 from harness.identity.names import split_names, split_outside_brackets
 from harness.plan.plan import ABLATION, CLEAN, Request, make_plan
@@ -46,7 +42,6 @@ if TYPE_CHECKING:
 
     from harness.plan.plan import Plan
     from harness.results.store import Store
-    from harness.run.executors.base import Resources
     from harness.run.sinks import Sink
 
 
@@ -122,10 +117,20 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     trust_configs: Trust = False,
 ) -> None:
     """Plan what the options ask for, and unless the command is `plan`, measure and report it."""
-    check_known("--device", device, DEVICES)
-    check_threads(threads)
-    asked = resources(
-        timeout=timeout, jobs=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm, detach=detach, wait=wait
+    asked = where(
+        executor=executor,
+        in_process=in_process,
+        device=device,
+        threads=threads,
+        cache=cache,
+        timeout=timeout,
+        jobs=jobs,
+        address=address,
+        cpus=cpus,
+        gpus=gpus,
+        slurm=slurm,
+        detach=detach,
+        wait=wait,
     )
     request = Request(
         methods=once(split_names(methods)),
@@ -149,29 +154,20 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         unset = {name: value for name, value in ABLATION.items() if name not in typed}
         request = replace(request, ablation=ablation, **unset)
     from harness.results.store import Store
-    from harness.run.executors.registry import find_executor
     from harness.run.sinks import open_sink
 
-    found = find_executor(executor_name(executor, in_process), asked)
-    runs = found.name
     tracker = open_sink(sink) if sink else None
     store = Store(out or Path("results", "runs", f"{suite}-ablation" if ablation else suite))
     console = make_console()
     catalog = Catalog.default()
     dry = ctx.info_name == "plan"
-    if "gpus" not in found.accepts:  # else cells run on other machines
-        check_device(device)
     plan = make_plan(request, catalog, store)
     code = carry_out(
         plan,
         store,
         catalog,
         console,
-        executor=runs,
-        asked=asked,
-        device=device,
-        threads=threads,
-        cache=cache,
+        asked,
         data_root=data_root,
         trust_configs=trust_configs,
         tracker=tracker,
@@ -185,12 +181,8 @@ def carry_out(
     store: Store,
     catalog: Catalog,
     console: Console,
+    asked: Where,
     *,
-    executor: str,
-    asked: Resources,
-    device: str,
-    threads: int | None,
-    cache: Path,
     data_root: Path | None,
     trust_configs: bool = False,
     tracker: Sink | None = None,
@@ -212,10 +204,10 @@ def carry_out(
         typer.echo(text, err=True)
     if not dry:  # after planning, so that a mistyped name leaves no folder behind
         prepare_folder(store.folder, "--out")
-        prepare_cache(cache, "--cache")
-    asked, threads, text = divided(executor, device, asked, threads)
-    at_home = executor in HERE
-    show_plan(plan, console, asked.jobs or (1 if at_home else None), computes(device) if at_home else None)
+        prepare_cache(asked.cache, "--cache")
+    hosts, threads, text = divided(asked.executor, asked.device, asked.asked, asked.threads)
+    at_home = asked.executor in HERE
+    show_plan(plan, console, hosts.jobs or (1 if at_home else None), computes(asked.device) if at_home else None)
     if plan.todo:
         console.print(text)
     if dry:
@@ -225,6 +217,6 @@ def carry_out(
     from harness.run.runner import Settings
 
     root = data_root and data_root.absolute()
-    kept, made = store.folder.absolute(), cache.absolute()
-    settings = Settings(catalog, device, threads, made, root, plan.requested, trust_configs, plan.skips, kept)
-    return run_and_report(plan, store, settings, console, executor=executor, resources=asked, sink=tracker)
+    kept, made = store.folder.absolute(), asked.cache.absolute()
+    settings = Settings(catalog, asked.device, threads, made, root, plan.requested, trust_configs, plan.skips, kept)
+    return run_and_report(plan, store, settings, console, executor=asked.executor, resources=hosts, sink=tracker)

@@ -21,7 +21,7 @@ INPUT = "images"
 _MULTIPLYING = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
 
-def write_float(net: nn.Module, images: Tensor, path: Path, said: Mapping[str, str]) -> int | None:
+def write_float(net: nn.Module, images: Tensor, path: Path, said: Mapping[str, str]) -> None:
     """The float network as a file; `said` is written into it.
 
     Args:
@@ -30,22 +30,17 @@ def write_float(net: nn.Module, images: Tensor, path: Path, said: Mapping[str, s
         path: the file.
         said: metadata.
 
-    Returns:
-        How many images the file takes at once, None if any number.
-
     Raises:
         UsageError: torch cannot export it.
     """
-    model = _translated(net, images)
-    _save(model, path, said)
-    return _at_once(model)
+    _save(_translated(net, images), path, said)
 
 
 def write_quantized(deployment: Deployment, images: Tensor, path: Path, said: Mapping[str, str]) -> int | None:
     """A deployed model as a file, its layers and products named as the operations that they are.
 
     Returns:
-        As `write_float`.
+        How many images the file takes at once, None if any number.
 
     Raises:
         UsageError: torch cannot export it, or the file has not the products that the model has.

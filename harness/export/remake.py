@@ -15,7 +15,7 @@ from harness.identity.cell import Cell
 from harness.io.files import reason
 from harness.results.provenance import is_stale
 from harness.results.record import Record
-from harness.results.sidecars import CONFIDENCE
+from harness.results.sidecars import decisive
 from harness.results.store import Store
 from harness.run.runner import CellRunner, Measured, Progress, Settings
 
@@ -100,13 +100,13 @@ def _check_same(stored: Record, measured: Measured, store: Store, settings: Sett
 
 
 def differing_images(old: pd.DataFrame, new: pd.DataFrame) -> int:
-    """How many images have other outcomes; how sure a model is does not count, since older records do not say it.
+    """How many images have other outcomes.
 
     Args:
         old: as it was read from a results folder, where values of several numbers are lists or arrays.
         new: as a suite gave it.
     """
-    old, new = (frame.drop(columns=CONFIDENCE, errors="ignore").map(_plain) for frame in (old, new))
+    old, new = (decisive(frame).map(_plain) for frame in (old, new))
     if old.equals(new):
         return 0
     return int((old != new).any(axis=1).sum()) if old.shape == new.shape else len(old)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from harness.api.errors import UsageError
 from harness.catalog.catalog import Catalog
 from harness.identity.cell import Cell
-from harness.io.files import read_regular, reason
+from harness.io.toml import read_toml
 from harness.plan.plan import Plan, Planned, Request, make_plan
 from harness.regress.exported import ExportedCase
 from harness.results.store import Store
@@ -103,16 +102,10 @@ def read_suite(path: Path) -> Suite:
     Raises:
         UsageError: the file is missing or malformed.
     """
+    missing = f"there is no suite {path}; docs/regression.md shows how to write one"
+    tables = read_toml(path, "suite", missing=missing)
     try:
-        return Suite.model_validate(tomllib.loads(read_regular(path).decode()))
-    except FileNotFoundError:
-        raise UsageError(f"there is no suite {path}; docs/regression.md shows how to write one") from None
-    except OSError as error:
-        raise UsageError(f"suite {path} cannot be read ({reason(error)}); correct the file") from None
-    except RecursionError:
-        raise UsageError(f"suite {path} cannot be read (it is nested too deeply); correct the file") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"suite {path} cannot be read ({error}); correct the file") from None
+        return Suite.model_validate(tables)
     except ValidationError as error:
         raise UsageError(f"suite {path} is not valid ({first_problem(error)}); see docs/regression.md") from None
 

@@ -71,7 +71,8 @@ def judge(ours: float, printed: float, others: Sequence[float], tolerance: float
 
 def accepted(printed: float, others: Sequence[float], tolerance: float) -> tuple[float, float]:
     """From where to where a mean agrees with something that was printed."""
-    return min(printed, *others, printed) - tolerance, max(printed, *others, printed) + tolerance
+    known = (printed, *others)
+    return min(known) - tolerance, max(known) + tolerance
 
 
 def reproduced(reproduction: Reproduction, cells: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 from harness.api.errors import UsageError
 from harness.io.files import read_regular
 from harness.io.text import visible
+from harness.io.toml import read_toml
 
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
 COLUMNS = ["method", "model", "task", "dataset", "metric", "bits", "scheme", "value", "source", "evidence", "note"]
@@ -79,10 +79,7 @@ def _rows(path: Path) -> pd.DataFrame:
 
 
 def _names(path: Path) -> dict[str, dict[str, str]]:
-    try:
-        tables = tomllib.loads(read_regular(path).decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"names of published numbers {path} cannot be read: {error}") from None
+    tables = read_toml(path, "names of published numbers")
     found = {kind: tables.get(kind, {}) for kind in KINDS}
     if wrong := [kind for kind, names in found.items() if not isinstance(names, dict)]:
         raise UsageError(f"names of published numbers {path}: {wrong[0]} is not a table")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from harness.api.errors import UsageError
 from harness.catalog.registry import check_known
-from harness.io.files import names_in, read_regular, reason
+from harness.io.files import names_in
+from harness.io.toml import read_toml
 from harness.results.published import FOLDER
 
 SUBFOLDER = "recipes"  # of the folder of published numbers
@@ -86,14 +86,9 @@ def read_recipe(name: str, folder: Path = FOLDER) -> Recipe:
     """
     check_known("paper", name, recipe_names(folder))
     path = folder / SUBFOLDER / f"{name}.toml"
+    tables = read_toml(path, "recipe")
     try:
-        return Recipe.model_validate(tomllib.loads(read_regular(path).decode()))
-    except OSError as error:
-        raise UsageError(f"recipe {path} cannot be read ({reason(error)}); correct the file") from None
-    except RecursionError:
-        raise UsageError(f"recipe {path} cannot be read (it is nested too deeply); correct the file") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"recipe {path} cannot be read ({error}); correct the file") from None
+        return Recipe.model_validate(tables)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

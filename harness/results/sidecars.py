@@ -83,6 +83,13 @@ def table(content: bytes, said: Sidecar | None) -> pd.DataFrame:
     return found
 
 
+def decisive(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Outcomes as runs are compared by: without how sure a model is, which differs by rounding between machines and
+    which older records do not say.
+    """
+    return outcomes.drop(columns=CONFIDENCE, errors="ignore")
+
+
 def right_of(content: bytes, said: Sidecar) -> NDArray[np.bool_] | None:
     """Which images are right by column `correct` of outcomes, in a tenth of `table`'s time.
 

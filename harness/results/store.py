@@ -225,11 +225,7 @@ class Store:
             return False
         if own.status != "ok":
             return True
-        # How sure a model is differs by rounding between machines, and older records do not say it.
-        ours, theirs = (
-            outcomes.drop(columns=sidecars.CONFIDENCE, errors="ignore")
-            for outcomes in (self.outcomes(own.key), store.outcomes(other.key))
-        )
+        ours, theirs = (sidecars.decisive(each) for each in (self.outcomes(own.key), store.outcomes(other.key)))
         return ours.equals(theirs)
 
     def complete(self, record: Record) -> bool:
