@@ -135,7 +135,7 @@ def reproduce(  # noqa: PLR0917 - typer passes them by name
 def _show(reproduction: Reproduction, console: Console) -> None:
     """What is reproduced and how, before it costs hours."""
     from harness.io.text import visible
-    from harness.report.reproduced import behind
+    from harness.report.sections.reproduced import behind
 
     count = len(reproduction.targets)
     lines = [f"{reproduction.recipe.paper}: {count} {'number' if count == 1 else 'numbers'} of its table."]
@@ -148,8 +148,8 @@ def _show(reproduction: Reproduction, console: Console) -> None:
 def _report(paper: str, reproduction: Reproduction, store: Store, catalog: Catalog, console: Console) -> None:
     """Print the table, and write it beside the others."""
     from harness.io.files import prepare_folder, writing_report
-    from harness.report import reproduced
     from harness.report.results import load
+    from harness.report.sections import reproduced
 
     frame = reproduced.reproduced(reproduction, load(store, catalog, reproduction.plan.keys).cells)
     text = reproduced.markdown(reproduction, frame)

@@ -10,12 +10,13 @@ from rich.console import Console
 
 from harness.catalog.catalog import Catalog
 from harness.io.files import prepare_folder, writing_report
-from harness.report import ablation, conflicts, cross, exported, hidden, ranks, tables
-from harness.report.files import save, save_svg
-from harness.report.gallery import galleries, gallery_figure
-from harness.report.pictures import KINDS, pictures
-from harness.report.prediction_figures import prediction_figures
+from harness.report import tables
+from harness.report.figures.files import save, save_svg
+from harness.report.figures.gallery import galleries, gallery_figure
+from harness.report.figures.pictures import KINDS, pictures
+from harness.report.figures.predictions import prediction_figures
 from harness.report.results import Results, load
+from harness.report.sections import ablation, conflicts, cross, exported, hidden, ranks
 from harness.results.store import Store
 
 PAGE = "report.html"  # of all of it, in the same folder; `harness.report.write` makes it

@@ -17,10 +17,10 @@ from harness.catalog.catalog import Catalog
 from harness.catalog.registry import check_known
 from harness.io.files import prepare_folder, writing_report
 from harness.report import tables
-from harness.report.files import save
+from harness.report.figures.files import save
+from harness.report.figures.gallery import one_precision
+from harness.report.figures.similarity import Similarity, maps_figure, similarity_figure, similarity_frame
 from harness.report.frame import cells_frame
-from harness.report.gallery import one_precision
-from harness.report.similarity_figures import Similarity, maps_figure, similarity_figure, similarity_frame
 from harness.results.record import Record
 from harness.results.store import Store
 

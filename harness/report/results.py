@@ -12,13 +12,14 @@ import pandas as pd
 from harness.api.errors import UsageError
 from harness.api.plugins import PRESETS, import_target
 from harness.catalog.catalog import Catalog
-from harness.report import ablation, cross, ranks, stats
-from harness.report.conflicts import conflict_frame
+from harness.report import stats
 from harness.report.diagnostics import odd
-from harness.report.exported import exported_frame
 from harness.report.frame import Outcomes, Right, cells_frame, method_names
-from harness.report.hidden import COLUMNS as HIDDEN
-from harness.report.hidden import WANTED, Columns, hidden_frame
+from harness.report.sections import ablation, cross, ranks
+from harness.report.sections.conflicts import conflict_frame
+from harness.report.sections.exported import exported_frame
+from harness.report.sections.hidden import COLUMNS as HIDDEN
+from harness.report.sections.hidden import WANTED, Columns, hidden_frame
 from harness.report.summary import summarise
 from harness.results.exported import read_exported
 from harness.results.record import Record
@@ -50,7 +51,7 @@ class Results:
     @cached_property
     def ranges(self) -> pd.DataFrame:
         """The frame of activation ranges, which is large."""
-        from harness.report.range_figures import range_frame
+        from harness.report.figures.ranges import range_frame
 
         return range_frame(self.records, self.cells)
 

@@ -18,8 +18,8 @@ def show_history(path: Path, figure: Path, console: Console) -> int:
     Raises:
         UsageError: the history cannot be read, or the figure cannot be written.
     """
-    from harness.report.files import svg, write_png
-    from harness.report.trend_figures import trend_figure
+    from harness.report.figures.files import svg, write_png
+    from harness.report.figures.trend import trend_figure
 
     if figure.suffix not in (".png", ".svg"):
         raise UsageError(f"--figure {figure} must end in .png or .svg")

@@ -52,7 +52,7 @@ def write_page(store: Store, catalog: Catalog, console: Console, html: Path | No
         UsageError: as `write_tables`, or the page cannot be written.
     """
     from harness.report import PAGE, write_report
-    from harness.report.page import Images, page
+    from harness.report.page.page import Images, page
 
     target = html or store.folder / "report" / PAGE
     if target.is_dir():
@@ -72,7 +72,7 @@ def write_page(store: Store, catalog: Catalog, console: Console, html: Path | No
 
 def _write_published(results: Results, numbers: published.Published, folder: Path) -> str:
     """Write published.md, published.csv and published.tex; return the first."""
-    from harness.report import published as shown
+    from harness.report.sections import published as shown
 
     means = shown.measured(results.records, results.cells)
     frame = shown.beside(numbers, means)

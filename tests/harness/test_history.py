@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.api.errors import UsageError
-from harness.report.trend_figures import trend_figure
+from harness.report.figures.trend import trend_figure
 from harness.results import history
 from harness.results.history import Number, change_points
 from harness.results.provenance import Revision

@@ -11,7 +11,7 @@ import pytest
 from harness.api.errors import UsageError
 from harness.identity.cell import Cell
 from harness.report import write_report
-from harness.report.page import Images, page
+from harness.report.page.page import Images, page
 from harness.results.merge import merge
 from harness.results.record import Failure, Provenance, Record
 from harness.results.store import Store

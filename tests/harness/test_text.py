@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from harness.io import text
 from harness.report import tables
-from harness.report.files import _file_name, save, svg
+from harness.report.figures.files import _file_name, save, svg
 
 HOSTILE = (
     *("$x^2$", "$\\alpha", "\x1b[31mred\x1b[0m", "=cmd|' /C calc'!A0", "<script>alert(1)</script>", "a|b", "[red]"),

@@ -14,9 +14,10 @@ from rich.console import Console
 from harness.api.errors import UsageError
 from harness.catalog.catalog import Catalog
 from harness.identity.names import parse_name
-from harness.report import ablation, stats, tables, write_report
+from harness.report import stats, tables, write_report
 from harness.report.frame import cells_frame
 from harness.report.results import load
+from harness.report.sections import ablation
 from harness.report.summary import summarise
 from harness.results.store import Store
 

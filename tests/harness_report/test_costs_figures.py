@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.report.exported import COLUMNS
-from harness.report.exported_figures import exported_figure
+from harness.report.figures.exported import exported_figure
+from harness.report.figures.pareto import front, pareto_figure
+from harness.report.figures.stages import PARTS, stage_figure, stage_frame
 from harness.report.frame import cells_frame
-from harness.report.pareto_figures import front, pareto_figure
-from harness.report.stage_figures import PARTS, stage_figure, stage_frame
+from harness.report.sections.exported import COLUMNS
 from harness.report.summary import summarise
 from harness.results.record import Quantization, Record, Stage
 from harness.results.store import Store

@@ -15,10 +15,11 @@ from PIL import Image
 from rich.console import Console
 
 from harness.identity.names import parse_name
-from harness.report import cross, stats, tables, write_report
-from harness.report.cross_figures import cross_figure
-from harness.report.files import save
+from harness.report import stats, tables, write_report
+from harness.report.figures.cross import cross_figure
+from harness.report.figures.files import save
 from harness.report.frame import cells_frame
+from harness.report.sections import cross
 from harness.report.summary import summarise
 from harness.results.record import Record
 from harness.results.store import Store

@@ -18,12 +18,12 @@ from harness.catalog.catalog import Catalog
 from harness.identity.cell import Cell
 from harness.report import write_report
 from harness.report.diagnose import diagnose
+from harness.report.figures.gallery import one_precision
+from harness.report.figures.ranges import range_figure, range_frame
+from harness.report.figures.search import search_figure, search_frame
+from harness.report.figures.similarity import Similarity, maps_figure, similarity_figure, similarity_frame
+from harness.report.figures.widths import bits_figure, bits_frame, sensitivity_frame
 from harness.report.frame import cells_frame
-from harness.report.gallery import one_precision
-from harness.report.range_figures import range_figure, range_frame
-from harness.report.search_figures import search_figure, search_frame
-from harness.report.similarity_figures import Similarity, maps_figure, similarity_figure, similarity_frame
-from harness.report.width_figures import bits_figure, bits_frame, sensitivity_frame
 from harness.results.record import Layer, Quantization, Record
 from harness.results.store import Store
 from tasks.classification.suite import open_suite

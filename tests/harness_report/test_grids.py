@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 
-from harness.report import grids, published, tables
+from harness.report import tables
 from harness.report.frame import cells_frame
-from harness.report.grids import Column, Grid, coded
+from harness.report.page import grids
+from harness.report.page.grids import Column, Grid, coded
 from harness.report.results import assemble
+from harness.report.sections import published
 from harness.results.store import Store
 
 from . import synthetic as fake

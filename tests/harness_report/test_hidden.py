@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from harness.catalog.catalog import Catalog
-from harness.report import hidden
 from harness.report.frame import cells_frame
 from harness.report.results import load
+from harness.report.sections import hidden
 from harness.results.store import Store
 
 from . import synthetic as fake

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from harness.cli.main import app
 from harness.report import write_report
-from harness.report.files import save
-from harness.report.page import Images, page
+from harness.report.figures.files import save
+from harness.report.page.page import Images, page
 from harness.results.record import Failure, Notice, Provenance
 
 from . import synthetic as fake

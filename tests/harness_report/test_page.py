@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from harness.catalog.catalog import Catalog
-from harness.report import html, tables
-from harness.report.origins import preprocessing_table
-from harness.report.page import OPEN, Images, page
+from harness.report import tables
+from harness.report.page import html
+from harness.report.page.page import OPEN, Images, page
 from harness.report.results import assemble
+from harness.report.sections.origins import preprocessing_table
 from harness.report.tables import NONE
 from harness.results.published import read
 from harness.results.store import Store

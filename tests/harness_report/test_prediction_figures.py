@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from harness.report import write_report
+from harness.report.figures.predictions import prediction_figures
 from harness.report.frame import cells_frame
-from harness.report.prediction_figures import prediction_figures
 from harness.results.store import Store
 
 from . import synthetic as fake

@@ -13,8 +13,9 @@ import timm
 
 from harness.api.errors import UsageError
 from harness.catalog.catalog import Catalog
-from harness.report import field, published, tables
+from harness.report import tables
 from harness.report.frame import cells_frame
+from harness.report.sections import field, published
 from harness.report.summary import summarise
 from harness.results.published import COLUMNS, FOLDER, Published, read
 from harness.results.record import Record

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.report import ranks
-from harness.report.ranks import PLACE
+from harness.report.sections import ranks
+from harness.report.sections.ranks import PLACE
 
 CALIBRATORS = ("minmax", "omse", "ema")
 values = st.lists(st.integers(0, 9), min_size=6, max_size=6)

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from harness.catalog.catalog import Catalog
 from harness.report import stats, tables, write_report
-from harness.report.figures import accuracy_figure
+from harness.report.figures.accuracy import accuracy_figure
+from harness.report.figures.gallery import distinct, gallery_figure
 from harness.report.frame import cells_frame, label_variants
-from harness.report.gallery import distinct, gallery_figure
 from harness.report.results import load
 from harness.report.summary import summarise
 from harness.results.record import Layer, Quantization, Stage

@@ -13,7 +13,7 @@ import timm
 from harness.catalog.catalog import Catalog
 from harness.plan.plan import Plan
 from harness.plan.reproduction import Choice, Printed, Reproduction, Target, plan_reproduction
-from harness.report.reproduced import accepted, behind, judge, margin, markdown, reproduced
+from harness.report.sections.reproduced import accepted, behind, judge, margin, markdown, reproduced
 from harness.results import published
 from harness.results.recipes import Recipe, read_recipe, recipe_names
 from harness.results.store import Store

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.report import ablation, cross, grids, ranks, stats, tables, verdicts
-from harness.report.cross_figures import cross_figure
+from harness.report import stats, tables, verdicts
+from harness.report.figures.cross import cross_figure
+from harness.report.figures.pareto import front
 from harness.report.frame import cells_frame
-from harness.report.pareto_figures import front
+from harness.report.page import grids
+from harness.report.sections import ablation, cross, ranks
 from harness.report.summary import adjusted, paired, summarise
 from harness.results.store import Store
 

@@ -36,7 +36,7 @@ from harness.export.remake import Remade, deployment_of, folder_name, remake  # 
 from harness.export.runtimes import RUNTIMES  # noqa: E402
 from harness.io.files import prepare_folder  # noqa: E402
 from harness.plan.plan import Request, make_plan  # noqa: E402
-from harness.report.exported import exported_frame  # noqa: E402
+from harness.report.sections.exported import exported_frame  # noqa: E402
 from harness.results.exported import Exported  # noqa: E402
 from harness.results.store import Store  # noqa: E402
 from harness.run.checks import probes  # noqa: E402

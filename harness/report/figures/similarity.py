@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from harness.report.figures import Style, method_styles
+from harness.report.figures.accuracy import Style, method_styles
 
 SHOWN = 2  # images of a method beside their maps
 LEAST_DENSITY = 0.01  # lower end of the logarithmic axis, which the spike of noise near 1 would flatten else

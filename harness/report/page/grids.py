@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from harness.catalog import metrics
-from harness.report import published, tables, verdicts
+from harness.report import tables, verdicts
 from harness.report.frame import STAGES
+from harness.report.sections import published
 
 FILTERS = ("suite", "task", "dataset", "model", "scheme", "bits", "role", "status")
 ROLES = {"float": "float", "method": "data-free", "floor": "floor (noise)", "ceiling": "ceiling (real data)"}

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from harness.catalog import metrics
-from harness.report.figures import Style, amount, method_styles
+from harness.report.figures.accuracy import Style, amount, method_styles
 from harness.report.frame import CONTEXT
 from harness.report.verdicts import checked
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from harness.catalog import metrics
-from harness.report.figures import COLOURS, MARKERS
+from harness.report.figures.accuracy import COLOURS, MARKERS
 from harness.report.tables import bit_order
 from harness.results.history import Row, changes, series
 

@@ -11,8 +11,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from harness.report.diagnostics import diagnostic
-from harness.report.figures import COLOURS, calibration
-from harness.report.search_figures import COMMON, measured
+from harness.report.figures.accuracy import COLOURS, calibration
+from harness.report.figures.search import COMMON, measured
 from harness.results.record import Record
 
 MIXED = "MP"  # how the bits of a mixed-precision cell begin

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from harness.report.files import svg as svg_of
+from harness.report.figures.files import svg as svg_of
 from harness.report.tables import BOLD, is_numeric
 
 PIXELS_A_POINT = 96 / 72  # SVG sizes of matplotlib are in points

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from harness.report.figures import Style, calibration, method_styles
+from harness.report.figures.accuracy import Style, calibration, method_styles
 from harness.report.frame import CONTEXT
 from harness.report.tables import bit_order
 from harness.results.record import Record

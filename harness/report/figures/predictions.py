@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.catalog import metrics
+from harness.report.figures.gallery import one_precision
 from harness.report.frame import CONTEXT
-from harness.report.gallery import one_precision
 
 TRUTH, PREDICTION = "truth", "prediction"
 COLUMNS = 4

@@ -12,8 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from harness.catalog import metrics
-from harness.report.cross import order, split
-from harness.report.figures import seeds
+from harness.report.figures.accuracy import seeds
+from harness.report.sections.cross import order, split
 from harness.report.verdicts import NONE, mark, marked
 
 SPAN = 5.0  # points that the colours of a panel cover at least, so that noise does not look like a difference

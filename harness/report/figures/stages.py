@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from harness.report.figures import COLOURS, seeds
+from harness.report.figures.accuracy import COLOURS, seeds
 from harness.report.frame import STAGES
 from harness.report.tables import bit_order, method_labels
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from harness.report.diagnostics import diagnostic
-from harness.report.figures import COLOURS, DASHES, MARKERS, calibration
+from harness.report.figures.accuracy import COLOURS, DASHES, MARKERS, calibration
 from harness.report.frame import CONTEXT
 from harness.report.tables import bit_order
 from harness.results.record import Record

@@ -11,17 +11,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from harness.report.cross_figures import cross_figure
-from harness.report.exported_figures import exported_figure
-from harness.report.figures import accuracy_figure
+from harness.report.figures.accuracy import accuracy_figure
+from harness.report.figures.cross import cross_figure
+from harness.report.figures.exported import exported_figure
+from harness.report.figures.gallery import MOSAIC_IMAGES, iterations_figure, one_precision
+from harness.report.figures.pareto import pareto_figure
+from harness.report.figures.ranges import range_figure
+from harness.report.figures.search import search_figure, search_frame
+from harness.report.figures.stages import stage_figure
+from harness.report.figures.widths import bits_figure, bits_frame, sensitivity_figure, sensitivity_frame
 from harness.report.frame import CONTEXT
-from harness.report.gallery import MOSAIC_IMAGES, iterations_figure, one_precision
-from harness.report.pareto_figures import pareto_figure
-from harness.report.range_figures import range_figure
 from harness.report.results import Results
-from harness.report.search_figures import search_figure, search_frame
-from harness.report.stage_figures import stage_figure
-from harness.report.width_figures import bits_figure, bits_frame, sensitivity_figure, sensitivity_frame
 
 Snapshots = Callable[[str], Mapping[int, NDArray[np.uint8]]]  # images over the steps of a cell, by its key
 Draw = Callable[[pd.DataFrame], Figure | None]

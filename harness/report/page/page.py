@@ -14,25 +14,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from harness.report import (
-    ablation,
-    conflicts,
-    cross,
-    exported,
-    field,
-    grids,
-    hidden,
-    html,
-    published,
-    ranks,
-    tables,
-    verdicts,
-)
-from harness.report.gallery import galleries
-from harness.report.origins import preprocessing_table, provenance_table
-from harness.report.pictures import KINDS, Snapshots, pictures
-from harness.report.prediction_figures import Pictures, prediction_figures
+from harness.report import tables, verdicts
+from harness.report.figures.gallery import galleries
+from harness.report.figures.pictures import KINDS, Snapshots, pictures
+from harness.report.figures.predictions import Pictures, prediction_figures
+from harness.report.page import grids, html
 from harness.report.results import Results
+from harness.report.sections import ablation, conflicts, cross, exported, field, hidden, published, ranks
+from harness.report.sections.origins import preprocessing_table, provenance_table
 from harness.results.published import Published
 
 ASSETS = Path(__file__).parent / "assets"

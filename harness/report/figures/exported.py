@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.catalog import metrics
-from harness.report.figures import method_styles
-from harness.report.pareto_figures import draw_points, finish
+from harness.report.figures.accuracy import method_styles
+from harness.report.figures.pareto import draw_points, finish
 
 # Column of the frame -> that of the float model, axis label.
 COSTS = {
