@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Done, harness
 
 from harness.results.store import Store
 from methods.core.graph.intercept import Interceptor
@@ -30,29 +28,9 @@ TINY = [
 ]
 
 
-def bench(folder: Path, *args: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    python_path = os.pathsep.join(str(p) for p in (ROOT, path) if p)
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "harness",
-            "bench",
-            *args,
-            "--in-process",
-            "--threads",
-            "1",
-            "--out",
-            str(folder / "out"),
-            "--cache",
-            str(folder / "cache"),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": python_path},
-        check=False,
-    )
+def bench(folder: Path, *args: str, path: Path | None = None) -> Done:
+    where = ("--in-process", "--threads", "1", "--out", str(folder / "out"), "--cache", str(folder / "cache"))
+    return harness("bench", *args, *where, cwd=folder, path=path)
 
 
 def block(language: str, text: str) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -14,7 +15,7 @@ from harness.results.store import Store
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "tests" / "harness" / "plugins"
-SEEDS_PER_KILL = 2  # more for every start; the toy plugin is foreign code, so each cell has a new worker of 3 s
+SEEDS_PER_KILL = 2  # more for every start; the toy plugin is foreign code, so each cell has a new worker
 BITS = "W4A8"
 MOST_JOBS = 3  # at a time; each start has another number
 LATEST = 5.0  # seconds after the start; importing torch takes about two of them
@@ -29,7 +30,7 @@ def kill_often(folder: Path, kills: int, seed: int) -> int:
     folder.mkdir(parents=True)
     rng, wrong = Random(seed), 0
     kept: dict[Path, bytes] = {}
-    whom: dict[str, int] = {"sweep": 0, "worker": 0, "both": 0}
+    whom: dict[str, int] = {"sweep": 0, "worker": 0, "server": 0, "all": 0}
     for number in range(kills):
         process = _start(folder, SEEDS_PER_KILL * (number + 1), jobs=1 + number % MOST_JOBS)
         time.sleep(rng.uniform(0.0, LATEST))
@@ -63,23 +64,27 @@ def _start(folder: Path, seeds: int, jobs: int) -> subprocess.Popen[bytes]:
 
 
 def _kill(process: subprocess.Popen[bytes], victim: str) -> int:
-    """Kill the sweep, its workers or both; 1 if there was one to kill."""
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
-    ).stdout.split()
-    targets = [process.pid] if victim == "sweep" else []
-    targets += [int(pid) for pid in children] if victim == "worker" else []
-    if victim == "both":
-        targets = [process.pid, *map(int, children)]
+    """Kill the sweep, its workers, what starts them, or all; 1 if there was one to kill."""
+    helpers = _children(process.pid)
+    workers = [pid for helper in helpers for pid in _children(helper)]
+    targets = {
+        "sweep": [process.pid],
+        "worker": workers,
+        "server": helpers,
+        "all": [process.pid, *helpers, *workers],
+    }[victim]
     for pid in targets:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    if victim == "worker":  # the sweep goes on with new ones; it is stopped for the next round
+    if victim in ("worker", "server"):  # the sweep goes on with new ones; it is stopped for the next round
         time.sleep(0.5)
         process.kill()
     return int(bool(targets))
+
+
+def _children(process: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listed.stdout.split()]
 
 
 def _compare(folder: Path, kept: dict[Path, bytes], when: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import signal
@@ -21,6 +20,7 @@ from harness.io.claims import Claim, Owner, Pace
 from harness.run import image_cache
 from harness.run.clock import Clock, Waiting
 from harness.run.context import Context
+from harness.run.executors.processes import new_process
 from harness.run.executors.worker import WorkerProcess
 from harness.run.image_cache import ImageCache, prepare_cache
 
@@ -169,7 +169,7 @@ def _wants(cell: Cell, cache: Path, folder: Path, hangs: bool) -> None:
 
 
 def _started(number: int, *arguments) -> list:
-    processes = [multiprocessing.get_context("spawn").Process(target=_wants, args=arguments) for _ in range(number)]
+    processes = [new_process(_wants, arguments, {}) for _ in range(number)]
     for process in processes:
         process.start()
     return processes

@@ -71,8 +71,9 @@ class Running:
         return {pid: nodes[parent] for pid, parent, what in processes() if parent in nodes and "ray::Host" in what}
 
     def workers(self):
-        hosts = self.hosts()
-        return [pid for pid, parent, what in processes() if parent in hosts and "spawn_main" in what]
+        hosts, found = self.hosts(), list(processes())
+        servers = {pid for pid, parent, what in found if parent in hosts and "forkserver" in what}
+        return [pid for pid, parent, _ in found if parent in servers]
 
 
 def processes():

@@ -76,8 +76,13 @@ def kill(what: str, sweep: Sweep, chosen: Beat) -> str:
 
 def worker_of(host: int) -> int:
     """The process that measures for a host."""
-    children = Path(f"/proc/{host}/task/{host}/children").read_text().split()
-    return next(int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    server = next(pid for pid in children(host) if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return next(iter(children(server)))
+
+
+def children(process: int) -> list[int]:
+    """Of a process, its child processes."""
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 class Chaos:

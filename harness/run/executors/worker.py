@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 from harness.api.errors import first_line
@@ -20,6 +20,7 @@ from harness.io.streams import tolerate
 from harness.results.provenance import processor_of
 from harness.results.record import Failure
 from harness.run.clock import Waiting
+from harness.run.executors.processes import end, new_process
 from harness.run.runner import CellRunner, Measured, Progress, Settings, failed_record, now, resolve_device
 
 _exit = os._exit  # as it is before any cell runs, see `exits_raised`
@@ -34,7 +35,7 @@ class _Ready(NamedTuple):
 
 
 class WorkerProcess:
-    """Measures one cell at a time in a spawned process that is kept between cells of the project's own methods;
+    """Measures one cell at a time in a process of its own that is kept between cells of the project's own methods;
     replaced if it dies or times out, and after a failure or code of others, whatever that may have left behind.
 
     Either `measure` is called, or `begin` and then `step` whenever one of `handles` is ready or `due` has passed, so
@@ -52,7 +53,7 @@ class WorkerProcess:
         self._settings = settings
         self._timeout = timeout
         self._environment = dict(environment or {})
-        self._process: SpawnProcess | None = None
+        self._process: BaseProcess | None = None
         self._connection: Connection[object, object] | None = None
         self._cell: Cell | None = None
         self._waits = False  # until the process has started; importing torch does not count as the cell's time
@@ -166,12 +167,10 @@ class WorkerProcess:
         return Measured(failed_record(self._settings, cell, failure, self._started, seconds))
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        arguments = theirs, self._settings, self._environment
-        self._process = context.Process(target=_serve, args=arguments, daemon=False)
+        self._connection, theirs = multiprocessing.Pipe()
         self._waits = True
         with _interrupts_ignored():
+            self._process = new_process(_serve, (theirs, self._settings), self._environment)
             self._process.start()
         theirs.close()
 
@@ -183,8 +182,7 @@ class WorkerProcess:
 
     def _stop(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.join()
+            end(self._process)
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None
@@ -214,9 +212,8 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(connection: Connection[object, object], settings: Settings, environment: Mapping[str, str]) -> None:
+def _serve(connection: Connection[object, object], settings: Settings) -> None:
     """Main function of the worker."""
-    os.environ.update(environment)  # before torch is imported
     tolerate()  # a method that prints must not fail because nobody reads
     threading.Thread(target=_die_with_parent, daemon=True).start()
     last = 0.0
