@@ -131,10 +131,10 @@ def zoo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests side by side: nox -s tests -- PYTEST'S ARGUMENTS; -m "not slow" leaves out what is long."""
-    # One more than there are cores, as many wait for processes of their own, for Ray and for Slurm. Neighbours of a
-    # file stay in one process as far as possible: they share what is made once per file.
-    spread = ("--numprocesses", str(min((os.cpu_count() or 1) + 1, 8)), "--dist", "worksteal")
+    """Run the tests, a process per core: nox -s tests -- PYTEST'S ARGUMENTS; -m "not slow" leaves out what is long."""
+    # Neighbours of a file stay in one process as far as possible, as many share what is made once per file, such as a
+    # Ray cluster: with more processes than cores more of it is made twice, which costs what the waiting gains.
+    spread = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal")
     session.run(install(session), "-m", "pytest", *spread, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 

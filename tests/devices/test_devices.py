@@ -53,7 +53,7 @@ def _both(name: str, model: str) -> tuple[Measured, Measured, dict[str, int]]:
 
 
 @pytest.mark.usual(model="vit")
-@pytest.mark.usual(name=[*METHODS, *NAMES[::5]])
+@pytest.mark.usual(name=[*METHODS, *NAMES[::10]])
 @pytest.mark.fast(name=list(FAST), model="vit")
 @pytest.mark.parametrize("model", ["vit", "swin"])
 @pytest.mark.parametrize("name", NAMES)

@@ -30,7 +30,7 @@ def quantized(name: str, bits: str, seed: int, **options: Any) -> tuple[Any, Fak
 
 
 @pytest.mark.usual(name="vit", seed=[0, 1])
-@pytest.mark.usual(name="swin", seed=0, bits=["W8A8", "MP4.5"])
+@pytest.mark.usual(name="swin", seed=0, bits=["W8A8", "W4A8"])
 @pytest.mark.fast(bits=["W4A8"], seed=[0, 1])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("bits", ["W8A8", "W4A8", "MP4.5"])
@@ -122,7 +122,7 @@ def test_a_held_out_context_hands_on_what_belongs_to_the_run():
 
 
 @pytest.mark.usual(name="vit")
-@pytest.mark.usual(bits="MP4.5")
+@pytest.mark.usual(bits="W4A8")
 @pytest.mark.fast(bits=["MP4.5"])
 @pytest.mark.parametrize("bits", ["W8A8", "W4A8", "MP4.5"])
 @pytest.mark.parametrize("name", NETWORKS)

@@ -105,7 +105,8 @@ def test_the_sampled_crosses_hold_everything() -> None:
     assert spread([], ["c0"], 12) == []
 
 
-@pytest.mark.usual(name=FAST)
+@pytest.mark.usual(name=FAST, scheme="full")
+@pytest.mark.usual(name=FAST, network="vit")
 @pytest.mark.usual(network="vit", scheme="full")
 @pytest.mark.fast(name=FAST, scheme="full")
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -177,8 +178,8 @@ def test_few_weight_bits(name: str, case: tuple[str, str, str]) -> None:
     assert {layer.bits for layer in quantized.summary.layers} == {spec.weight}
 
 
-@pytest.mark.usual(name=[*METHODS, *FAST])
-@pytest.mark.usual(network="vit")
+@pytest.mark.usual(name=[*METHODS])
+@pytest.mark.usual(name=EACH, network="vit")
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", [n for n in NAMES if any(info.mixed for info in Catalog.default().resolve(n).infos)])
