@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,9 @@ def write_float(net: nn.Module, images: Tensor, path: Path, said: Mapping[str, s
     Raises:
         UsageError: torch cannot export it.
     """
-    _save(_translated(net, images), path, said)
+    # torch's exporter sets attributes of the network that it runs anew, with equal values; the next cell needs the one
+    # that was loaded.
+    _save(_translated(copy.deepcopy(net), images), path, said)
 
 
 def write_quantized(deployment: Deployment, images: Tensor, path: Path, said: Mapping[str, str]) -> int | None:

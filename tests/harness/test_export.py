@@ -20,6 +20,7 @@ from harness.api.errors import UsageError
 from harness.export import runtimes
 from harness.export.compare import Comparison, verdict
 from harness.export.remake import differing_images
+from harness.identity.code import Code
 from harness.results.exported import FOLDER, Difference, Exported, read_exported
 from harness.results.store import Store
 
@@ -106,6 +107,12 @@ def test_another_outcome_than_the_record_is_refused(cli, tmp_path, monkeypatch) 
     monkeypatch.setattr(Store, "outcomes", lambda *_: pd.DataFrame({"index": range(60), "prediction": [7] * 60}))
     shown = cli("export", *CELL, *CPU, "--out", "run", "--to", "files", code=2).stderr
     assert "the model made now differs from the record of" in shown
+    assert "stale" not in shown
+    # Of a record that other code made, it says so, and what to do.
+    monkeypatch.setattr("harness.export.remake.code_for", lambda *_: Code("another", ()))
+    shown = cli("export", *CELL, *CPU, "--out", "run", "--to", "files", code=2).stderr
+    assert "(it is stale: other code or versions made it); measure the cell anew with bench --rerun all" in shown
+    assert not (tmp_path / "files").exists() or not list((tmp_path / "files").glob("*/model.onnx"))
 
 
 @pytest.mark.parametrize(

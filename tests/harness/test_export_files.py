@@ -20,6 +20,7 @@ from harness.export.codes import compare_codes
 from harness.export.onnx_file import write_float, write_quantized
 from harness.export.repeated import gather_rows
 from harness.export.runtimes import RUNTIMES
+from harness.run.unchanged import Snapshot
 from tasks.classification.suite import open_suite
 
 # Integer kernels of onnxruntime among all layers and matrix products: the patch embedding is in float, its bias apart,
@@ -106,6 +107,28 @@ def test_weights_of_four_bits_are_packed_and_what_is_in_float_has_no_dequantizat
         expected, floats = quantized(images).numpy(), model.net(images).numpy()
     np.testing.assert_allclose(RUNTIMES["onnxruntime"].open(path, 1)(images.numpy())[0], expected, atol=1e-3)
     np.testing.assert_allclose(RUNTIMES["onnxruntime"].open(plain, 1)(images.numpy())[0], floats, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", [None, "layers.1"])
+def test_the_network_is_afterwards_what_it_was(tmp_path, part) -> None:
+    """torch's exporter sets attributes anew; the next cell of a command was refused for it, as its method's doing."""
+    model = open_suite("tiny").load("swin", torch.device("cpu"))
+    before = Snapshot(model.net)
+    images = probes(model, 2)
+    if part is not None:
+        with torch.no_grad():
+            images = model.net.layers[0](model.net.patch_embed(images))
+    write_float(model.net.get_submodule(part or ""), images, tmp_path / "float.onnx", {})
+    assert before.change(Snapshot(model.net)) is None
+
+
+def test_a_deployed_network_is_afterwards_what_it_was(tmp_path) -> None:
+    model, deployed, _ = deployment("noise+minmax", "swin", "W4A8", "full")
+    before = Snapshot(model.net)
+    write_quantized(deployed, probes(model, 2), tmp_path / "model.onnx", {})
+    assert before.change(Snapshot(model.net)) is None
+    assert write_quantized(deployed, probes(model, 2), tmp_path / "again.onnx", {}) is None
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
 
 
 def test_constants_whose_rows_repeat_are_stored_once(tmp_path) -> None:

@@ -25,15 +25,18 @@ METHODS = (
     *("noise+minmax", "noise+ema", "noise+percentile", "noise+omse", "psaq", "clamp", "noise+repq", "noise+erq"),
     *("noise+baseptq", "noise+ptq4vit", "noise+adaround", "noise+brecq", "psaq2", "noise+qdrop", "noise+aphq"),
     *("noise+fimaq", "noise+lsvit", "noise+isvit", "noise+glfq", "noise+dopqvit", "noise+mptq"),
-    *("noise+uqvit", "noise+trio"),
+    *("noise+uqvit", "noise+trio", "noise+gptq", "noise+clamp-search", "noise+adalog", "noise+microscopiq"),
 )
-# Layers and matrix products of the tiny ViT that run in float: softmax by values, and the second layer behind GELU.
-SOFTMAX, BOTH = 2, 4
+# Layers and matrix products of the tiny ViT that run in float: softmax by values; the second layer behind GELU as well;
+# these and the products of queries with keys, whose zero points are no codes; all layers.
+SOFTMAX, BOTH, SOME, LAYERS = 2, 4, 6, 10
 FLOATS = {
     **dict.fromkeys(("noise+repq", "noise+erq", "noise+isvit", "noise+dopqvit", "noise+uqvit"), SOFTMAX),
     **dict.fromkeys(("noise+ptq4vit", "noise+mptq"), BOTH),
+    "noise+microscopiq": LAYERS,
+    "noise+adalog": SOME,
 }
-MIXED = ("clamp", "noise+mptq")
+MIXED = ("clamp", "noise+mptq", "noise+clamp-search")
 
 
 @pytest.mark.parametrize("method", METHODS)
