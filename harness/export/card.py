@@ -100,10 +100,10 @@ def table(exported: Exported) -> list[str]:
         for timing in each.timings:
             what = f"batch {timing.batch}, {timing.threads} thread{'s' * (timing.threads > 1)}, {name}"
             if timing.threads == 1:
-                ratio = f"{timing.float_cpu_ms / max(timing.exported_cpu_ms, 1e-9):.2f} times less"
+                ratio = _ratio(timing.float_cpu_ms, timing.exported_cpu_ms, "less", "more")
                 cpu = (f"{timing.float_cpu_ms:.2f} ms", f"{timing.exported_cpu_ms:.2f} ms", ratio)
                 rows.append((f"CPU time, {what}", *cpu))
-            quick = f"{timing.float_ms / max(timing.exported_ms, 1e-9):.2f} times faster"
+            quick = _ratio(timing.float_ms, timing.exported_ms, "faster", "slower")
             wall = (f"{timing.float_ms:.2f} ms", f"{timing.exported_ms:.2f} ms")
             rows.append((f"latency, {what}", *wall, "machine busy: no ratio" if timing.busy else quick))
         if each.peak_mib is not None and each.float_peak_mib is not None:
@@ -115,6 +115,11 @@ def table(exported: Exported) -> list[str]:
         rows.append((f"for comparison: {other.name}", size, score, took))
     head = ["| | float32 | exported | |", "|---|---:|---:|---|"]
     return head + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _ratio(in_float: float, exported: float, better: str, worse: str) -> str:
+    ratio = in_float / max(exported, 1e-9)
+    return f"{ratio:.2f} times {better}" if ratio >= 1.0 else f"{1.0 / max(ratio, 1e-9):.2f} times {worse}"
 
 
 def _times(files: dict[str, int]) -> str:

@@ -18,6 +18,7 @@ pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 import dfqbench
 from harness.api.errors import UsageError
 from harness.export import runtimes
+from harness.export.card import _ratio
 from harness.export.compare import Comparison, verdict
 from harness.export.remake import differing_images
 from harness.identity.code import Code
@@ -146,6 +147,13 @@ def test_a_runtime_that_computes_another_model_is_an_error(cli, monkeypatch) -> 
     monkeypatch.setattr(_Session, "__call__", lambda self, images: [-own(self, images)[0]])
     result = cli("export", *CELL, *CPU, "--out", "run", "--to", "files", code=1)
     assert re.search(r"gives other predictions than the quantized model on [\d.]+ % of the images", result.output)
+
+
+def test_what_is_slower_is_not_called_faster() -> None:
+    assert _ratio(3.0, 2.0, "faster", "slower") == "1.50 times faster"
+    assert _ratio(2.0, 3.0, "faster", "slower") == "1.50 times slower"
+    assert _ratio(2.0, 2.0, "less", "more") == "1.00 times less"
+    assert _ratio(0.0, 0.0, "less", "more").endswith("times more")
 
 
 def test_verdicts() -> None:
