@@ -129,3 +129,23 @@ def test_sites_and_blocks_are_those_of_a_plain_transformer(batch_first):
     branch = expected[0] if batch_first else expected[0].transpose(0, 1)
     torch.testing.assert_close(found[blocks[0].branch], branch)
     assert found[blocks[0].context].shape == (2, 3, 16, WIDTH // 3)
+
+
+def test_torch_exports_it_as_mmcv_calls_it() -> None:
+    """Tensors have no data while a network is exported, so that what is one tensor is told by its storage."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend = SelfAttention(attention())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attend(*(x.transpose(0, 1) for _ in range(3)), need_weights=False)[0]
+
+    net, x = Twice().eval(), torch.randn(2, 5, WIDTH)
+    program = torch.export.export(net, (x,), strict=False)
+    torch.testing.assert_close(program.module()(x), net(x))
+    with pytest.raises(NotImplementedError):
+        net.attend(x, x, x + 1.0)
+    with pytest.raises(NotImplementedError):
+        net.attend(x[:, :4], x[:, :4], x[:, 1:])
