@@ -78,7 +78,7 @@ class SelfAttention(nn.Module):
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether both are one tensor, perhaps transposed twice (mmcv does that to query, key and value one by one)."""
     # Storages, not pointers to data, which tensors have none of while torch exports the network.
-    return a is b or (
+    return a is b or bool(
         a.untyped_storage()._cdata == b.untyped_storage()._cdata
         and a.storage_offset() == b.storage_offset()
         and a.shape == b.shape

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+from processes import children, workers
+
 from harness.results.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -65,13 +67,12 @@ def _start(folder: Path, seeds: int, jobs: int) -> subprocess.Popen[bytes]:
 
 def _kill(process: subprocess.Popen[bytes], victim: str) -> int:
     """Kill the sweep, its workers, what starts them, or all; 1 if there was one to kill."""
-    helpers = _children(process.pid)
-    workers = [pid for helper in helpers for pid in _children(helper)]
+    servers, measuring = children([process.pid]), workers([process.pid])
     targets = {
         "sweep": [process.pid],
-        "worker": workers,
-        "server": helpers,
-        "all": [process.pid, *helpers, *workers],
+        "worker": measuring,
+        "server": servers,
+        "all": [process.pid, *servers, *measuring],
     }[victim]
     for pid in targets:
         with suppress(ProcessLookupError):
@@ -80,11 +81,6 @@ def _kill(process: subprocess.Popen[bytes], victim: str) -> int:
         time.sleep(0.5)
         process.kill()
     return int(bool(targets))
-
-
-def _children(process: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in listed.stdout.split()]
 
 
 def _compare(folder: Path, kept: dict[Path, bytes], when: str) -> int:

@@ -18,7 +18,7 @@ from random import Random
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 LONGEST = 60  # seconds that a case may take, a hundred times what it needs
 

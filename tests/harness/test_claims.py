@@ -9,10 +9,10 @@ import resource
 import signal
 import threading
 import time
-from itertools import count
 from pathlib import Path
 
 import pytest
+from processes import wait_until
 
 from harness.io import claims
 from harness.io.claims import Claim, Owner, Pace, sweep
@@ -371,13 +371,6 @@ def _joined(processes: list) -> None:
         assert process.exitcode == 0
 
 
-def _until(happened) -> None:
-    for _ in count():
-        if happened():
-            return
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("number", [2, 4])
 def test_one_of_several_processes_makes_it(tmp_path, number):
     _joined(_started(number, tmp_path, Pace(look=0.1), None))
@@ -390,9 +383,9 @@ def test_one_takes_over_from_a_process_that_was_killed(tmp_path, machine):
     """Known to have ended where processes of this machine are known, else since its claim is not touched any more."""
     pace = Pace(beat=0.2, stale=60.0 if machine is None else 3.0, look=0.1)
     (first,) = _started(1, tmp_path, pace, machine, hangs=True)
-    _until((tmp_path / "log").exists)
+    wait_until((tmp_path / "log").exists, 300.0)
     others = _started(3, tmp_path, pace, machine)
-    _until(lambda: len(list(tmp_path.glob("waits.*"))) == 3)
+    wait_until(lambda: len(list(tmp_path.glob("waits.*"))) == 3, 300.0)
     os.kill(first.pid, signal.SIGKILL)
     first.join()
     _joined(others)

@@ -7,12 +7,12 @@ import os
 import pickle
 import signal
 import time
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import wait_until
 
 from harness.identity.cell import Cell
 from harness.identity.code import Code
@@ -175,13 +175,6 @@ def _started(number: int, *arguments) -> list:
     return processes
 
 
-def _until(happened) -> None:
-    for _ in count():
-        if happened():
-            return
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 @pytest.mark.usual(number=2)
 @pytest.mark.usual(killed=True)
@@ -192,10 +185,10 @@ def test_processes_share_images_bit_for_bit(settings, toy_cell, tmp_path, number
         folder.mkdir()
     first = _started(1, cell, settings.cache, together, True) if killed else []
     if killed:
-        _until((together / "log").exists)
+        wait_until((together / "log").exists, 300.0)
     others = _started(number - len(first), cell, settings.cache, together, False)
     if killed:
-        _until(lambda: len(list(together.glob("waits.*"))) == len(others))
+        wait_until(lambda: len(list(together.glob("waits.*"))) == len(others), 300.0)
         os.kill(first[0].pid, signal.SIGKILL)
         first[0].join()
     for process in others:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import wait_until
 
 from harness.run.executors import processes
 from harness.run.executors.processes import FORKS, end, new_process
@@ -44,14 +45,6 @@ def said(target, path, **own):
     process.join()
     assert process.exitcode == 0
     return path.read_text()
-
-
-def wait_for(condition):
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it does not happen")
 
 
 def test_each_has_the_environment_and_the_folder_of_now(tmp_path, monkeypatch):
@@ -96,7 +89,7 @@ def test_a_dead_server_is_started_again_and_what_it_left_is_killed(tmp_path, set
     server = int(said(_write, tmp_path / "told").split()[-1])
     orphan = new_process(_stay, (tmp_path / "there",), {})
     orphan.start()
-    wait_for((tmp_path / "there").exists)
+    wait_until((tmp_path / "there").exists, 60.0)
     worker = WorkerProcess(settings)
     cell = toy_cell()
     worker.begin(cell)
@@ -106,6 +99,8 @@ def test_a_dead_server_is_started_again_and_what_it_left_is_killed(tmp_path, set
     assert measured.record.failure is not None
     assert measured.record.failure.type == "WorkerDied"
     end(orphan)
-    wait_for(lambda: not Path(f"/proc/{orphan.pid}").exists() or "Z" in Path(f"/proc/{orphan.pid}/stat").read_text())
+    wait_until(
+        lambda: not Path(f"/proc/{orphan.pid}").exists() or "Z" in Path(f"/proc/{orphan.pid}/stat").read_text(), 60.0
+    )
     assert worker.measure(cell, lambda *_: None).record.status == "ok"
     worker.close()

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import PLUGINS
+from processes import processes, wait_until, workers
 
 from harness.api.errors import UsageError
 from harness.results.store import Store
@@ -71,23 +71,7 @@ class Running:
         return {pid: nodes[parent] for pid, parent, what in processes() if parent in nodes and "ray::Host" in what}
 
     def workers(self):
-        hosts, found = self.hosts(), list(processes())
-        servers = {pid for pid, parent, what in found if parent in hosts and "forkserver" in what}
-        return [pid for pid, parent, _ in found if parent in servers]
-
-
-def processes():
-    listed = subprocess.run(["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    for line in listed.splitlines():
-        pid, parent, what = line.split(None, 2)
-        yield int(pid), int(parent), what
-
-
-def wait_until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.05)
+        return workers(self.hosts())
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from cluster import NODES, Cluster, missing
+from processes import workers
 
 from harness.results.store import Store
 from harness.run.executors.slurm.queue import Beat, queues
@@ -69,20 +72,9 @@ def kill(what: str, sweep: Sweep, chosen: Beat) -> str:
     if what == "job":
         cluster.run("scancel", chosen.job)
         return f"job {chosen.job} (scancel)"
-    victim = chosen.pid if what == "host" else worker_of(chosen.pid)
+    victim = chosen.pid if what == "host" else workers([chosen.pid])[0]
     os.kill(victim, signal.SIGKILL)
     return f"{what} of job {chosen.job}"
-
-
-def worker_of(host: int) -> int:
-    """The process that measures for a host."""
-    server = next(pid for pid in children(host) if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    return next(iter(children(server)))
-
-
-def children(process: int) -> list[int]:
-    """Of a process, its child processes."""
-    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 class Chaos:

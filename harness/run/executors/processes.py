@@ -18,9 +18,9 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 
 FORKS = sys.platform == "linux"  # macOS has it too, but its system libraries do not survive a fork
-# What takes most of the time until a first cell starts; what is not installed is passed over. Not our own modules: they
-# are imported after the fork, from where this process has them.
-_PRELOADED = ("torch", "torch._dynamo", "torchvision", "timm", "scipy.optimize", "pandas")
+# What takes most of the time until a first cell starts, and every cell needs. Not our own modules: they are imported
+# after the fork, from where this process has them.
+_PRELOADED = ("torch", "torchvision", "timm", "pandas")
 _STARTING = threading.Lock()  # the environment is everybody's
 _UNKNOWN = 255  # what a process ended with when the server can no longer say it
 
