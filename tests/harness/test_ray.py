@@ -43,6 +43,7 @@ class Running:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(PLUGINS))))
             patch.setenv("TOY_HANG", str(self.marker))
+            patch.setenv("RAY_worker_niceness", "0")  # Ray's own 15 lets hosts wait for whatever else runs here
             patch.setenv("RAY_health_check_period_ms", "500")
             patch.setenv("RAY_health_check_timeout_ms", "1000")
             patch.setenv("RAY_health_check_failure_threshold", "3")
@@ -60,7 +61,7 @@ class Running:
         """Two nodes again, and nothing hangs any more."""
         self.marker.unlink(missing_ok=True)
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("PYTHONPATH", "TOY_HANG"):
+            for name in ("PYTHONPATH", "TOY_HANG", "RAY_worker_niceness"):
                 patch.setenv(name, self.environment[name])
             while len(self.nodes) < 2:
                 self.nodes.append(self.add())
