@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from methods.core.numerics.granularity import PER_TENSOR, PerChannel
 from methods.core.numerics.observers import OBSERVERS, Ema, MinMax, Omse, quantiles
+from methods.core.numerics.percentile import ends
 from methods.core.numerics.quantizers import Uniform, weight_quantizer
 from methods.core.options import PercentileOptions
 
@@ -120,6 +121,23 @@ def test_quantiles_equal_numpys(values, q):
     array = np.array(values, dtype=np.float32)
     assert float(low) == pytest.approx(float(np.quantile(array, 1 - q)), abs=1e-3)
     assert float(high) == pytest.approx(float(np.quantile(array, q)), abs=1e-3)
+
+
+@pytest.mark.parametrize("percentiles", [(0.999, 0.9999, 1.0), (0.9, 0.97), (0.5,)], ids=["few", "many", "median"])
+@pytest.mark.parametrize("values", [3, 5000])
+def test_ends_are_those_of_sorted_rows(values, percentiles):
+    rows = torch.randn(4, values, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with equal values
+    rows[1] = 2.0
+    ordered = rows.sort(1).values
+
+    def at(p):
+        below = int(p * (values - 1))
+        above = min(below + 1, values - 1)
+        return torch.lerp(ordered[:, below], ordered[:, above], p * (values - 1) - below)
+
+    low, high = ends(rows, percentiles)
+    assert torch.equal(low, torch.stack([at(1.0 - p) for p in percentiles]))
+    assert torch.equal(high, torch.stack([at(p) for p in percentiles]))
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])

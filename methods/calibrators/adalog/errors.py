@@ -7,7 +7,9 @@ from torch import Tensor
 
 from methods.calibrators.adalog.factors import Factor
 
-_CHUNK = 2**23  # values of the largest intermediate tensor
+# Values of the largest intermediate tensor. On a CPU four times as many take half as long again, since fresh memory has
+# to be mapped for every operation.
+_CHUNK = 2**21
 
 
 class WeightErrors:

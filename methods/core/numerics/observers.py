@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from methods.core.numerics.affine import asymmetric_parameters, to_codes_
+from methods.core.numerics.percentile import ends
 
 Range = tuple[Tensor, Tensor]
 
@@ -95,18 +96,9 @@ class Ema:
 
 
 def quantiles(x: Tensor, q: float) -> Range:
-    """The (1 - q)- and q-quantile of all values of `x`, interpolated linearly; by sorting, since torch.quantile stops
-    at 2^24 values.
-    """
-    ordered = x.detach().flatten().sort().values
-    last = ordered.numel() - 1
-
-    def at(p: float) -> Tensor:
-        place = p * last
-        below = int(place)
-        return torch.lerp(ordered[below], ordered[min(below + 1, last)], place - below)
-
-    return at(1.0 - q), at(q)
+    """The (1 - q)- and q-quantile of all values of `x`, interpolated linearly."""
+    low, high = ends(x.detach().reshape(1, -1), [q])
+    return low[0, 0], high[0, 0]
 
 
 class Omse:

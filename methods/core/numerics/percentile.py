@@ -16,22 +16,36 @@ _CHUNK = 2**22
 # A channel that is constant, or nearly, has a step of at least its magnitude by this: so that x / scale is still exact
 # to the integer in float32 and the zero point fits its integer type.
 _FINEST = 2.0**-16
+# Of so many values the few at an end are found 4 to 12 times faster than all of them are sorted.
+_FEW = 8
 
 
 def ends(rows: Tensor, percentiles: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Lower (1 - p) and upper (p) quantiles of each row of (c, n), both (percentiles, c), interpolated linearly.
 
-    By sorting once, since torch.quantile stops at 2^24 values.
+    Not by torch.quantile, which stops at 2^24 values.
     """
-    ordered = rows.sort(1).values
     last = rows.shape[1] - 1
 
-    def at(p: float) -> Tensor:
-        place = p * last
-        below = int(place)
-        return torch.lerp(ordered[:, below], ordered[:, min(below + 1, last)], place - below)
+    def place(p: float) -> tuple[int, int, float]:
+        below = int(p * last)
+        return below, min(below + 1, last), p * last - below
 
-    return torch.stack([at(1.0 - p) for p in percentiles]), torch.stack([at(p) for p in percentiles])
+    lower, upper = [place(1.0 - p) for p in percentiles], [place(p) for p in percentiles]
+    from_below = max(above for _, above, _ in lower) + 1
+    from_above = last - min(below for below, _, _ in upper) + 1
+    if _FEW * max(from_below, from_above) <= rows.shape[1]:
+        lowest = rows.topk(from_below, 1, largest=False).values
+        highest = rows.topk(from_above, 1).values.flip(1)
+    else:
+        lowest = highest = rows.sort(1).values
+    skipped = rows.shape[1] - highest.shape[1]
+    return (
+        torch.stack([torch.lerp(lowest[:, below], lowest[:, above], part) for below, above, part in lower]),
+        torch.stack(
+            [torch.lerp(highest[:, below - skipped], highest[:, above - skipped], part) for below, above, part in upper]
+        ),
+    )
 
 
 def squared_errors(rows: Tensor, candidates: int, rounded: Callable[[Tensor], Tensor]) -> Tensor:

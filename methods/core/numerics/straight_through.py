@@ -33,7 +33,8 @@ class StraightThrough(torch.autograd.Function):
         ratio = x / scale
         rounded = ratio.round()
         codes = rounded.clamp(*ctx.ends)
-        inside = grad * (codes == rounded)
+        # Half the time of a product with booleans. The sums run in the order in which `grad` lies in memory.
+        inside = grad * torch.eq(codes, rounded, out=rounded)
         slope = None
         if ctx.needs_input_grad[1]:
             slope = (grad * codes).sum() - (inside * ratio).sum()
