@@ -40,7 +40,7 @@ INFO = PluginInfo(
         "integer LayerNorm needs an input that is one quantized tensor, integer softmax scores on one grid; elsewhere "
         "(a learned scale per head) the arithmetic stays in float",
         "the image is quantized for every model (the reference leaves it in float for ViT)",
-        "the LayerNorm of a patch embedding (Swin) has power-of-two factors as all others (the reference: a plain range)",
+        "the LayerNorm of Swin's patch embedding has power-of-two factors as all others (the reference: a plain range)",
         "what comes behind softmax is calibrated through float softmax (the reference: on its last batch, which alone "
         "sets ranges, through the integer one)",
         "in scheme matmul only min-max ranges and the log2 quantizer are left: LayerNorm and scores are float there",

@@ -56,8 +56,8 @@ SHARED = (
     "and values share one step",
     "weights of linear layers have one step per layer, as in the reference, where the other calibrators have one per "
     "output channel (weights=channel is alike); convolutions have one per output channel (BasePTQ's code: one for all)",
-    "with metric=cosine the input of a fused query, key and value is judged by the cosine of each (the reference: by one "
-    "over all features)",
+    "with metric=cosine the input of a fused query, key and value is judged by the cosine of each (the reference: "
+    "by one over all features)",
     "a round that would repeat the one before it is left out: the result is the same",
     "distances between outputs are the task's (classification: KL), summed over images",
 )
