@@ -1,0 +1,199 @@
+"""Which recipe of source, calibrator and transform is best, judged without data, and its accuracy: one sweep.
+
+    python tests/perf/recipes.py --out results/runs/recipes --cache results/cache --models vit swin --bits W4A4 \
+        --methods '{real,psaq,clamp,maskaq,noise}+{repq,qdrop,glfq}' --suite cifar10 --data-root DIR
+
+Every cell is measured as `bench` measures it and kept in `--out`, so that `nox -s report` makes its tables. Beside it
+stands, in `--out`/held_out.jsonl, how far the quantized output is from the float one on images that had no part in it:
+those of PSAQ-ViT and of CLAMP-ViT, of another seed. No label and no real image takes part in that. What has its line is
+not measured again, so that a killed sweep continues; seeds are the outer loop.
+
+The table ranks recipes by that distance alone: for every model, precision and seed relative to the least one there,
+then geometric means. The accuracy beside it is looked at afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.api.compose import images_of
+from harness.api.contracts import QuantizedModel, Suite, VisionModel
+from harness.api.spec import BitSpec
+from harness.catalog.catalog import Catalog
+from harness.catalog.code import code_for, code_of_infos
+from harness.identity.cell import Cell
+from harness.identity.names import split_names
+from harness.plan.plan import Request, make_plan
+from harness.results.store import Store
+from harness.run.context import Context
+from harness.run.runner import CellRunner, Settings
+from methods.core.held_out import HeldOutContext, output_distance
+
+TASK = "classification"
+JUDGES = ("psaq", "clamp")  # two, since a recipe is favoured by images of its own source
+
+
+class Sweep:
+    """Measures cells, one after the other; keeps them and their distances."""
+
+    def __init__(self, catalog: Catalog, args: argparse.Namespace) -> None:
+        self._catalog = catalog
+        self._settings = Settings(catalog, "cpu", 1, args.cache, args.data_root)
+        self._runner = CellRunner(self._settings)
+        self._preset: str = args.preset
+        self._overrides: Mapping[str, Mapping[str, Any]] = args.options
+        self.store = Store(args.out)
+        self._file: Path = args.out / "held_out.jsonl"
+        text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # what a kill cut off is measured again
+        self.lines: dict[str, dict[str, Any]] = {each["cell"]: each for each in map(json.loads, whole.splitlines())}
+        if whole != text:
+            self._file.write_text(whole, encoding="utf-8")
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """The cell's line, measured if there is none of this code."""
+        code = code_for(self._catalog, cell).fingerprint
+        known = self.lines.get(cell.key)
+        if known is not None and known["code"] == code:
+            return known
+        distances: dict[str, float] = {}
+
+        def keep(_suite: Suite, model: VisionModel, quantized: QuantizedModel) -> None:
+            for name in JUDGES:
+                distances[name] = output_distance(model, quantized, self._images(name, cell, model))
+
+        measured = self._runner.measure(cell, lambda *_: None, keep)
+        record = measured.record
+        self.store.save(
+            record, measured.outcomes, measured.images, snapshots=measured.snapshots, pictures=measured.pictures
+        )
+        line = {"cell": cell.key, "code": code, "model": cell.model, "bits": cell.bits, "method": cell.method}
+        line |= {"seed": cell.seed, "status": record.status, "distances": distances}
+        line |= {"accuracy": record.metrics.get(record.primary_metric), "seconds": round(record.seconds, 1)}
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.lines[cell.key] = line
+        return line
+
+    def _images(self, name: str, cell: Cell, model: VisionModel) -> Tensor:
+        """Held-out images of a source, made once for a model, precision and seed."""
+        ctx = Context(
+            cell,
+            cache=self._settings.cache,
+            code=code_for(self._catalog, cell),
+            code_of=partial(code_of_infos, self._catalog.tasks.get(cell.task)),
+            device=torch.device("cpu"),
+            threads=1,
+            report=lambda _text, _fraction: None,
+        )
+        own = {name: self._overrides[name]} if name in self._overrides else {}
+        info, options = self._catalog.resolve(f"{name}+minmax", self._preset, own).parts[0]
+        return images_of(
+            info,
+            options,
+            info.load()(options),
+            model,
+            spec=BitSpec.parse(cell.bits),
+            scheme=cell.scheme,
+            ctx=HeldOutContext(ctx),
+        )
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Recipes by their distance, relative to the least of each model, precision and seed; real images apart."""
+    by_place: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for line in lines:
+        if line["status"] == "ok" and line["distances"]:
+            by_place[line["model"], line["bits"], line["seed"]][line["method"]] = line
+    found = {line["method"] for line in lines}
+    # Of recipes that are not measured everywhere yet nothing is said that could be compared.
+    whole = sorted(method for method in found if all(method in place for place in by_place.values()))
+    free = [method for method in whole if not method.startswith("real")]
+
+    def mean(method: str, judge: str) -> float:
+        ratios = [
+            place[method]["distances"][judge] / min(place[other]["distances"][judge] for other in free)
+            for place in by_place.values()
+        ]
+        return exp(sum(log(max(ratio, 1e-12)) for ratio in ratios) / len(ratios))
+
+    def accuracy(method: str) -> float:
+        return sum(place[method]["accuracy"] for place in by_place.values()) / len(by_place)
+
+    scores = {method: [mean(method, judge) for judge in JUDGES] for method in whole} if free else {}
+    order = sorted(scores, key=lambda method: sum(map(log, scores[method])))
+    heads = ["recipe", "distance", *(f"on {judge}'s images" for judge in JUDGES), "accuracy, looked at afterwards"]
+    rows = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    for method in order:
+        both = exp(sum(map(log, scores[method])) / len(JUDGES))
+        values = " | ".join(f"{value:.2f}" for value in (both, *scores[method], accuracy(method)))
+        rows.append(f"| {method} | {values} |")
+    return "\n".join(rows) + f"\n\nModels, precisions and seeds: {len(by_place)}.\n"
+
+
+def cells(catalog: Catalog, args: argparse.Namespace) -> list[Cell]:
+    """Seed by seed and model by model."""
+    methods = tuple(split_names(args.methods))
+    used = {info.name for method in (*methods, "noise", "real") for info, _ in catalog.find(method)}
+    request = Request(
+        methods,
+        tuple(args.models),
+        tuple(args.bits),
+        schemes=(args.scheme,),
+        suite=args.suite,
+        data_root=args.data_root,
+        seeds=args.seeds,
+        limit=args.limit,
+        preset=args.preset,
+        overrides={name: options for name, options in args.options.items() if name in used},  # judges have some, too
+    )
+    planned = [each.cell for each in make_plan(request, catalog, Store(args.out)).cells]
+    return sorted(planned, key=lambda cell: (cell.seed, cell.model))  # stable: a model is loaded once a seed
+
+
+def main() -> None:
+    """Measure what has no line yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", required=True, help="as in bench")
+    parser.add_argument("--models", nargs="+", default=[])
+    parser.add_argument("--bits", nargs="+", default=["W4A4"])
+    parser.add_argument("--scheme", default="matmul")
+    parser.add_argument("--suite", default="embedded")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--options", type=json.loads, default={}, help='JSON, such as {"psaq": {"steps": 75}}')
+    parser.add_argument("--cache", type=Path, required=True, help="folder of synthesized images")
+    parser.add_argument("--out", type=Path, required=True, help="folder of records and distances")
+    args = parser.parse_args()
+    for folder in (args.cache, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    catalog = Catalog.default()
+    sweep, lines = Sweep(catalog, args), []
+    wanted = cells(catalog, args)
+    for number, cell in enumerate(wanted, start=1):
+        line = sweep.measure(cell)
+        if cell.is_float:
+            continue
+        lines.append(line)
+        near = ", ".join(f"{judge} {value:.3g}" for judge, value in line["distances"].items())
+        sys.stdout.write(f"{number}/{len(wanted)} {cell.label}: {line['accuracy']} ({near}), {line['seconds']} s\n")
+        sys.stdout.flush()
+        (args.out / "held_out.md").write_text(table(lines), encoding="utf-8")
+    sys.stdout.write(table(lines))
+
+
+if __name__ == "__main__":
+    main()
