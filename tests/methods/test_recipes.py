@@ -193,6 +193,27 @@ def augmentations(rounds: int, steps: int, jitter: int, side: int, mirror: float
     return seen
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_one_sentence(value):
+    """As of a network whose weights hold NaN."""
+    model = tiny_model("vit")
+    with pytest.raises(
+        FloatingPointError, match=rf"^the loss of synthesis is {value} in step 1; are the model's outputs"
+    ):
+        optimise_images(
+            model,
+            images(2),
+            lambda x: x.square().sum() * value,
+            SynthesisOptions(),
+            name="x",
+            lr=0.1,
+            rounds=1,
+            steps=2,
+            generator=torch.Generator(),
+            ctx=FakeContext(),
+        )
+
+
 @pytest.mark.parametrize(("side", "jitter"), [(224, 15), (32, 15), (112, 30)])
 def test_k6_jitter_grows_with_every_round(side, jitter):
     """FAULTS K6: a jitter that no longer grows with the round passed every test."""

@@ -56,6 +56,8 @@ def optimise_images(
     probability `mirror`; after each step pixels are clamped to the normalised [0, 1] box. PSAQ-ViT (ECCV 2022),
     section 3 and code.
 
+    A loss that is not finite raises FloatingPointError.
+
     `augment` takes the place of rolling and mirroring. `prior` is a loss of the images as they are, which is added to
     `loss`. Images that are handed on have gone through the low-pass filter of the options, if they have one.
     """
@@ -85,6 +87,10 @@ def optimise_images(
             with torch.no_grad():
                 pixels.clamp_(min=low, max=high)
             losses.append(float(value.detach()))
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(
+                    f"the loss of synthesis is {losses[-1]} in step {len(losses)}; are the model's outputs finite?"
+                )
             done = round_ * steps + step + 1
             if done in shown:
                 ctx.snapshot(done, pixels)
