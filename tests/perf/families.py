@@ -228,12 +228,18 @@ def worker(connection: Any) -> None:
 
 
 class Workers:
-    """One process at a time, replaced when it does not answer."""
+    """One process at a time, replaced when it does not answer, and between tracing, which leaves weights as the memory
+    was, and running.
+    """
 
     def __init__(self) -> None:
         self._process: Any = None
+        self._runs = False
 
     def ask(self, function: str, name: str) -> dict[str, Any]:
+        if self._runs != (function == "run"):
+            self.close()
+            self._runs = not self._runs
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._connection, theirs = context.Pipe()
