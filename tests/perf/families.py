@@ -237,9 +237,10 @@ class Workers:
         self._runs = False
 
     def ask(self, function: str, name: str) -> dict[str, Any]:
-        if self._runs != (function == "run"):
+        runs = function == "run"
+        if runs != self._runs:
             self.close()
-            self._runs = not self._runs
+            self._runs = runs
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._connection, theirs = context.Pipe()

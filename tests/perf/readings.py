@@ -19,22 +19,21 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from math import exp, log
 from pathlib import Path
 from typing import Any
 
 import torch
+from resumed import append, context_of, whole_lines
 from torch import Tensor
 
 from harness.api.contracts import RunContext, Suite, VisionModel
 from harness.api.spec import BitSpec
 from harness.catalog.catalog import Catalog
-from harness.catalog.code import code_for, code_of_infos
+from harness.catalog.code import code_for
 from harness.identity.cell import Cell
 from harness.plan.plan import Request, make_plan
 from harness.results.store import Store
-from harness.run.context import Context
 from methods.calibrators.clamp_search.working import State, Working
 from methods.end_to_end.clamp.held_out import SOURCES, distances, held_out_images
 from methods.end_to_end.clamp.info import INFO, ClampOptions
@@ -114,15 +113,7 @@ class Runner:
         if self._model is None or self._model[0] != cell.model:
             self._model = cell.model, self._suite.load(cell.model, torch.device("cpu"))
         model, spec = self._model[1], BitSpec.parse(cell.bits)
-        ctx = Context(
-            cell,
-            cache=self._cache,
-            code=code_for(self._catalog, cell),
-            code_of=partial(code_of_infos, self._catalog.tasks.get(cell.task)),
-            device=torch.device("cpu"),
-            threads=1,
-            report=lambda _text, _fraction: None,
-        )
+        ctx = context_of(self._catalog, cell, self._cache)
         judges: dict[str, Tensor] = {}
         for name in SOURCES:
             judges |= held_out_images(name, options, model, spec=spec, scheme=cell.scheme, ctx=ctx)
@@ -156,16 +147,6 @@ def cells(catalog: Catalog, args: argparse.Namespace) -> Iterator[tuple[str, Cel
                 planned[each.cell.seed].append((reading, each.cell, options))
     for seed in sorted(planned):
         yield from sorted(planned[seed], key=lambda found: found[1].model)  # stable: a model is loaded once a seed
-
-
-def known(path: Path) -> dict[str, dict[str, Any]]:
-    """Lines that were written, by cell and code; what a kill cut off is removed from the file."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    lines = map(json.loads, whole.splitlines())
-    return {line["cell"] + line["code"]: line for line in lines}
 
 
 def mean_ratio(lines: Sequence[Mapping[str, Any]], judge: str) -> float:
@@ -217,7 +198,8 @@ def main() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     args.cache.mkdir(parents=True, exist_ok=True)
     catalog = Catalog.default()
-    runner, done, lines = Runner(catalog, args), known(args.out), []
+    runner, lines = Runner(catalog, args), []
+    done = {line["cell"] + line["code"]: line for line in whole_lines(args.out)}
     wanted = list(cells(catalog, args))
     for number, (reading, cell, options) in enumerate(wanted, start=1):
         code = code_for(catalog, cell).fingerprint
@@ -225,8 +207,7 @@ def main() -> None:
         if line is None:
             line = {"reading": reading, "model": cell.model, "bits": cell.bits, "scheme": cell.scheme}
             line |= {"seed": cell.seed, "cell": cell.key, "code": code, **runner.run(cell, options)}
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append(args.out, line)
         lines.append(line)
         args.out.with_suffix(".md").write_text(tables(lines), encoding="utf-8")
         sys.stdout.write(f"{number}/{len(wanted)} {cell.label}: {reading}, {line['seconds']} s\n")

@@ -19,24 +19,22 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from math import exp, log
 from pathlib import Path
 from typing import Any
 
-import torch
+from resumed import append, context_of, whole_lines
 from torch import Tensor
 
 from harness.api.compose import images_of
 from harness.api.contracts import QuantizedModel, Suite, VisionModel
 from harness.api.spec import BitSpec
 from harness.catalog.catalog import Catalog
-from harness.catalog.code import code_for, code_of_infos
+from harness.catalog.code import code_for
 from harness.identity.cell import Cell
 from harness.identity.names import split_names
 from harness.plan.plan import Request, make_plan
 from harness.results.store import Store
-from harness.run.context import Context
 from harness.run.runner import CellRunner, Settings
 from methods.core.held_out import HeldOutContext, output_distance
 
@@ -55,11 +53,7 @@ class Sweep:
         self._overrides: Mapping[str, Mapping[str, Any]] = args.options
         self.store = Store(args.out)
         self._file: Path = args.out / "held_out.jsonl"
-        text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
-        whole = text[: text.rfind("\n") + 1]  # what a kill cut off is measured again
-        self.lines: dict[str, dict[str, Any]] = {each["cell"]: each for each in map(json.loads, whole.splitlines())}
-        if whole != text:
-            self._file.write_text(whole, encoding="utf-8")
+        self.lines = {line["cell"]: line for line in whole_lines(self._file)}
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """The cell's line, measured if there is none of this code."""
@@ -81,22 +75,12 @@ class Sweep:
         line = {"cell": cell.key, "code": code, "model": cell.model, "bits": cell.bits, "method": cell.method}
         line |= {"seed": cell.seed, "status": record.status, "distances": distances}
         line |= {"accuracy": record.metrics.get(record.primary_metric), "seconds": round(record.seconds, 1)}
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self._file, line)
         self.lines[cell.key] = line
         return line
 
     def _images(self, name: str, cell: Cell, model: VisionModel) -> Tensor:
         """Held-out images of a source, made once for a model, precision and seed."""
-        ctx = Context(
-            cell,
-            cache=self._settings.cache,
-            code=code_for(self._catalog, cell),
-            code_of=partial(code_of_infos, self._catalog.tasks.get(cell.task)),
-            device=torch.device("cpu"),
-            threads=1,
-            report=lambda _text, _fraction: None,
-        )
         own = {name: self._overrides[name]} if name in self._overrides else {}
         info, options = self._catalog.resolve(f"{name}+minmax", self._preset, own).parts[0]
         return images_of(
@@ -106,7 +90,7 @@ class Sweep:
             model,
             spec=BitSpec.parse(cell.bits),
             scheme=cell.scheme,
-            ctx=HeldOutContext(ctx),
+            ctx=HeldOutContext(context_of(self._catalog, cell, self._settings.cache)),
         )
 
 
