@@ -33,8 +33,8 @@ class FqVit:
     def calibrate(
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext
     ) -> QuantizedModel:
-        """Quantizers from float passes over `images` (n, c, h, w): one for ranges, in scheme `full` two more for
-        power-of-two factors.
+        """Quantizers from float passes over `images` (n, c, h, w): one for ranges, in scheme `full` one more for
+        power-of-two factors, and another for the extremes that they start from if ranges are something else.
         """
         o = self.options
         graph = trace(model)
@@ -43,12 +43,13 @@ class FqVit:
         logs = _softmax_results(sites, graph) if o.softmax in ("log-int", "log2") else []
         quantizers: dict[Point, Quantizer] = {site.point: Log2(self._powers(site.bits)) for site in logs}
         ranged = _only(sites, [site for site in sites.activations if site.point not in quantizers])
-        quantizers |= activation_quantizers(ranged, observe(model, images, ranged, self._observer(), o.batch))
+        observers = observe(model, images, ranged, self._observer(), o.batch)
+        quantizers |= activation_quantizers(ranged, observers)
         instead: dict[OpKey, Callable[..., Tensor]] = {}
         if scheme == "full":  # scheme matmul leaves the residual stream and attention's scores in float
             stored = {site.op for site in ranged.activations if site.slot == OUTPUT}
             found = arrivals(model, graph, stored)
-            quantizers |= self._factors(model, images, ranged, found)
+            quantizers |= self._factors(model, images, ranged, found, observers)
             instead = self._integer_arithmetic(found, quantizers)
         weights = weight_quantizers(model, sites, symmetric=o.weights == "symmetric")
         return IntegerQuantized(model.net, sites, weights, quantizers, instead=instead)
@@ -67,14 +68,21 @@ class FqVit:
         return makers[o.observer]
 
     def _factors(
-        self, model: VisionModel, images: Tensor, sites: Sites, found: Mapping[OpKey, Arrival]
+        self,
+        model: VisionModel,
+        images: Tensor,
+        sites: Sites,
+        found: Mapping[OpKey, Arrival],
+        observers: Mapping[Point, Observer],
     ) -> dict[Point, Quantizer]:
         """Quantizers with power-of-two factors for the results that some LayerNorm takes as they are."""
         axes = {a.source: a.axis for a in found.values() if a.axis is not None}
         chosen = [site for site in sites.activations if site.slot == OUTPUT and site.op in axes]
         if not self.options.ptf or not chosen:
             return {}
-        extremes = observe(model, images, _only(sites, chosen), MinMax, self.options.batch)
+        extremes = observers
+        if self.options.observer != "minmax":
+            extremes = observe(model, images, _only(sites, chosen), MinMax, self.options.batch)
         searches = {
             s.point: FactorSearch(*extremes[s.point].range(s.bits), s.bits, self.options.ptf, axes[s.op])
             for s in chosen
