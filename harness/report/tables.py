@@ -13,9 +13,10 @@ import pandas as pd
 
 from harness.catalog import metrics
 from harness.io import text as safe
+from harness.report import notes as noted
 from harness.report import verdicts
 from harness.report.frame import CONTEXT, GROUP
-from harness.report.verdicts import NOTE, UNVERIFIED_NOTE, checked, marked, sensitivity, verdict
+from harness.report.verdicts import NOTE, checked, marked, sensitivity, verdict
 
 Shown = Callable[[dict[Any, Any]], str]  # from a row of a frame to what a table shows
 NONE = verdicts.NONE
@@ -35,20 +36,15 @@ COSTS = [
     *("mean_activation_bits", "effective_weight_bits", "effective_activation_bits", "weight_sites", "activation_sites"),
 ]
 
-SPREAD = """\
-- **±** is the standard deviation over seeds; [2/3] means that only 2 of 3 seeds were measured: an incomplete mean.
-"""
-REBUILT = """\
-- `*` marks a reconstruction: rebuilt from the paper, since the authors' code is not public.
-- `†` learns quantizer parameters, the rounding of weights among them, by gradient descent; `‡` learns weights.
-"""
-NOTES = f"""\
+COMPARED = f"""\
 - **Δ** is the difference to the float model in points. **Bold** is the model's data-free method of highest mean, which
   by itself is not a verdict. **vs best** compares the other methods with it and
-{NOTE}{SPREAD}{UNVERIFIED_NOTE}\
-- **eff. W/A**: bits that a weight and an activation take on average, scales included, where widths alone do not tell.
-- *floor*: calibrated on noise. *ceiling*: calibrated on real training images, so not data-free and not ranked.
-{REBUILT}"""
+{NOTE}"""
+EFFECTIVE = (
+    "- **eff. W/A**: bits that a weight and an activation take on average, scales included, where widths alone do not "
+    "tell.\n"
+)
+HIGHEST = "highest"  # of one seed, which gives no verdict and so no best
 
 
 def is_numeric(column: Hashable) -> bool:
@@ -66,8 +62,15 @@ def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
         parts += [markdown(part) for part in fitting(comparison_table(group))]
         parts.append(sensitivity(group))
     if not summary.empty:
-        parts.append(NOTES)
+        parts.append(notes(summary))
     return "\n".join([*parts, *unmeasured(cells)])
+
+
+def notes(summary: pd.DataFrame) -> str:
+    """What is explained below the main tables."""
+    other = any(_take_other_bits(group) for _, group in groups(summary))
+    effective = EFFECTIVE if other else ""
+    return COMPARED + noted.spread(summary) + effective + noted.ends(summary) + noted.marks(summary)
 
 
 def _floats(cells: pd.DataFrame) -> str:
@@ -316,8 +319,12 @@ def highlighted(row: dict[Any, Any]) -> str:
 
 
 def significance(row: dict[Any, Any]) -> str:
-    """How a row stands to the best data-free method: `best`, or the `verdict`; nothing for the float model."""
-    return "best" if row["best"] else "" if row["role"] == "float" else verdict(row)
+    """How a row stands to the best data-free method: `best`, of one seed `highest`; or the `verdict`; nothing for the
+    float model.
+    """
+    if row["best"]:
+        return "best" if row["seeds"] > 1 else HIGHEST
+    return "" if row["role"] == "float" else verdict(row)
 
 
 def fitting(table: pd.DataFrame) -> Iterator[pd.DataFrame]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from harness.catalog.catalog import Catalog
-from harness.report import tables
+from harness.report import notes, tables
 from harness.report.page import html
 from harness.report.page.page import OPEN, Images, page
 from harness.report.results import assemble
@@ -237,7 +237,7 @@ def test_notes_become_a_list() -> None:
     assert found == (
         "<ul class=notes><li><strong>a</strong> is <em>b</em> and <code>c</code>.</li><li>second &lt; one</li></ul>"
     )
-    assert "<code>*</code> marks" in html.notes(tables.NOTES)
+    assert "<code>*</code> marks" in html.notes(notes.REBUILT)
 
 
 def test_figures_share_no_id_and_repeat_to_the_byte() -> None:

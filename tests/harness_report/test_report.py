@@ -296,3 +296,24 @@ def test_one_method_has_one_name_in_tables_however_it_was_asked_for():
         ("psaq[steps=10]", 0),
         ("psaq[steps=10]", 1),
     ]
+
+
+def test_only_marks_that_a_table_has_are_explained(store: Store) -> None:
+    fake.fill(store, models=["vit_a"], bits=["W8A8"])
+    _, summary = frames(store)
+    explained = tables.notes(summary.assign(trains="", origin="published code"))
+    assert not re.search(r"[†‡§]|`\*`|eff\. W/A", explained)
+    assert "±" in explained
+    assert all(text in explained for text in ("*floor*", "*ceiling*"))
+    assert "±" not in tables.notes(summary.assign(seeds=1))
+    assert "`‡`" in tables.notes(summary.assign(trains="weights"))
+    assert "`†`" not in tables.notes(summary.assign(trains="weights"))
+    assert "`*` marks" in tables.notes(summary.assign(origin="reconstruction"))
+
+
+def test_of_one_seed_there_is_a_highest_and_no_best(store: Store) -> None:
+    fake.fill(store, models=["vit_a"], bits=["W8A8"], seeds=1)
+    cells, summary = frames(store)
+    text = tables.comparison(summary, cells)
+    assert re.search(r"\| highest *\|", text)
+    assert not re.search(r"\| best *\|", text)

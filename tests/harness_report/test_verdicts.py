@@ -163,7 +163,7 @@ def test_one_seed_has_a_difference_and_no_verdict(store: Store) -> None:
     assert "would be found" not in text
     assert "one seed" in tables.latex(summary)
     (standing,) = [column for column in grids.results_grid(summary).columns if column.name == "vs best"]
-    assert set(standing.levels) == {"best", "one seed", ""}
+    assert set(standing.levels) == {"highest", "one seed", ""}
 
 
 def test_an_ablation_from_one_seed_has_no_verdict(store: Store) -> None:

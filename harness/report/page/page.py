@@ -80,7 +80,7 @@ def page(
         published=compared,
         unmeasured=html.lines(tables.unmeasured(results.cells, str)),
         provenance=_provenance(results, stale),
-        notes={"results": html.notes(tables.NOTES), "published": html.notes(published.NOTES)},
+        notes={"results": html.notes(tables.notes(results.summary)), "published": html.notes(published.NOTES)},
     )
 
 
@@ -147,13 +147,15 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
         for title, group in tables.groups(summary)
     ]
     if named:
-        yield Section("comparison", "Comparison, a table per precision and scheme", _tables(named, tables.NOTES))
+        yield Section(
+            "comparison", "Comparison, a table per precision and scheme", _tables(named, tables.notes(summary))
+        )
     below = [(title, table, "") for title, table in hidden.split(results.hidden)]
     if below:
         yield Section("hidden", "What the mean hides", _tables(below, hidden.NOTES))
     if len(results.switches):
         switched = [(t, frame, verdicts.sensitivity(rows)) for t, rows, frame in ablation.split(results.switches)]
-        yield Section("ablation", "Ablation", _tables(switched, ablation.NOTES))
+        yield Section("ablation", "Ablation", _tables(switched, ablation.notes(results.switches)))
     predicted = prediction_figures(results.cells, images.predictions)
     bodies = [
         (label := f"Predictions, {', '.join(names)}", _figure(figure, f"p{place}", label))
@@ -169,7 +171,7 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
             own = html.table(exported.exported_table(results.exported), "Fake against real")
             body = Markup("{}{}").format(own, html.notes(exported.NOTES)) + body
         if kind == WITH_TABLES and crossed:
-            body = _tables(crossed, cross.NOTES) + body
+            body = _tables(crossed, cross.notes(results.crossed)) + body
             same_order = [(title, frame, "") for title, frame in ranks.split(results.ranks)]
             body += _tables(same_order, ranks.NOTES) if same_order else Markup("")
         if body:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from harness.io import text as safe
 from harness.io.canonical import canonical_json
+from harness.report import notes as noted
 from harness.report import tables, verdicts
 from harness.report.frame import GROUP, Outcomes, parts_of
 from harness.report.summary import UNPAIRED, adjusted, by_seed, paired
@@ -28,11 +29,11 @@ _SHOWN: Mapping[str, tables.Shown] = {
     "vs base": lambda row: verdicts.verdict(row) if row["place"] else "",
     "total s": lambda row: tables.number(row["total_s"], 1),
 }
-NOTES = f"""\
+_COMPARED = f"""\
 - **Δ** is the difference to the base in points, all other options being equal. **vs base**
-{verdicts.NOTE}{tables.SPREAD}{verdicts.UNVERIFIED_NOTE}\
+{verdicts.NOTE}\
 - *total s* is the mean time of quantizing; neither loading nor evaluating.
-{tables.REBUILT}"""
+"""
 
 
 def families(cells: pd.DataFrame, names: Mapping[str, str]) -> dict[str, list[str]]:
@@ -136,7 +137,12 @@ def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
             *map(tables.markdown, tables.fitting(table)),
             verdicts.sensitivity(rows),
         ]
-    return "\n".join([*parts, NOTES, *tables.unmeasured(cells)])
+    return "\n".join([*parts, notes(frame), *tables.unmeasured(cells)])
+
+
+def notes(frame: pd.DataFrame) -> str:
+    """What is explained below the tables."""
+    return _COMPARED + noted.spread(frame) + noted.marks(frame)
 
 
 def latex(frame: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.io import text as safe
 from harness.io.canonical import canonical_json
+from harness.report import notes as noted
 from harness.report import tables, verdicts
 from harness.report.frame import GROUP, Outcomes, label_variants, parts_of
 from harness.report.summary import COMPARED, adjusted, against_best, by_seed
@@ -20,15 +21,14 @@ COLUMNS = [
     *("seed_list", "seeds_wanted", "verified", "accuracy", "accuracy_sd", "delta", "best", *COMPARED, "p_holm"),
 ]
 MEAN = "mean"
-NOTES = f"""\
+_COMPARED = f"""\
 - Rows are sources: the floor (noise), the others from the best down, the ceiling (real training images). Columns are
   calibrators from the best down. **Bold** is the data-free source of highest mean in its column, floor included: by
   itself no verdict. Of the others, what has no mark differs from it by the verdict, which
 {verdicts.NOTE}  `?`: no verdict, since there is one seed in common or none.
 - *{MEAN}* of a row is over the calibrators that every source was measured with, that of a column over the sources that
   were measured with every calibrator, floor and ceiling included. {tables.NONE}: not measured, or no such mean.
-{tables.SPREAD}{verdicts.UNVERIFIED_NOTE}\
-{tables.REBUILT.replace("a reconstruction", "rows and columns of reconstructions only")}"""
+"""
 
 
 def crosses(cells: pd.DataFrame, summary: pd.DataFrame, outcomes: Outcomes, names: Mapping[str, str]) -> pd.DataFrame:
@@ -144,7 +144,13 @@ def markdown(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
             *map(tables.markdown, tables.fitting(shown)),
             verdicts.sensitivity(rows),
         ]
-    return "\n".join([*parts, NOTES, *tables.unmeasured(cells[cells["method"].isin(frame["method"])])])
+    return "\n".join([*parts, notes(frame), *tables.unmeasured(cells[cells["method"].isin(frame["method"])])])
+
+
+def notes(frame: pd.DataFrame) -> str:
+    """What is explained below the tables."""
+    marks = noted.marks(frame).replace("a reconstruction", "rows and columns of reconstructions only")
+    return _COMPARED + noted.spread(frame) + marks
 
 
 def latex(frame: pd.DataFrame) -> str:

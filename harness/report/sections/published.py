@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.catalog import metrics
 from harness.io import text as safe
+from harness.report import notes as noted
 from harness.report import tables
 from harness.results.published import Published
 from harness.results.record import Record
@@ -181,7 +182,8 @@ def markdown(frame: pd.DataFrame, sentence: str) -> str:
     for title, table in split(frame):
         parts += [f"## {safe.markdown(title)}\n", tables.markdown(table)]
     listed = "".join(f"{number}. {safe.markdown(source)}\n" for source, number in sources(frame).items())
-    return "\n".join([*parts, NOTES + tables.REBUILT, f"Sources:\n\n{listed}"])
+    marks = noted.marks_in(frame["measured_method"].astype(object).fillna("").astype(str))
+    return "\n".join([*parts, NOTES + marks, f"Sources:\n\n{listed}"])
 
 
 def latex(frame: pd.DataFrame, sentence: str) -> str:
