@@ -258,3 +258,11 @@ def test_the_heat_map_has_a_panel_a_precision_and_says_what_it_shows(store: Stor
         assert len(bold) == len(CALIBRATORS)
     assert "±" in panels[1].texts[0].get_text()
     assert "±" not in panels[0].texts[0].get_text()
+
+
+def test_what_trains_is_a_calibrator_and_no_source() -> None:
+    rows = pd.DataFrame(
+        {"source": ["psaq"], "calibrator": ["qdrop"], "role": ["method"], "origin": [""], "trains": ["quantizers"]}
+    )
+    assert cross._labels(rows, "source") == {"psaq": "psaq"}
+    assert cross._labels(rows, "calibrator") == {"qdrop": "qdrop †"}

@@ -113,7 +113,9 @@ def _labels(rows: pd.DataFrame, kind: str) -> dict[str, str]:
     own = rows.assign(method=rows[kind], role=rows["role"] if kind == "source" else "")
     rebuilt = own["origin"].eq("reconstruction").groupby(own["method"]).transform("all")
     trained = own["trains"].ne("").groupby(own["method"]).transform("all")
-    own = own.assign(origin=own["origin"].where(rebuilt, ""), trains=own["trains"].where(trained, ""))
+    # It is calibrators that train; a source would get their mark where it was run with no other.
+    trains = own["trains"].where(trained, "") if kind == "calibrator" else ""
+    own = own.assign(origin=own["origin"].where(rebuilt, ""), trains=trains)
     own = own.drop_duplicates("method")
     return dict(zip(own["method"], tables.method_labels(own), strict=True))
 
