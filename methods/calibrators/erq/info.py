@@ -62,6 +62,9 @@ INFO = PluginInfo(
         "journal's extension, gives the patch embedding Wqer's regression without refinement)",
         "layers follow each other, each on inputs from all before it as they are then, as the paper has it (the "
         "released code: all on float inputs behind the layer's own quantizer, ranges from float weights)",
+        "a weight has one grid for each output channel, found as RepQ-ViT's (the released code: two for q, k, v and an "
+        "MLP's first layer, as many input channels as a twentieth of the output channels having their own, and ten "
+        "candidate ranges from the 97 % percentile up)",
         "head_ridge serves both regressions (the released code: Aqer's alone, lambda in Wqer)",
         "as many images as the source makes (32 unless told otherwise, as in the reference's README; its code's "
         "default is 1,024, with lambda 2000)",

@@ -81,7 +81,8 @@ INFO = PluginInfo(
         "inferred: the units are stem, blocks, downsamplings and tail; weights of linear layers and convolutions are "
         "trained, biases and LayerNorms are not; first ranges are found one after the other, each on inputs quantized "
         "so far and float weights; a weight's grid is set on what stage 1 left, after the merging",
-        "biases stay as they are (the released code trains them), and the norm before a downsampling is per channel "
+        "biases stay as they are (the released code trains them and Swin's position biases, with stochastic depth on "
+        "where the network has it), and the norm before a downsampling is per channel "
         "first and merged, too (the released code: those of blocks alone); convolutions' inputs are quantized (there: "
         "float)",
         "as many images as the source makes (32 unless told otherwise; the paper: 1,024, e.g. real[images=1024])",
