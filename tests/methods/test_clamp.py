@@ -403,6 +403,23 @@ def test_mixed_precision_stays_within_its_budget_and_uses_it(name, options):
         assert all(len(channel.unique()) <= 2**layer.bits for channel in parameters[layer.name].flatten(1))
 
 
+@pytest.mark.parametrize(("when", "times"), [("pass", 2), ("start", 1)])
+def test_sensitivity_is_measured_anew_or_once_and_changes_of_widths_are_judged_either_way(when, times, monkeypatch):
+    measured = []
+    original = Search._measure_widths
+
+    def counted(self, segment, site, loss):
+        measured.append(site.parameter)
+        return original(self, segment, site, loss)
+
+    monkeypatch.setattr(Search, "_measure_widths", counted)
+    _, working, search, _ = searched("vit", "MP4.5", output_loss="accept", population=9, sensitivity=when)
+    assert len(search.history) == 1
+    assert sorted(measured) == sorted([*working.bits] * times)
+    assert search._budget.fits(working.bits)
+    assert search.history[0]["output_after"] == pytest.approx(search._f.whole_loss(), abs=1e-5)
+
+
 @pytest.mark.fast(order="last-to-first")
 @pytest.mark.parametrize("order", ["first-to-last", "last-to-first"])
 @pytest.mark.parametrize("name", NETWORKS)

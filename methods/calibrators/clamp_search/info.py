@@ -101,6 +101,12 @@ class SearchStage(Options):
     widths: tuple[int, ...] = Field(
         (2, 3, 4, 5, 6, 7, 8), description="mixed precision: candidate weight widths", min_length=1
     )
+    sensitivity: Literal["pass", "start"] = Field(
+        "pass",
+        description="mixed precision, search=layer: when it is measured what every width of a layer costs: before the "
+        "search and again in every pass, or before the search alone, which takes a third of the time; a change of "
+        "widths is measured before it is kept either way",
+    )
     activation_margin: int = Field(
         2, ge=0, description="mixed precision: activations have the weights' width plus this, at most 8"
     )

@@ -44,11 +44,11 @@ class Search:
 
         local(gene) + [exact(width) - exact(width in use)] - [local(width) - local(width in use)] + others,
 
-    where `exact` is the fitness L^C2 + L^O measured once per pass for every width of the layer, activation widths
-    included, `local(width)` the local fitness of the best gene known for it, and `others` the sum of the other layers'
-    own differences of `exact`. In short: widths are judged by the whole model, multipliers locally. A change of widths
-    is kept only if it lowers the output loss of the whole model plus the local losses of all segments with a changed
-    layer, both measured with all layers changed.
+    where `exact` is the fitness L^C2 + L^O measured for every width of the layer, activation widths included, once per
+    pass or before the search alone, `local(width)` the local fitness of the best gene known for it, and `others` the
+    sum of the other layers' own differences of `exact`. In short: widths are judged by the whole model, multipliers
+    locally. A change of widths is kept only if it lowers the output loss of the whole model plus the local losses of
+    all segments with a changed layer, both measured with all layers changed.
 
     Args:
         model: the float model.
@@ -159,8 +159,7 @@ class Search:
         if population.chosen != self._w.genes[name]:  # another layer's change of width took or gave bits here
             population.chosen = self._w.genes[name]
             population.genes[-1] = population.chosen
-        if self._budget is not None:
-            self._costs[name] = self._measure_widths(segment, site, loss)
+        self._renew_costs(segment, site, loss)
         first = self._rescore(segment, site, population, loss)
         for cycle in range(o.cycles):
             children = self._evolution.children(population)
@@ -171,8 +170,7 @@ class Search:
             self._cycle_sums[cycle][1] += population.diversity
             if self._refresh is not None and (cycle + 1) % o.half_of_cycles == 0:
                 loss = self._renew_within(segment, cycle + 1)
-                if self._budget is not None:
-                    self._costs[name] = self._measure_widths(segment, site, loss)
+                self._renew_costs(segment, site, loss)
                 first = self._rescore(segment, site, population, loss)
         best = population.best
         for gene, value in population.fitness.items():
@@ -285,6 +283,11 @@ class Search:
         widths = budget.first(widest, self._costs, self._w.widths, self._ctx)
         self._w.set({name: Gene(bits, 1.0) for name, bits in widths.items()})
         self._f.runner.restart()
+
+    def _renew_costs(self, segment: Segment, site: WeightSite, loss: float) -> None:
+        """Measure again what the layer's widths cost, if that is to be."""
+        if self._budget is not None and self._o.sensitivity == "pass":
+            self._costs[site.parameter] = self._measure_widths(segment, site, loss)
 
     def _measure_widths(self, segment: Segment, site: WeightSite, loss: float) -> dict[int, float]:
         """L^C2 + L^O with the layer, and the activations that go with it, at every width, all else as it is."""
