@@ -29,7 +29,19 @@ TINY = [
 
 
 def bench(folder: Path, *args: str, path: Path | None = None) -> Done:
-    where = ("--in-process", "--threads", "1", "--out", str(folder / "out"), "--cache", str(folder / "cache"))
+    where = (
+        "--seeds",
+        "1",
+        "--preset",
+        "default",
+        "--in-process",
+        "--threads",
+        "1",
+        "--out",
+        str(folder / "out"),
+        "--cache",
+        str(folder / "cache"),
+    )
     return harness("bench", *args, *where, cwd=folder, path=path)
 
 

@@ -21,6 +21,7 @@ from harness.identity.names import Part, parse_name, whole
 from harness.io.canonical import canonical_json
 
 _WEAKNESS: tuple[Origin, ...] = ("baseline", "published code", "reconstruction")
+PLAIN, FITTING = "minmax", "repq"  # the baseline's ranges, and a quick calibrator whose ranges fit at four bits
 _LEARNING: tuple[Trains, ...] = ("", "quantizers", "weights")
 Overrides = Mapping[str, Mapping[str, Any]]
 
@@ -253,8 +254,39 @@ class Catalog:
                 return f"{named[0]}+{named[1]}"
         return str(named[0])
 
+    def fitted(self, texts: Sequence[str]) -> list[str]:
+        """The same with their images under `FITTING`: of a source that stands alone, of a method that a source is named
+        like, and of crosses with `PLAIN`. Others have a calibrator of their own and stay as they are.
+
+        Raises:
+            UsageError: malformed names, or an unusable plugin.
+        """
+        found = []
+        for text in texts:
+            (first, *others) = parse_name(text)
+            if first.name == PLAIN and not others:
+                first = Part(self._partner(self._info("calibrator", PLAIN)))
+            if first.name not in self.sources or (others and [each.name for each in others] != [PLAIN]):
+                found.append(text)
+                continue
+            known = self._info("source", first.name).options.model_fields
+            source = Part(first.name, {o: v for o, v in first.changes.items() if o in known})
+            found.append(f"{source}+{FITTING}")
+        return found
+
     def resolve_all(self, texts: Sequence[str], preset: str, overrides: Overrides) -> list[ResolvedMethod]:
         """Resolve several methods, each once.
+
+        Raises:
+            UsageError: as `resolve_each`.
+        """
+        resolved: dict[str, ResolvedMethod] = {}
+        for method in self.resolve_each(texts, preset, overrides).values():
+            resolved.setdefault(method.name, method)
+        return list(resolved.values())
+
+    def resolve_each(self, texts: Sequence[str], preset: str, overrides: Overrides) -> dict[str, ResolvedMethod]:
+        """The method of every text.
 
         Raises:
             UsageError: as `resolve`; also options given for a plugin that none of the methods uses.
@@ -271,7 +303,7 @@ class Catalog:
         # A method and a source may share a name: each takes the options that it has. An option that none of them has
         # goes to the first, which refuses it.
         known = {name: {f for i in infos if i.name == name for f in i.options.model_fields} for name in overrides}
-        resolved: dict[str, ResolvedMethod] = {}
+        resolved = {}
         for text, parts in found.items():
             own = {
                 info.name: {
@@ -281,9 +313,8 @@ class Catalog:
                 }
                 for info in parts
             }
-            method = self.resolve(text, preset, own)
-            resolved.setdefault(method.name, method)
-        return list(resolved.values())
+            resolved[text] = self.resolve(text, preset, own)
+        return resolved
 
     def ablations(self, text: str, preset: str = "default", overrides: Overrides | None = None) -> dict[str, str]:
         """Variants that switch one thing of a method: canonical name -> label, in the order of its plugins.

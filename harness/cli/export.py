@@ -10,7 +10,7 @@ import typer
 from harness.api.errors import UsageError
 from harness.api.plugins import PRESETS
 from harness.catalog.catalog import Catalog
-from harness.cli.options import DataRoot, Trust, check_threads, make_console, once, parse_overrides, split
+from harness.cli.options import PRESET, DataRoot, Trust, check_threads, make_console, once, parse_overrides, split
 from harness.identity.names import split_outside_brackets
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def export(  # noqa: PLR0917 - typer passes them by name
     data_root: DataRoot = None,
     seed: Annotated[int, typer.Option(help="The repetition.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Evaluate on the first LIMIT images only.")] = None,
-    preset: Annotated[str, typer.Option(help=f"Options of the method: {', '.join(PRESETS)}.")] = "default",
+    preset: Annotated[str, typer.Option(help=f"Options of the method: {', '.join(PRESETS)}.")] = PRESET,
     option: Annotated[list[str] | None, typer.Option(help="NAME.FIELD=VALUE; repeatable. See `describe`.")] = None,
     from_: Annotated[
         Path | None, typer.Option("--from", metavar="FOLDER", help="Export a cell of this results folder instead.")

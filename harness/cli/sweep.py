@@ -11,6 +11,7 @@ import typer
 from harness.api.plugins import PRESETS
 from harness.catalog.catalog import Catalog
 from harness.cli.options import (
+    PRESET,
     Address,
     Cpus,
     DataRoot,
@@ -59,7 +60,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         typer.Option(
             metavar="METHOD",
             help="Run METHOD and its ablations (see `describe`) instead of --methods, without floor and ceiling;"
-            " --bits W4A5 --seeds 3 --preset quick --out results/runs/SUITE-ablation unless given.",
+            " --bits W4A5 --out results/runs/SUITE-ablation unless given.",
         ),
     ] = "",
     models: Annotated[
@@ -73,7 +74,14 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         typer.Option(
             help="Bits of weights and activations, by comma; MP4.5 is mixed precision, MXFP4A8 has weights in blocks."
         ),
-    ] = "W8A8,W4A8,W4A4",
+    ] = "W8A8,W4A8,MP4.5",
+    fitted: Annotated[
+        str,
+        typer.Option(
+            help="Bits at which images are run under repq, whose ranges fit them, where min-max ranges clip by chance;"
+            " none if --bits is given."
+        ),
+    ] = "W4A4",
     schemes: Annotated[
         str,
         typer.Option(
@@ -84,7 +92,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     tasks: Annotated[str, typer.Option(help="Tasks, by comma.")] = "classification",
     suite: Annotated[str, typer.Option(help="Data and models of the tasks; see `list tasks`.")] = "embedded",
     data_root: DataRoot = None,
-    seeds: Annotated[int, typer.Option(help="Repetitions, with seeds 0 to N-1.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Repetitions, with seeds 0 to N-1; one gives no verdict.")] = 3,
     limit: Annotated[int | None, typer.Option(help="Evaluate on the first LIMIT images only.")] = None,
     corruptions: Annotated[
         str,
@@ -93,7 +101,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
             " (classification; severities 1 to 5 of ImageNet-C)."
         ),
     ] = CLEAN,
-    preset: Annotated[str, typer.Option(help=f"Options of all methods: {', '.join(PRESETS)}.")] = "default",
+    preset: Annotated[str, typer.Option(help=f"Options of all methods: {', '.join(PRESETS)}.")] = PRESET,
     option: Annotated[list[str] | None, typer.Option(help="NAME.FIELD=VALUE; repeatable. See `describe`.")] = None,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Results folder; results/runs/SUITE if left out.")] = None,
@@ -136,6 +144,8 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         methods=once(split_names(methods)),
         models=once(map(str.strip, split_outside_brackets(models))),
         bits=split(bits),
+        bits_typed=_typed(ctx, "bits") or bool(ablation),
+        fitted=split(fitted) if _typed(ctx, "fitted") or not (_typed(ctx, "bits") or ablation) else (),
         schemes=split(schemes),
         tasks=split(tasks),
         suite=suite,
@@ -150,8 +160,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         trust_configs=trust_configs,
     )
     if ablation:
-        typed = {name for name in ABLATION if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"}
-        unset = {name: value for name, value in ABLATION.items() if name not in typed}
+        unset = {name: value for name, value in ABLATION.items() if not _typed(ctx, name)}
         request = replace(request, ablation=ablation, **unset)
     from harness.results.store import Store
     from harness.run.sinks import open_sink
@@ -174,6 +183,11 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         dry=dry,
     )
     raise typer.Exit(code)
+
+
+def _typed(ctx: typer.Context, name: str) -> bool:
+    """Whether the user gave the option, rather than its default."""
+    return getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"
 
 
 def carry_out(

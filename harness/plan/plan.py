@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ RERUN: Mapping[str, tuple[State, ...]] = {
 _SYNTHESIS = "synthesize"  # the stage of making images
 MOST_SEEDS = 1000
 CLEAN = "clean"  # the corruption that is none
+Asked = Sequence[tuple[Sequence[ResolvedMethod], Sequence[str]]]  # methods, and their precisions
 REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
 # What an ablation has where the user says nothing: one precision, repeated, since its differences are small. W4A5 is
 # hard enough to tell variants apart; at W4A4 clipping by chance decides (results of one method differ by 40 points).
@@ -40,12 +41,18 @@ ABLATION: Mapping[str, Any] = {"methods": (), "bits": ("W4A5",), "seeds": 3, "pr
 class Request:
     """What the user asks for, as typed. `models` empty: those of the suite.
 
+    At the precisions of `fitted`, images are run with a calibrator that fits its ranges to them (`Catalog.fitted`). If
+    `bits` are not typed but the usual ones, only methods that choose widths are run at mixed ones; else all are, and
+    the others skipped with a reason.
+
     `ablation` names a method that is run with all its ablations instead of `methods`, without references.
     """
 
     methods: tuple[str, ...]
     models: tuple[str, ...] = ()
     bits: tuple[str, ...] = ("W8A8", "W4A8", "W4A4")
+    bits_typed: bool = True
+    fitted: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ("full",)
     tasks: tuple[str, ...] = ("classification",)
     suite: str = "embedded"
@@ -192,7 +199,10 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     """
     _check(request)
     names = _names(request, catalog)
-    methods = [m for m in catalog.resolve_all(names, request.preset, request.overrides) if m.name != FLOAT]
+    low = catalog.fitted(names) if request.fitted else []
+    each = catalog.resolve_each([*names, *low], request.preset, request.overrides)
+    methods = _once(each, [*names, *low])
+    asked = [*_usual(request, _once(each, names)), (_once(each, low), request.fitted)]
     for task in request.tasks:
         check_known(f"{task} suite", request.suite, catalog.tasks.get(task).suites)
     records = {record.cell.key: record for record in store.records()}
@@ -206,7 +216,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     cells: dict[str, tuple[Cell, str, str | None]] = {}
     notices: list[str] = []
     for suite, requested, weights, reasons in _models(request, suites, methods):
-        for cell in _cells(request, methods, suite, suite.canonical_name(requested), weights):
+        for cell in _cells(request, asked, suite, suite.canonical_name(requested), weights):
             cells.setdefault(cell.key, (cell, requested, reasons.get((cell.method, cell.scheme))))
         notices += suite.notices(requested) if hasattr(suite, "notices") else ()
     shared = {method.name: method.images for method in methods}
@@ -237,10 +247,12 @@ def _check(request: Request) -> None:
         raise UsageError(f"--seeds must be 1 to {MOST_SEEDS:,} repetitions, not {request.seeds}")
     if request.ablation and request.methods:
         raise UsageError("--ablation says which methods are run; leave out --methods")
+    if request.ablation and request.fitted:
+        raise UsageError("--ablation runs a method as it is; leave out --fitted")
     for name in ("methods", "bits", "schemes", "tasks", "corruptions"):
         if not getattr(request, name) and not (name == "methods" and request.ablation):
             raise UsageError(f"--{name} is empty; leave it out for the default")
-    for bits in request.bits:
+    for bits in (*request.bits, *request.fitted):
         BitSpec.parse(bits)
     for scheme in request.schemes:
         check_known("scheme", split_scheme(scheme)[0], SCHEMES)
@@ -270,6 +282,20 @@ def _names(request: Request, catalog: Catalog) -> list[str]:
     return [request.ablation, *variants]
 
 
+def _once(each: Mapping[str, ResolvedMethod], names: Iterable[str]) -> list[ResolvedMethod]:
+    """The methods of the names, each once, without the float model."""
+    return list({each[name].name: each[name] for name in names if each[name].name != FLOAT}.values())
+
+
+def _usual(request: Request, methods: Sequence[ResolvedMethod]) -> Asked:
+    """The methods with the precisions that they are run at."""
+    if request.bits_typed:
+        return [(methods, request.bits)]
+    mixed = [bits for bits in request.bits if BitSpec.parse(bits).mixed]
+    choosing = [method for method in methods if method.parts[-1][0].mixed]
+    return [(methods, [bits for bits in request.bits if bits not in mixed]), (choosing, mixed)]
+
+
 def _models(
     request: Request, suites: list[Suite], methods: list[ResolvedMethod]
 ) -> list[tuple[Suite, str, str, Unmet]]:
@@ -293,21 +319,22 @@ def _models(
     return found
 
 
-def _cells(request: Request, methods: list[ResolvedMethod], suite: Suite, model: str, weights: str) -> Iterable[Cell]:
+def _cells(request: Request, asked: Asked, suite: Suite, model: str, weights: str) -> Iterable[Cell]:
     common: dict[str, Any] = {"suite": suite.name, "task": suite.task, "model": model, "weights": weights}
     common |= {"data": suite.data_identity(), "limit": request.limit}
     for corruption in map(_named, request.corruptions):
-        yield from _of_images(request, methods, suite, common | {"corruption": corruption})
+        yield from _of_images(request, asked, suite, common | {"corruption": corruption})
 
 
-def _of_images(request: Request, methods: list[ResolvedMethod], suite: Suite, common: dict[str, Any]) -> Iterable[Cell]:
+def _of_images(request: Request, asked: Asked, suite: Suite, common: dict[str, Any]) -> Iterable[Cell]:
     """The cells of one model on one set of evaluation images."""
     yield Cell(**common, method=FLOAT, options={}, bits=FLOAT_BITS, scheme=FLOAT_SCHEME, seed=0)
-    images = calibration_identity(suite) if any(method.data == "images" for method in methods) else ""
+    real = any(method.data == "images" for methods, _ in asked for method in methods)
+    images = calibration_identity(suite) if real else ""
     for seed in range(request.seeds):
-        for method in methods:
+        for method, widths in ((method, widths) for methods, widths in asked for method in methods):
             for scheme in request.schemes:
-                for bits in request.bits:
+                for bits in widths:
                     yield Cell(
                         **common,
                         method=method.name,

@@ -264,3 +264,28 @@ def test_collision_names_both_origins(catalog):
 def test_a_plugin_of_another_type_is_refused(catalog):
     with pytest.raises(UsageError, match="is not a PluginInfo named 'toy'"):
         Registry("method", {}, "dfqbench.tasks", PluginInfo).get("toy")
+
+
+@pytest.mark.parametrize(
+    ("text", "fitted"),
+    [
+        ("psaq", "psaq+repq"),
+        ("psaq[steps=9]", "psaq[steps=9]+repq"),
+        ("clamp", "clamp+repq"),
+        (
+            "clamp[steps=9,held_out=none]",
+            "clamp[steps=9]+repq",
+        ),  # what is the method's alone is no option of its images
+        ("psaq+minmax", "psaq+repq"),
+        ("minmax", "real+repq"),
+        ("real", "real+repq"),
+        ("psaq+adalog", "psaq+adalog"),
+        ("repq", "repq"),
+        ("psaq2", "psaq2"),
+        ("psaq+rotate+minmax", "psaq+rotate+minmax"),
+    ],
+)
+def test_images_are_run_under_a_calibrator_that_fits_them(text, fitted):
+    catalog = Catalog.default()
+    assert catalog.fitted([text]) == [fitted]
+    assert catalog.resolve(fitted)

@@ -17,7 +17,8 @@ from harness.results.store import Store
 
 PLUGINS = Path(__file__).parent / "plugins"
 ROOT = Path(__file__).parents[2]
-TOY = ["--suite", "toy", "--tasks", "toy", "--models", "tiny", "--no-references", "--threads", "1"]
+WHERE = ["--suite", "toy", "--tasks", "toy", "--models", "tiny", "--threads", "1"]
+TOY = [*WHERE, "--no-references", "--seeds", "1"]
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def cells_of(folder: Path) -> list:
 
 @pytest.mark.slow
 def test_an_ablation_has_defaults_of_its_own(cli):
-    run = ("bench", *TOY[:-3], "--threads", "1", "--in-process", "--ablation", "toyswitch")
+    run = ("bench", *WHERE, "--in-process", "--ablation", "toyswitch")
     shown = cli(*run).output
     assert re.search(r"^# Ablation$.*^\| toyswitch \* \(base\).*^\| not smooth", shown, re.MULTILINE | re.DOTALL)
     assert "# Comparison" not in shown

@@ -16,7 +16,19 @@ from harness.run.executors.base import Resources
 from harness.run.executors.registry import find_executor, open_executor
 from harness.run.work import Work
 
-TOY = ("--tasks", "toy", "--suite", "toy", "--no-references", "--methods", "toynoise", "--bits", "W4A8,W8A8")
+TOY = (
+    "--seeds",
+    "1",
+    "--tasks",
+    "toy",
+    "--suite",
+    "toy",
+    "--no-references",
+    "--methods",
+    "toynoise",
+    "--bits",
+    "W4A8,W8A8",
+)
 RUNS = Path("results/runs/toy")
 
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 
 from harness.api.errors import UsageError
+from harness.catalog.catalog import Catalog
 from harness.catalog.code import code_for
 from harness.plan.outcome import exit_code
 from harness.plan.plan import Request, make_plan
 from harness.results.record import Provenance, Record
+from harness.results.store import Store
 
 TOY = {"suite": "toy", "tasks": ("toy",), "references": False}
 
@@ -238,3 +240,28 @@ def test_what_a_suite_says_of_its_models_is_in_the_plan_once(catalog, store, mon
         console.quiet = False
         show_plan(plan, console)
     assert "Note: of [bold]tiny." in shown.get()
+
+
+def test_the_usual_precisions_are_those_that_each_method_can_and_low_ones_fit(tmp_path):
+    store = Store(tmp_path)
+
+    def cells(**more):
+        made = make_plan(Request(("clamp", "psaq"), ("vit",), seeds=2, **more), Catalog.default(), store)
+        return {(p.cell.method, p.cell.bits) for p in made.cells if p.cell.seed == 1}
+
+    usual = {"bits": ("W8A8", "MP4.5"), "bits_typed": False, "fitted": ("W4A4",)}
+    four = {"clamp", "psaq", "noise", "real"}
+    assert cells(**usual) == {*((m, "W8A8") for m in four), ("clamp", "MP4.5"), *((f"{m}+repq", "W4A4") for m in four)}
+    # What was typed is run as it was typed, and skipped with a reason where it cannot be.
+    assert cells(bits=("W8A8", "MP4.5")) == {(m, bits) for m in four for bits in ("W8A8", "MP4.5")}
+
+
+def test_an_option_of_a_method_alone_does_not_hinder_its_images(tmp_path):
+    request = Request(("clamp",), ("vit",), ("W8A8",), fitted=("W4A4",), overrides={"clamp": {"held_out": "none"}})
+    methods = {planned.cell.method for planned in make_plan(request, Catalog.default(), Store(tmp_path)).cells}
+    assert {"clamp", "clamp+repq"} < methods
+
+
+def test_an_ablation_has_no_fitted_precisions(catalog, store):
+    with pytest.raises(UsageError, match="leave out --fitted"):
+        make_plan(Request((), ablation="toyswitch", fitted=("W4A4",), **TOY), catalog, store)

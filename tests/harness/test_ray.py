@@ -25,7 +25,7 @@ from harness.run.executors.remote import LOST
 from harness.run.work import Work
 
 ROOT = Path(__file__).parents[2]
-TOY = ("--tasks", "toy", "--suite", "toy", "--no-references", "--bits", "W4A8")
+TOY = ("--seeds", "1", "--tasks", "toy", "--suite", "toy", "--no-references", "--bits", "W4A8")
 SMALL = {"object_store_memory": 80 * 2**20}
 MISSING = importlib.util.find_spec("ray") is None
 needs_ray = pytest.mark.skipif(MISSING, reason="package ray is not installed: pip install 'dfqbench[ray]'")

@@ -10,7 +10,7 @@ import pytest
 from harness.results.store import Store
 from harness.run.sinks import SINKS, Reporter, open_sink
 
-TOY = ["--suite", "toy", "--tasks", "toy", "--models", "tiny", "--no-references", "--threads", "1"]
+TOY = ["--seeds", "1", "--suite", "toy", "--tasks", "toy", "--models", "tiny", "--no-references", "--threads", "1"]
 BENCH = ["bench", *TOY, "--in-process", "--bits", "W4A8"]
 
 

@@ -14,7 +14,19 @@ from harness.results.store import Store
 pytest.importorskip("submitit")
 pytestmark = [pytest.mark.skipif(bool(cluster.missing()), reason=cluster.missing()), pytest.mark.slow]
 PLUGINS = Path(__file__).resolve().parents[1] / "harness" / "plugins"
-TOY = ("--tasks", "toy", "--suite", "toy", "--no-references", "--methods", "toynoise", "--bits", "W4A8,W8A8")
+TOY = (
+    "--seeds",
+    "1",
+    "--tasks",
+    "toy",
+    "--suite",
+    "toy",
+    "--no-references",
+    "--methods",
+    "toynoise",
+    "--bits",
+    "W4A8,W8A8",
+)
 LIMIT = 240  # seconds that a command may take on a busy machine
 
 
