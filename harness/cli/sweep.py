@@ -36,7 +36,7 @@ from harness.cli.options import (
     where,
 )
 from harness.identity.names import split_names, split_outside_brackets
-from harness.plan.plan import ABLATION, CLEAN, Request, make_plan
+from harness.plan.plan import ABLATION, CLEAN, FITTED_SCHEME, Request, make_plan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +79,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         str,
         typer.Option(
             help="Bits at which images are run under repq, whose ranges fit them, where min-max ranges clip by chance;"
-            " none if --bits is given."
+            " in scheme matmul unless --schemes is given. None if --bits is given."
         ),
     ] = "W4A4",
     schemes: Annotated[
@@ -145,6 +145,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         models=once(map(str.strip, split_outside_brackets(models))),
         bits=split(bits),
         bits_typed=_typed(ctx, "bits") or bool(ablation),
+        fitted_schemes=split(schemes) if _typed(ctx, "schemes") else (FITTED_SCHEME,),
         fitted=split(fitted) if _typed(ctx, "fitted") or not (_typed(ctx, "bits") or ablation) else (),
         schemes=split(schemes),
         tasks=split(tasks),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,9 @@ RERUN: Mapping[str, tuple[State, ...]] = {
 _SYNTHESIS = "synthesize"  # the stage of making images
 MOST_SEEDS = 1000
 CLEAN = "clean"  # the corruption that is none
-Asked = Sequence[tuple[Sequence[ResolvedMethod], Sequence[str]]]  # methods, and their precisions
+FITTED_SCHEME = "matmul"  # what calibrators that fit ranges quantize in their papers
+# Methods, their precisions and schemes.
+Asked = Sequence[tuple[Sequence[ResolvedMethod], Sequence[str], Sequence[str]]]
 REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
 # What an ablation has where the user says nothing: one precision, repeated, since its differences are small. W4A5 is
 # hard enough to tell variants apart; at W4A4 clipping by chance decides (results of one method differ by 40 points).
@@ -41,9 +44,9 @@ ABLATION: Mapping[str, Any] = {"methods": (), "bits": ("W4A5",), "seeds": 3, "pr
 class Request:
     """What the user asks for, as typed. `models` empty: those of the suite.
 
-    At the precisions of `fitted`, images are run with a calibrator that fits its ranges to them (`Catalog.fitted`). If
-    `bits` are not typed but the usual ones, only methods that choose widths are run at mixed ones; else all are, and
-    the others skipped with a reason.
+    At the precisions of `fitted`, images are run with a calibrator that fits its ranges to them (`Catalog.fitted`), in
+    the schemes of `fitted_schemes`. If `bits` are not typed but the usual ones, only methods that choose widths are run
+    at mixed ones; else all are, and the others skipped with a reason.
 
     `ablation` names a method that is run with all its ablations instead of `methods`, without references.
     """
@@ -53,6 +56,7 @@ class Request:
     bits: tuple[str, ...] = ("W8A8", "W4A8", "W4A4")
     bits_typed: bool = True
     fitted: tuple[str, ...] = ()
+    fitted_schemes: tuple[str, ...] = (FITTED_SCHEME,)
     schemes: tuple[str, ...] = ("full",)
     tasks: tuple[str, ...] = ("classification",)
     suite: str = "embedded"
@@ -66,6 +70,11 @@ class Request:
     rerun: str = "failed"
     ablation: str = ""
     trust_configs: bool = False
+
+    @property
+    def all_schemes(self) -> tuple[str, ...]:
+        """Every scheme that something is run in."""
+        return tuple(dict.fromkeys((*self.schemes, *(self.fitted_schemes if self.fitted else ()))))
 
 
 @dataclass(frozen=True)
@@ -202,7 +211,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     low = catalog.fitted(names) if request.fitted else []
     each = catalog.resolve_each([*names, *low], request.preset, request.overrides)
     methods = _once(each, [*names, *low])
-    asked = [*_usual(request, _once(each, names)), (_once(each, low), request.fitted)]
+    asked = [*_usual(request, _once(each, names)), (_once(each, low), request.fitted, request.fitted_schemes)]
     for task in request.tasks:
         check_known(f"{task} suite", request.suite, catalog.tasks.get(task).suites)
     records = {record.cell.key: record for record in store.records()}
@@ -254,14 +263,14 @@ def _check(request: Request) -> None:
             raise UsageError(f"--{name} is empty; leave it out for the default")
     for bits in (*request.bits, *request.fitted):
         BitSpec.parse(bits)
-    for scheme in request.schemes:
+    for scheme in request.all_schemes:
         check_known("scheme", split_scheme(scheme)[0], SCHEMES)
     check_known("--rerun", request.rerun, RERUN)
 
 
 def _check_parts(request: Request, suite: Suite) -> None:
     known = getattr(suite, "parts", ())
-    for scheme in request.schemes:
+    for scheme in request.all_schemes:
         tensors, part = split_scheme(scheme)
         if part is None and scheme != tensors:
             raise UsageError(f"scheme '{scheme}' names no part; write --schemes {tensors}, or {tensors}:backbone")
@@ -290,10 +299,11 @@ def _once(each: Mapping[str, ResolvedMethod], names: Iterable[str]) -> list[Reso
 def _usual(request: Request, methods: Sequence[ResolvedMethod]) -> Asked:
     """The methods with the precisions that they are run at."""
     if request.bits_typed:
-        return [(methods, request.bits)]
+        return [(methods, request.bits, request.schemes)]
     mixed = [bits for bits in request.bits if BitSpec.parse(bits).mixed]
     choosing = [method for method in methods if method.parts[-1][0].mixed]
-    return [(methods, [bits for bits in request.bits if bits not in mixed]), (choosing, mixed)]
+    fixed = [bits for bits in request.bits if bits not in mixed]
+    return [(methods, fixed, request.schemes), (choosing, mixed, request.schemes)]
 
 
 def _models(
@@ -308,7 +318,7 @@ def _models(
     for suite in suites:
         for model in request.models or suite.models():
             try:
-                reasons = unmet(suite, model, methods, request.schemes)
+                reasons = unmet(suite, model, methods, request.all_schemes)
                 found.append((suite, model, suite.model_identity(model), reasons))
             except UsageError as error:
                 errors.setdefault(model, error)
@@ -329,21 +339,20 @@ def _cells(request: Request, asked: Asked, suite: Suite, model: str, weights: st
 def _of_images(request: Request, asked: Asked, suite: Suite, common: dict[str, Any]) -> Iterable[Cell]:
     """The cells of one model on one set of evaluation images."""
     yield Cell(**common, method=FLOAT, options={}, bits=FLOAT_BITS, scheme=FLOAT_SCHEME, seed=0)
-    real = any(method.data == "images" for methods, _ in asked for method in methods)
+    real = any(method.data == "images" for methods, *_ in asked for method in methods)
     images = calibration_identity(suite) if real else ""
     for seed in range(request.seeds):
-        for method, widths in ((method, widths) for methods, widths in asked for method in methods):
-            for scheme in request.schemes:
-                for bits in widths:
-                    yield Cell(
-                        **common,
-                        method=method.name,
-                        options=method.options,
-                        bits=str(BitSpec.parse(bits)),
-                        scheme=scheme,
-                        seed=seed,
-                        calibration=images if method.data == "images" else "",
-                    )
+        for methods, widths, schemes in asked:
+            for method, scheme, bits in product(methods, schemes, widths):
+                yield Cell(
+                    **common,
+                    method=method.name,
+                    options=method.options,
+                    bits=str(BitSpec.parse(bits)),
+                    scheme=scheme,
+                    seed=seed,
+                    calibration=images if method.data == "images" else "",
+                )
 
 
 def _named(corruption: str) -> str:

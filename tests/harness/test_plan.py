@@ -252,6 +252,9 @@ def test_the_usual_precisions_are_those_that_each_method_can_and_low_ones_fit(tm
     usual = {"bits": ("W8A8", "MP4.5"), "bits_typed": False, "fitted": ("W4A4",)}
     four = {"clamp", "psaq", "noise", "real"}
     assert cells(**usual) == {*((m, "W8A8") for m in four), ("clamp", "MP4.5"), *((f"{m}+repq", "W4A4") for m in four)}
+    made = make_plan(Request(("psaq",), ("vit",), **usual), Catalog.default(), store)
+    quantized = {(p.cell.bits, p.cell.scheme) for p in made.cells if not p.cell.is_float}
+    assert quantized == {("W8A8", "full"), ("W4A4", "matmul")}
     # What was typed is run as it was typed, and skipped with a reason where it cannot be.
     assert cells(bits=("W8A8", "MP4.5")) == {(m, bits) for m in four for bits in ("W8A8", "MP4.5")}
 
