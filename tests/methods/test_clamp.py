@@ -332,7 +332,7 @@ def searched(name: str, bits: str, **options):
     [
         *({"output_loss": choice} for choice in ("accept", "candidate", "none")),
         {"order": "last-to-first"},
-        {"local_loss": "mse"},
+        {"local_loss": "infonce"},
         {"pooling": "channels", "output_distance": "l1"},
     ],
     ids=str,
@@ -356,7 +356,15 @@ def test_search_lowers_fitness_and_leaves_weights_of_its_genes(name, options):
     assert search.evaluated >= 4 * len(originals) / 3
 
 
-@pytest.mark.parametrize("options", [{}, {"local_loss": "relational"}, {"output_loss": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"local_loss": "infonce"},
+        {"local_loss": "relational"},
+        {"local_loss": "infonce", "output_loss": "none"},
+    ],
+    ids=str,
+)
 def test_one_image_ranks_no_candidates(options):
     model, graph, working, x = working_tiny("vit", **SMALL | options)
     stage = SearchStage(**SMALL | options)

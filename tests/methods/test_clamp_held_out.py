@@ -39,8 +39,8 @@ def quantized(name: str, bits: str, seed: int, **options: Any) -> tuple[Any, Fak
 def test_the_result_is_never_further_from_float_than_the_start(name, search, bits, seed):
     """The search loses more often than not here, by InfoNCE; with it the result is the start, or else nearer."""
     model = tiny_model(name)
-    found, ctx = quantized(name, bits, seed, search=search)
-    free, _ = quantized(name, bits, seed, search=search, held_out="none")
+    found, ctx = quantized(name, bits, seed, search=search, local_loss="infonce")
+    free, _ = quantized(name, bits, seed, search=search, local_loss="infonce", held_out="none")
     told = ctx.found["held_out"]
     judges = held_out_images(
         "psaq", ClampOptions(**SMALL), model, spec=BitSpec.parse(bits), scheme="full", ctx=FakeContext(seed)

@@ -364,7 +364,7 @@ def test_other_images_are_scored_anew():
     assert all(score != search._scores.get(vector) for vector, score in before.items())
 
 
-@pytest.mark.parametrize("options", [{}, {"local_loss": "relational"}], ids=str)
+@pytest.mark.parametrize("options", [{"local_loss": "infonce"}, {"local_loss": "relational"}], ids=str)
 def test_one_image_ranks_no_candidates(options):
     model, x, spec = tiny_model("vit"), images(1), BitSpec.parse("W4A6")
     graph = trace(model)

@@ -51,7 +51,9 @@ class SearchStage(Options):
         "first-to-last", description="order of the layers in a pass (Evol-Q: last to first)"
     )
     local_loss: Literal["infonce", "relational", "cosine", "mse"] = Field(
-        "infonce", description="form of the layer-output loss; all but infonce are least where outputs are equal"
+        "relational",
+        description="form of the layer-output loss; all but infonce, which is the method's figure read literally, are "
+        "least where outputs are equal; chosen by held-out synthetic images (docs/clamp.md)",
     )
     local_scope: Literal["own", "later"] = Field(
         "own",
@@ -81,7 +83,7 @@ class SearchStage(Options):
         False, description="layer outputs are compared less the float model's mean over images (own choice)"
     )
     pooling: Literal["tokens", "channels", "none"] = Field("tokens", description="what layer outputs are averaged over")
-    search_temperature: float = Field(0.1, gt=0, description="of the layer-output contrastive loss (own choice)")
+    search_temperature: float = Field(1.0, gt=0, description="of the layer-output contrastive loss (own choice)")
     output_loss: Literal["candidate", "accept", "none"] = Field(
         "candidate",
         description="where the output loss enters fitness: for every candidate (the paper's figure); once per layer, "
@@ -104,8 +106,8 @@ class SearchStage(Options):
     sensitivity: Literal["pass", "start"] = Field(
         "pass",
         description="mixed precision, search=layer: when it is measured what every width of a layer costs: before the "
-        "search and again in every pass, or before the search alone, which takes a third of the time; a change of "
-        "widths is measured before it is kept either way",
+        "search and again in every pass, or before the search alone, which takes half the time but leaves the first "
+        "widths, the best by those costs, nearly as they are (ours, as the budget)",
     )
     activation_margin: int = Field(
         2, ge=0, description="mixed precision: activations have the weights' width plus this, at most 8"
@@ -135,7 +137,10 @@ SEARCH = (
     "ranges are widened to contain 0 (the published code clips the zero point instead)",
     "a gene is a layer's bit-width and one multiplier on its per-channel scales; activation ranges are min-max on the "
     "images",
-    "crossover, mutation width, initial spread and the layer-output loss are inferred",
+    "the contrastive layer-output loss keeps each image's similarities to all others (relational, temperature 1), a "
+    "reading chosen by held-out synthetic images of two natural models; the literal form of the method's figure takes "
+    "the search away from a good start (local_loss=infonce, search_temperature=0.1)",
+    "crossover, mutation width and initial spread are inferred",
     "search=layer keeps a population for each layer, whose crossover blends multipliers into one child; the method's "
     "figure draws one vector of all layers with one fitness, cells exchanged between two vectors, two children, and a "
     "mixing step (search=network)",

@@ -30,6 +30,8 @@ class ClampOptions(SynthesisStage, SearchStage):
     held_out_steps: int = Field(75, ge=1, description="synthesis steps per round of the held-out images")
 
 
+# The figure's loss between layer outputs, as it is drawn.
+_LITERAL: dict[str, object] = {"local_loss": "infonce", "search_temperature": 0.1}
 # One point each that the sources leave open, or that figures and digests tell differently (CLAMP.md, section 6).
 _ABLATIONS: dict[str, dict[str, object]] = {
     "stage 1: log of sums": {"contrast": "log-of-sums"},
@@ -42,9 +44,16 @@ _ABLATIONS: dict[str, dict[str, object]] = {
     "stage 1: no output loss": {"output_weight": 0.0},
     "stage 1: total variation 0.05": {"tv_weight": 0.05},
     "both stages: L1 output loss": {"output_target": "l1", "output_distance": "l1"},
-    "stage 2: layer loss relational": {"local_loss": "relational"},
+    "stage 2: layer loss InfoNCE": _LITERAL,
+    "stage 2: layer loss InfoNCE, result always kept": _LITERAL | {"held_out": "none"},
+    "stage 2: InfoNCE, temperature 3": _LITERAL | {"search_temperature": 3.0},
+    "stage 2: InfoNCE, anchors of both models": _LITERAL | {"anchors": "both"},
+    "stage 2: InfoNCE, anchors of the float model": _LITERAL | {"anchors": "float"},
+    "stage 2: InfoNCE, negatives of both models": _LITERAL | {"negatives": "both"},
+    "stage 2: InfoNCE, centred features": _LITERAL | {"centred": True},
     "stage 2: layer loss squared error": {"local_loss": "mse"},
-    "stage 2: temperature 3": {"search_temperature": 3.0},
+    "stage 2: temperature 0.1": {"search_temperature": 0.1},
+    "stage 2: centred features": {"centred": True},
     "stage 2: channel pooling": {"pooling": "channels"},
     "stage 2: output loss of every candidate": {"output_loss": "candidate"},
     "stage 2: output loss once per layer": {"output_loss": "accept"},
@@ -56,13 +65,10 @@ _ABLATIONS: dict[str, dict[str, object]] = {
     "stage 2: no diversity step": {"diversity": False},
     "stage 2: last layer first": {"order": "last-to-first"},
     "stage 2: own and later layers' outputs": {"local_scope": "later"},
-    "stage 2: anchors of both models": {"anchors": "both"},
-    "stage 2: anchors of the float model": {"anchors": "float"},
-    "stage 2: negatives of both models": {"negatives": "both"},
-    "stage 2: centred features": {"centred": True},
     "stage 2: layer loss x 0.1": {"local_weight": 0.1},
     "stage 2: network": {"search": "network"},
     "stage 2: network, as drawn": {
+        **_LITERAL,
         "search": "network",
         "anchors": "both",
         "negatives": "both",
