@@ -152,11 +152,13 @@ SEARCH = (
     "presets quick and default rank candidates by their layer's loss, and the output loss of the whole model counts "
     "once, when the best one is accepted (output_loss=accept), for its cost; preset paper has both for every "
     "candidate, as the paper's figure has",
-    "presets quick and default make 2 passes (preset paper: 10), quick with a population of 8 and 4 cycles (15 and 6)",
+    "presets quick and default make 2 passes (preset paper: 10), quick with a population of 8 and 4 cycles (15 and 6); "
+    "in mixed precision quick measures sensitivity once, so that hardly any other widths than the first are tried",
     "mixed precision: the budget bounds the parameter-weighted mean weight width; a child above it is repaired by "
     "taking bits from the layers whose fitness suffers least; activations get min(8, weight width + 2). All inferred",
 )
 SHORT: dict[str, object] = {"passes": 2, "output_loss": "accept"}  # a search that a CPU can run
+QUICK: dict[str, object] = SHORT | {"population": 8, "cycles": 4, "sensitivity": "start"}
 
 INFO = PluginInfo(
     name="clamp-search",
@@ -166,7 +168,7 @@ INFO = PluginInfo(
     requires="methods.core.graph.requirements:pieces",
     origin="reconstruction",
     options=SearchStage,
-    presets={"quick": SHORT | {"population": 8, "cycles": 4}, "default": SHORT, "paper": {}},
+    presets={"quick": QUICK, "default": SHORT, "paper": {}},
     partner="clamp",
     mixed=True,
     paper=CLAMP,

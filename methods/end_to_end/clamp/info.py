@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from harness.api.plugins import PluginInfo
-from methods.calibrators.clamp_search.info import SEARCH, SHORT, SearchStage
+from methods.calibrators.clamp_search.info import QUICK, SEARCH, SHORT, SearchStage
 from methods.core.citations import CLAMP, CLAMP_CODE
 from methods.sources.clamp.info import SYNTHESIS, SynthesisStage
 
@@ -100,7 +100,7 @@ INFO = PluginInfo(
     origin="reconstruction",
     options=ClampOptions,
     presets={
-        "quick": SHORT | {"steps": 25, "refresh_steps": 10, "population": 8, "cycles": 4, "held_out_steps": 25},
+        "quick": QUICK | {"steps": 25, "refresh_steps": 10, "held_out_steps": 25},
         "default": SHORT | {"steps": 75, "refresh_steps": 10},
         "paper": {},
     },
