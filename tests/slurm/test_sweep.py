@@ -83,7 +83,19 @@ def test_what_slurm_refuses_is_one_sentence(bench, asked, said):
 
 def test_a_preempted_host_gives_its_cell_back(bench, slurm, tmp_path):
     """A cell that hangs is running when a more urgent job takes the node; it waits again and has lost no host."""
-    hangs = ("--tasks", "toy", "--suite", "toy", "--no-references", "--methods", "toyhang", "--models", "tiny")
+    hangs = (
+        "--seeds",
+        "1",
+        "--tasks",
+        "toy",
+        "--suite",
+        "toy",
+        "--no-references",
+        "--methods",
+        "toyhang",
+        "--models",
+        "tiny",
+    )
     hanging = tmp_path / "hanging"
     slurm.environment["TOY_HANG"] = str(hanging)
     bench(*hangs, "--bits", "W4A8", "--executor", "slurm", "--jobs", "1", "--detach", "--out", "there")

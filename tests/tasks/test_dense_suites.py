@@ -476,7 +476,8 @@ def test_both_tasks_through_the_command_line(ade_root, segmentor, detector, coco
         out = tmp_path / task
         result = bench("real.images=2", "--tasks", task, "--suite", suite, "--data-root", root, "--models", model,
                        "--schemes", "matmul,matmul:backbone", "--out", out, "--cache", tmp_path / "cache",
-                       "--no-references", "--trust-configs", "--methods", "real+minmax", "--threads", 1)  # fmt: skip
+                       "--no-references", "--trust-configs", "--methods", "real+minmax", "--threads", 1,
+                       "--seeds", 1)  # fmt: skip
         assert result.exit_code == 0, result.output
         records = [json.loads(path.read_text()) for path in out.glob("?" * 64 + ".json")]
         sites = {r["cell"]["scheme"]: r["quantization"]["weight_sites"] for r in records if r["quantization"]}
