@@ -12,7 +12,7 @@ from harness.results.record import Failure, Provenance, Record
 from harness.results.store import Store
 
 METHODS = ("real", "psaq", "clamp", "qdrop", "mimiq")
-QUICK = ("--preset", "quick", "--limit", "10", "--threads", "1", "--in-process", "--bits", "W8A8")
+QUICK = ("--seeds", "1", "--preset", "quick", "--limit", "10", "--threads", "1", "--in-process", "--bits", "W8A8")
 HYBRID = "timm:vit_tiny_r_s16_p8_224@random"
 
 
