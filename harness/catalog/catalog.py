@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -259,18 +259,17 @@ class Catalog:
         like, and of crosses with `PLAIN`. Others have a calibrator of their own and stay as they are.
 
         Raises:
-            UsageError: malformed names, or an unusable plugin.
+            UsageError: as `find`.
         """
         found = []
         for text in texts:
-            (first, *others) = parse_name(text)
-            if first.name == PLAIN and not others:
-                first = Part(self._partner(self._info("calibrator", PLAIN)))
-            if first.name not in self.sources or (others and [each.name for each in others] != [PLAIN]):
+            parts = self.find(text)
+            names = [info.name for info, _ in parts]
+            if not names or names[0] not in self.sources or names[1:] not in ([], [PLAIN]):
                 found.append(text)
                 continue
-            known = self._info("source", first.name).options.model_fields
-            source = Part(first.name, {o: v for o, v in first.changes.items() if o in known})
+            known = self._info("source", names[0]).options.model_fields
+            source = Part(names[0], {o: v for o, v in parts[0][1].items() if o in known})
             found.append(f"{source}+{FITTING}")
         return found
 
@@ -280,10 +279,7 @@ class Catalog:
         Raises:
             UsageError: as `resolve_each`.
         """
-        resolved: dict[str, ResolvedMethod] = {}
-        for method in self.resolve_each(texts, preset, overrides).values():
-            resolved.setdefault(method.name, method)
-        return list(resolved.values())
+        return once(self.resolve_each(texts, preset, overrides).values())
 
     def resolve_each(self, texts: Sequence[str], preset: str, overrides: Overrides) -> dict[str, ResolvedMethod]:
         """The method of every text.
@@ -361,6 +357,11 @@ class Catalog:
         # A source comes first and its calibrator last, whatever order the mapping came in.
         parts.sort(key=lambda part: KINDS.index(part[0].kind))
         return ResolvedMethod(name, str(options.get("preset", "")), tuple(parts))
+
+
+def once(methods: Iterable[ResolvedMethod]) -> list[ResolvedMethod]:
+    """Methods that are named in several ways, each once."""
+    return list({method.name: method for method in methods}.values())
 
 
 def _values(info: PluginInfo, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ MOST_JOBS = 10_000
 MOST_GPUS = 64
 MOST_THREADS = 1024
 WIDTH = 140  # of tables that do not go to a terminal
-PRESET = "quick"  # of commands that measure cells: one on the embedded suite then takes a minute at most
+PRESET = "quick"  # what commands that measure cells take unless told otherwise
 DEVICES = ("auto", "cpu", "cuda")
 
 Trust = Annotated[

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from harness.api.contracts import Suite
 from harness.api.errors import UsageError
 from harness.api.spec import SCHEMES, BitSpec, split_scheme
-from harness.catalog.catalog import Catalog, ResolvedMethod
+from harness.catalog.catalog import Catalog, ResolvedMethod, once
 from harness.catalog.code import code_for
 from harness.catalog.registry import check_known
 from harness.catalog.requirements import Unmet, unmet
@@ -35,9 +35,9 @@ FITTED_SCHEME = "matmul"  # what calibrators that fit ranges quantize in their p
 # Methods, their precisions and schemes.
 Asked = Sequence[tuple[Sequence[ResolvedMethod], Sequence[str], Sequence[str]]]
 REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
-# What an ablation has where the user says nothing: one precision, repeated, since its differences are small. W4A5 is
+# What an ablation has where the user says nothing: one precision, since its differences are small. W4A5 is
 # hard enough to tell variants apart; at W4A4 clipping by chance decides (results of one method differ by 40 points).
-ABLATION: Mapping[str, Any] = {"methods": (), "bits": ("W4A5",), "seeds": 3, "preset": "quick"}
+ABLATION: Mapping[str, Any] = {"methods": (), "bits": ("W4A5",), "fitted": ()}
 
 
 @dataclass(frozen=True)
@@ -209,9 +209,11 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     _check(request)
     names = _names(request, catalog)
     low = catalog.fitted(names) if request.fitted else []
+    # Together, since an option may be of a method in either.
     each = catalog.resolve_each([*names, *low], request.preset, request.overrides)
-    methods = _once(each, [*names, *low])
-    asked = [*_usual(request, _once(each, names)), (_once(each, low), request.fitted, request.fitted_schemes)]
+    plain, fitted = (_quantizing(each[name] for name in group) for group in (names, low))
+    methods = once([*plain, *fitted])
+    asked = [*_usual(request, plain), (fitted, request.fitted, request.fitted_schemes)]
     for task in request.tasks:
         check_known(f"{task} suite", request.suite, catalog.tasks.get(task).suites)
     records = {record.cell.key: record for record in store.records()}
@@ -291,9 +293,9 @@ def _names(request: Request, catalog: Catalog) -> list[str]:
     return [request.ablation, *variants]
 
 
-def _once(each: Mapping[str, ResolvedMethod], names: Iterable[str]) -> list[ResolvedMethod]:
-    """The methods of the names, each once, without the float model."""
-    return list({each[name].name: each[name] for name in names if each[name].name != FLOAT}.values())
+def _quantizing(methods: Iterable[ResolvedMethod]) -> list[ResolvedMethod]:
+    """The methods, each once, without the float model."""
+    return [method for method in once(methods) if method.name != FLOAT]
 
 
 def _usual(request: Request, methods: Sequence[ResolvedMethod]) -> Asked:
