@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
-from harness.report.verdicts import UNVERIFIED_NOTE, unverified
+from harness.report.verdicts import NOTE, unverified_note
 
+COMPARED = f"""\
+- **Δ** is the difference to the float model in points. **Bold** is the model's data-free method of highest mean, which
+  by itself is not a verdict. **vs best** compares the other methods with it and
+{NOTE}"""
+EFFECTIVE = """\
+- **eff. W/A**: bits that a weight and an activation take on average, scales included, where widths alone do not tell.
+"""
 REBUILT = "- `*` marks a reconstruction: rebuilt from the paper, since the authors' code is not public.\n"
 LEARNS = {
     "quantizers": "`†` learns quantizer parameters, the rounding of weights among them, by gradient descent",
@@ -29,14 +38,13 @@ def spread(rows: pd.DataFrame) -> str:
 def marks(rows: pd.DataFrame) -> str:
     """The marks of methods and results that are among `rows`, an item each."""
     rebuilt = REBUILT if rows["origin"].eq("reconstruction").any() else ""
-    return _line(LEARNS, rows["trains"]) + rebuilt + (UNVERIFIED_NOTE if unverified(rows).any() else "")
+    return _line(LEARNS, rows["trains"]) + rebuilt + unverified_note(rows)
 
 
-def marks_in(names: pd.Series[str]) -> str:
+def marks_in(names: Sequence[str]) -> str:
     """The same of names that have their marks already."""
-    rebuilt = REBUILT if names.str.contains(" *", regex=False).any() else ""
-    learns = {text: names.str.contains(text[1], regex=False).any() for text in LEARNS.values()}
-    return _joined([text for text, there in learns.items() if there]) + rebuilt
+    shown = " ".join(names)
+    return _joined([text for text in LEARNS.values() if text[1] in shown]) + (REBUILT if " *" in shown else "")
 
 
 def ends(rows: pd.DataFrame) -> str:

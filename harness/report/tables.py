@@ -16,7 +16,7 @@ from harness.io import text as safe
 from harness.report import notes as noted
 from harness.report import verdicts
 from harness.report.frame import CONTEXT, GROUP
-from harness.report.verdicts import NOTE, checked, marked, sensitivity, verdict
+from harness.report.verdicts import checked, marked, sensitivity, verdict
 
 Shown = Callable[[dict[Any, Any]], str]  # from a row of a frame to what a table shows
 NONE = verdicts.NONE
@@ -35,16 +35,6 @@ COSTS = [
     *("peak_memory_mib", "added_memory_mib", "weight_mib", "gbops", "mean_weight_bits", "mean_layer_bits"),
     *("mean_activation_bits", "effective_weight_bits", "effective_activation_bits", "weight_sites", "activation_sites"),
 ]
-
-COMPARED = f"""\
-- **Δ** is the difference to the float model in points. **Bold** is the model's data-free method of highest mean, which
-  by itself is not a verdict. **vs best** compares the other methods with it and
-{NOTE}"""
-EFFECTIVE = (
-    "- **eff. W/A**: bits that a weight and an activation take on average, scales included, where widths alone do not "
-    "tell.\n"
-)
-HIGHEST = "highest"  # of one seed, which gives no verdict and so no best
 
 
 def is_numeric(column: Hashable) -> bool:
@@ -69,8 +59,8 @@ def comparison(summary: pd.DataFrame, cells: pd.DataFrame) -> str:
 def notes(summary: pd.DataFrame) -> str:
     """What is explained below the main tables."""
     other = any(_take_other_bits(group) for _, group in groups(summary))
-    effective = EFFECTIVE if other else ""
-    return COMPARED + noted.spread(summary) + effective + noted.ends(summary) + noted.marks(summary)
+    effective = noted.EFFECTIVE if other else ""
+    return noted.COMPARED + noted.spread(summary) + effective + noted.ends(summary) + noted.marks(summary)
 
 
 def _floats(cells: pd.DataFrame) -> str:
@@ -323,7 +313,7 @@ def significance(row: dict[Any, Any]) -> str:
     float model.
     """
     if row["best"]:
-        return "best" if row["seeds"] > 1 else HIGHEST
+        return "best" if row["seeds"] > 1 else verdicts.HIGHEST
     return "" if row["role"] == "float" else verdict(row)
 
 

@@ -15,6 +15,7 @@ from harness.report import stats
 ALPHA = 0.05
 NONE = "–"
 ONE_SEED = "one seed"  # where a verdict would stand
+HIGHEST = "highest"  # of one seed, in place of the best
 NO_VERDICT = "One seed gives no verdict, since another could reverse any difference: run `--seeds 3` or more."
 WHOLE = 100.0  # points
 TOO_FEW = "So few seeds would find no true difference with 80 % power, however large it is: run more of them."
@@ -40,6 +41,11 @@ def unverified(rows: pd.DataFrame) -> pd.Series[bool]:
     """Which rows are marked as results that could not be checked; where nothing is said, none is."""
     marks = rows["verified"] if "verified" in rows else pd.Series(True, index=rows.index)
     return marks.eq(False)
+
+
+def unverified_note(rows: pd.DataFrame) -> str:
+    """What the mark means, if a result among `rows` has it."""
+    return UNVERIFIED_NOTE if unverified(rows).any() else ""
 
 
 def marked(text: str, verified: object) -> str:

@@ -182,8 +182,7 @@ def markdown(frame: pd.DataFrame, sentence: str) -> str:
     for title, table in split(frame):
         parts += [f"## {safe.markdown(title)}\n", tables.markdown(table)]
     listed = "".join(f"{number}. {safe.markdown(source)}\n" for source, number in sources(frame).items())
-    marks = noted.marks_in(frame["measured_method"].astype(object).fillna("").astype(str))
-    return "\n".join([*parts, NOTES + marks, f"Sources:\n\n{listed}"])
+    return "\n".join([*parts, NOTES + noted.marks_in(measured_as(frame)), f"Sources:\n\n{listed}"])
 
 
 def latex(frame: pd.DataFrame, sentence: str) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from harness.io import text as safe
 from harness.plan.reproduction import Printed, Reproduction, Target
 from harness.report import stats, tables
-from harness.report.verdicts import UNVERIFIED_NOTE, marked, unverified
+from harness.report.verdicts import marked, unverified_note
 from harness.results.recipes import Recipe, Tolerance
 
 # How far a float model's top-1 may be from what a paper prints: timm's own evaluation of the same checkpoints
@@ -247,7 +247,7 @@ def _legend(frame: pd.DataFrame, recipe: Recipe) -> str:
             f"{images.min():,.0f} images were evaluated, where the paper has {recipe.images:,}: what that may move a "
             "mean by counts as the seeds' spread does."
         )
-    return "".join(f"- {line}\n" for line in lines) + (UNVERIFIED_NOTE if unverified(frame).any() else "")
+    return "".join(f"- {line}\n" for line in lines) + unverified_note(frame)
 
 
 def csv(frame: pd.DataFrame) -> str:
