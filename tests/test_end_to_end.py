@@ -29,20 +29,9 @@ TINY = [
 
 
 def bench(folder: Path, *args: str, path: Path | None = None) -> Done:
-    where = (
-        "--seeds",
-        "1",
-        "--preset",
-        "default",
-        "--in-process",
-        "--threads",
-        "1",
-        "--out",
-        str(folder / "out"),
-        "--cache",
-        str(folder / "cache"),
-    )
-    return harness("bench", *args, *where, cwd=folder, path=path)
+    once = ("--seeds", "1", "--preset", "default", "--in-process", "--threads", "1")
+    where = ("--out", str(folder / "out"), "--cache", str(folder / "cache"))
+    return harness("bench", *args, *once, *where, cwd=folder, path=path)
 
 
 def block(language: str, text: str) -> str:

@@ -272,10 +272,8 @@ def test_a_plugin_of_another_type_is_refused(catalog):
         ("psaq", "psaq+repq"),
         ("psaq[steps=9]", "psaq[steps=9]+repq"),
         ("clamp", "clamp+repq"),
-        (
-            "clamp[steps=9,held_out=none]",
-            "clamp[steps=9]+repq",
-        ),  # what is the method's alone is no option of its images
+        # What is the method's alone is no option of its images.
+        ("clamp[steps=9,held_out=none]", "clamp[steps=9]+repq"),
         ("psaq+minmax", "psaq+repq"),
         ("minmax", "real+repq"),
         ("real", "real+repq"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from toy_sweep import TWO
 
 from harness.api.errors import UsageError
 from harness.results.store import Store
@@ -16,19 +17,6 @@ from harness.run.executors.base import Resources
 from harness.run.executors.registry import find_executor, open_executor
 from harness.run.work import Work
 
-TOY = (
-    "--seeds",
-    "1",
-    "--tasks",
-    "toy",
-    "--suite",
-    "toy",
-    "--no-references",
-    "--methods",
-    "toynoise",
-    "--bits",
-    "W4A8,W8A8",
-)
 RUNS = Path("results/runs/toy")
 
 
@@ -44,7 +32,7 @@ def as_before():
 @pytest.fixture
 def bench(cli, monkeypatch):
     monkeypatch.setattr("harness.report.write_report", lambda *_: None)
-    return lambda *arguments, code=0: cli("bench", *TOY, *arguments, code=code)
+    return lambda *arguments, code=0: cli("bench", *TWO, *arguments, code=code)
 
 
 def test_an_executor_of_another_package_gives_the_same_numbers_in_any_order(bench):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import PLUGINS
 from processes import processes, wait_until, workers
+from toy_sweep import TOY
 
 from harness.api.errors import UsageError
 from harness.results.store import Store
@@ -25,7 +26,7 @@ from harness.run.executors.remote import LOST
 from harness.run.work import Work
 
 ROOT = Path(__file__).parents[2]
-TOY = ("--seeds", "1", "--tasks", "toy", "--suite", "toy", "--no-references", "--bits", "W4A8")
+SWEEP = (*TOY, "--bits", "W4A8")
 SMALL = {"object_store_memory": 80 * 2**20}
 MISSING = importlib.util.find_spec("ray") is None
 needs_ray = pytest.mark.skipif(MISSING, reason="package ray is not installed: pip install 'dfqbench[ray]'")
@@ -115,8 +116,8 @@ def test_the_numbers_are_those_of_a_worker(cli, running, monkeypatch):
     monkeypatch.setattr("harness.report.write_report", lambda *_: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # Ray would set another
     methods = ("--methods", "toynoise,toydie", "--models", "tiny")
-    cli("bench", *TOY, *methods, "--executor", "ray", "--address", running.address, "--out", "there", code=3)
-    cli("bench", *TOY, *methods, "--jobs", "1", "--threads", "1", "--out", "here", code=3)
+    cli("bench", *SWEEP, *methods, "--executor", "ray", "--address", running.address, "--out", "there", code=3)
+    cli("bench", *SWEEP, *methods, "--jobs", "1", "--threads", "1", "--out", "here", code=3)
     there, here = ({record.key: record for record in Store(Path(out)).records()} for out in ("there", "here"))
     assert len(here) == 3
     assert there.keys() == here.keys()
@@ -195,7 +196,7 @@ def test_a_killed_worker_and_a_timeout_fail_the_cell_and_keep_the_host(running, 
 @pytest.mark.slow
 def test_an_interrupt_leaves_no_process_and_the_same_command_goes_on(cli, running, tmp_path):
     methods = ("--methods", "toynoise,toyhang", "--models", "tiny")
-    command = ("bench", *TOY, *methods, "--executor", "ray", "--jobs", "1")
+    command = ("bench", *SWEEP, *methods, "--executor", "ray", "--jobs", "1")
     process = subprocess.Popen(
         [sys.executable, "-m", "harness", *command, "--address", running.address],
         cwd=tmp_path,
@@ -245,7 +246,7 @@ def test_a_cluster_that_is_too_small_is_said(sweep, toy_cell, asked, message):
     ],
 )
 def test_without_a_cluster_there_is_a_sentence_and_no_cluster_of_our_own(cli, address, message):
-    result = cli("bench", *TOY, "--methods", "toynoise", "--executor", "ray", "--address", address, code=2)
+    result = cli("bench", *SWEEP, "--methods", "toynoise", "--executor", "ray", "--address", address, code=2)
     assert message in result.stderr
 
 

@@ -6,12 +6,12 @@ import sys
 from types import ModuleType
 
 import pytest
+from toy_sweep import TOY
 
 from harness.results.store import Store
 from harness.run.sinks import SINKS, Reporter, open_sink
 
-TOY = ["--seeds", "1", "--suite", "toy", "--tasks", "toy", "--models", "tiny", "--no-references", "--threads", "1"]
-BENCH = ["bench", *TOY, "--in-process", "--bits", "W4A8"]
+BENCH = ["bench", *TOY, "--models", "tiny", "--threads", "1", "--in-process", "--bits", "W4A8"]
 
 
 class Run:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from toy_sweep import TWO
 
 from harness.api.errors import UsageError
 from harness.results.store import Store
@@ -414,20 +415,7 @@ def test_the_local_cluster_gives_the_same_results(cli, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setattr("harness.report.write_report", lambda *_: None)
     monkeypatch.setenv("PYTHONPATH", ":".join(path for path in sys.path if path))
-    toy = (
-        "--seeds",
-        "1",
-        "--tasks",
-        "toy",
-        "--suite",
-        "toy",
-        "--no-references",
-        "--methods",
-        "toynoise",
-        "--bits",
-        "W4A8,W8A8",
-    )
-    toy += ("--models", "tiny", "--threads", "1")
+    toy = (*TWO, "--models", "tiny", "--threads", "1")
     local = ("--executor", "slurm", "--slurm", "cluster=local,time=10", "--jobs", "1", "--out", "there")
     assert "goes on alone" in cli("bench", *toy, *local, "--detach").output
     cli("bench", *toy, *local)

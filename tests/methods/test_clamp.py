@@ -333,6 +333,7 @@ def searched(name: str, bits: str, **options):
         *({"output_loss": choice} for choice in ("accept", "candidate", "none")),
         {"order": "last-to-first"},
         {"local_loss": "infonce"},
+        {"local_loss": "mse"},
         {"pooling": "channels", "output_distance": "l1"},
     ],
     ids=str,

@@ -1,7 +1,8 @@
 """Does it pay to run cells side by side? nox -s perf -- --only jobs, or python tests/perf/jobs.py [ARGUMENTS OF bench].
 
-Runs one sweep (the README's if nothing is said) three times, each in a process with folders of its own: several jobs
-with one thread each, one job with all cores as threads, and one job with one thread. Wall time counts, reports and all.
+Runs one sweep (the README's with one seed if nothing is said) three times, each in a process with folders of its own:
+several jobs with one thread each, one job with all cores as threads, and one job with one thread. Wall time counts,
+reports and all.
 What several jobs measured must be what one job with as many threads measured, record by record.
 """
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from harness.results.store import Store
 from harness.run.machine import usable_cores
 
-README = ("--methods", "clamp,psaq")
+SWEEP = ("--methods", "clamp,psaq", "--seeds", "1")
 
 
 def timed(folder: Path, jobs: int, threads: int, arguments: tuple[str, ...]) -> float:
@@ -37,7 +38,7 @@ def different(one: Store, other: Store) -> list[str]:
     return sorted(ours.keys() ^ theirs.keys()) + [key for key in both if not one.agrees(ours[key], theirs[key], other)]
 
 
-def measured(arguments: tuple[str, ...] = README) -> list[tuple[str, float, float, float]]:
+def measured(arguments: tuple[str, ...] = SWEEP) -> list[tuple[str, float, float, float]]:
     """What is compared, seconds of several jobs, seconds of one job, and how many times faster several are.
 
     Raises:
@@ -59,5 +60,5 @@ def measured(arguments: tuple[str, ...] = README) -> list[tuple[str, float, floa
 
 
 if __name__ == "__main__":
-    for what, many, one, ratio in measured(tuple(sys.argv[1:]) or README):
+    for what, many, one, ratio in measured(tuple(sys.argv[1:]) or SWEEP):
         sys.stdout.write(f"{what}: {many:.0f} s against {one:.0f} s, {ratio:.2f} times faster\n")

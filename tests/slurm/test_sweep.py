@@ -8,25 +8,13 @@ from pathlib import Path
 
 import cluster
 import pytest
+from toy_sweep import TOY, TWO
 
 from harness.results.store import Store
 
 pytest.importorskip("submitit")
 pytestmark = [pytest.mark.skipif(bool(cluster.missing()), reason=cluster.missing()), pytest.mark.slow]
 PLUGINS = Path(__file__).resolve().parents[1] / "harness" / "plugins"
-TOY = (
-    "--seeds",
-    "1",
-    "--tasks",
-    "toy",
-    "--suite",
-    "toy",
-    "--no-references",
-    "--methods",
-    "toynoise",
-    "--bits",
-    "W4A8,W8A8",
-)
 LIMIT = 240  # seconds that a command may take on a busy machine
 
 
@@ -56,10 +44,10 @@ def bench(slurm, tmp_path):
 
 
 def test_two_hosts_give_the_results_of_this_process(bench, slurm, tmp_path):
-    on_slurm = (*TOY, "--executor", "slurm", "--jobs", "2", "--out", "there")
+    on_slurm = (*TWO, "--executor", "slurm", "--jobs", "2", "--out", "there")
     assert "goes on alone" in bench(*on_slurm, "--detach").stdout
     assert "is at work on" in bench(*on_slurm).stderr
-    bench(*TOY, "--in-process", "--threads", "1", "--out", "here")
+    bench(*TWO, "--in-process", "--threads", "1", "--out", "here")
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
     records = {record.key: record for record in there.records()}
     assert len(records) == 6
@@ -76,26 +64,14 @@ def test_two_hosts_give_the_results_of_this_process(bench, slurm, tmp_path):
     ],
 )
 def test_what_slurm_refuses_is_one_sentence(bench, asked, said):
-    lines = bench(*TOY, "--executor", "slurm", "--slurm", asked, "--jobs", "2", code=2).stderr.splitlines()
+    lines = bench(*TWO, "--executor", "slurm", "--slurm", asked, "--jobs", "2", code=2).stderr.splitlines()
     assert sum(line.startswith("Error: ") for line in lines) == 1
     assert said in lines[-1]
 
 
 def test_a_preempted_host_gives_its_cell_back(bench, slurm, tmp_path):
     """A cell that hangs is running when a more urgent job takes the node; it waits again and has lost no host."""
-    hangs = (
-        "--seeds",
-        "1",
-        "--tasks",
-        "toy",
-        "--suite",
-        "toy",
-        "--no-references",
-        "--methods",
-        "toyhang",
-        "--models",
-        "tiny",
-    )
+    hangs = (*TOY, "--methods", "toyhang", "--models", "tiny")
     hanging = tmp_path / "hanging"
     slurm.environment["TOY_HANG"] = str(hanging)
     bench(*hangs, "--bits", "W4A8", "--executor", "slurm", "--jobs", "1", "--detach", "--out", "there")
