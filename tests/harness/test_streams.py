@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from harness.results.store import Store
+from toy_sweep import TOY
 
 PLUGINS = Path(__file__).parent / "plugins"
 ROOT = Path(__file__).parents[2]
 HARNESS = f'"{sys.executable}" -m harness'
-BENCH = f"{HARNESS} bench --suite toy --tasks toy --models tiny --no-references --threads 1 --in-process --bits W4A8"
+BENCH = f"{HARNESS} bench {' '.join(TOY)} --models tiny --bits W4A8 --threads 1 --in-process"
 FULL = Path("/dev/full")
 
 

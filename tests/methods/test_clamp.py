@@ -344,7 +344,9 @@ def test_search_lowers_fitness_and_leaves_weights_of_its_genes(name, options):
     entry = search.history[0]
     assert entry["fitness_after"] <= entry["fitness_before"]
     if options.get("output_loss", SMALL["output_loss"]) == "accept":
-        assert entry["fitness_after"] + entry["output_after"] <= entry["fitness_before"] + entry["output_before"] + 1e-6
+        # Each layer accepts what gains more by itself than the whole loses; of the fitness the history has the mean.
+        gained = len(working.genes) * (entry["fitness_before"] - entry["fitness_after"])
+        assert entry["output_after"] - entry["output_before"] <= gained + 1e-6
     assert search.history[0]["output_after"] == pytest.approx(search._f.whole_loss(), abs=1e-5)
     parameters = dict(working.quantized.net.named_parameters())
     originals = dict(model.net.named_parameters())
