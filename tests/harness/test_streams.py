@@ -9,9 +9,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from toy_sweep import TOY
 
 from harness.results.store import Store
-from toy_sweep import TOY
 
 PLUGINS = Path(__file__).parent / "plugins"
 ROOT = Path(__file__).parents[2]
