@@ -18,6 +18,7 @@ from harness.io.canonical import digest
 from harness.io.claims import Claim, Owner
 from harness.results.provenance import arithmetic_variables, processor_of
 from harness.results.record import ImagesFrom, Stage
+from harness.run.allocator import return_freed_memory
 from harness.run.clock import Clock, Waiting
 from harness.run.image_cache import Cached, ImageCache, LeftBehind
 from harness.run.memory import MemoryMeter
@@ -88,6 +89,7 @@ class Context:
 
     def restart_memory(self) -> None:
         """Measure peak memory from here on."""
+        return_freed_memory()
         self.memory = MemoryMeter(self._device.type)
 
     @property

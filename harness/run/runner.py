@@ -27,6 +27,7 @@ from harness.plan.plan import as_evaluated, calibration_identity
 from harness.results.provenance import collect
 from harness.results.record import Failure, Quantization, Record
 from harness.results.verify import contradiction, flaw
+from harness.run.allocator import keep_freed_memory
 from harness.run.checks import (
     Evaluated,
     Inspected,
@@ -127,6 +128,7 @@ class CellRunner:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         import torch
 
+        keep_freed_memory()
         torch.set_num_threads(settings.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         # float32 means float32: TensorFloat-32 would give other numbers on other GPUs.
@@ -143,8 +145,13 @@ class CellRunner:
         """Measure `cell`; whatever goes wrong becomes a failed record. `keep` is given the quantized model of one that
         went well.
         """
+        from torch.utils import deterministic
+
         started, clock = now(), Clock()
         self._process = None
+        # Memory that nothing was written to is NaN for foreign code, which may read it and get another number in every
+        # run. The project's own is tested so, and need not pay for it: up to a tenth of a cell.
+        deterministic.fill_uninitialized_memory = not is_builtin(self._settings.catalog, cell)
         with noticed() as log, exits_raised():
             try:
                 measured = self._measure(cell, progress, started, clock, keep)

@@ -173,6 +173,13 @@ def test_switches_of_the_process_are_put_back_and_named(runner, toy_cell):
     assert Path.cwd() == folder
 
 
+def test_memory_that_nothing_was_written_to_is_no_number(runner, toy_cell):
+    """Else the cell would have another metric in every run."""
+    runner.measure(toy_cell("noise+minmax"), quiet)  # the project's own methods do without
+    assert not torch.empty(10_000).isnan().all()
+    assert "NaN" in failure(runner, toy_cell("leftovers"))
+
+
 def test_the_users_interrupt_is_one(settings, toy_cell, monkeypatch):
     import dfq_toy_suite
 

@@ -39,6 +39,18 @@ def spread(sources: Sequence[str], calibrators: Sequence[str], least: int) -> li
     return [f"{sources[i % rows]}+{calibrators[(i + i // period) % columns]}" for i in range(number)]
 
 
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan():
+    """What reads it fails here; a run of the project's own methods does not fill it (`CellRunner.measure`)."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
 def names() -> list[str]:
     """Every method, every source with min-max, every calibrator with real images and with noise, every transform,
     a few more crosses.
