@@ -150,8 +150,9 @@ class CellRunner:
         started, clock = now(), Clock()
         self._process = None
         # Memory that nothing was written to is NaN for foreign code, which may read it and get another number in every
-        # run. The project's own is tested so, and need not pay for it: up to a tenth of a cell.
-        deterministic.fill_uninitialized_memory = not is_builtin(self._settings.catalog, cell)
+        # run. The project's own is tested so, and need not pay for it: up to a tenth of an evaluation.
+        foreign = not is_builtin(self._settings.catalog, cell)
+        deterministic.fill_uninitialized_memory = foreign  # type: ignore[attr-defined]  # made by a class of its own
         with noticed() as log, exits_raised():
             try:
                 measured = self._measure(cell, progress, started, clock, keep)

@@ -18,6 +18,7 @@ from typing import Any
 
 import timm
 import torch
+from allocation import measured as ways_with_memory
 from jobs import measured as side_by_side
 from rich.console import Console
 from rich.table import Table
@@ -305,7 +306,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3, help="synthesis steps that the paper preset's time is taken of")
     parser.add_argument(
-        "--only", choices=["startup", "jobs", "psaq", "search", "network", "calibrators", "paper"], help="one of them"
+        "--only",
+        choices=["startup", "jobs", "memory", "psaq", "search", "network", "calibrators", "paper"],
+        help="one of them",
     )
     parser.add_argument("--preset", default="paper", help="preset of the calibrators")
     args = parser.parse_args()
@@ -317,6 +320,9 @@ def main() -> None:
     if args.only == "jobs":  # half an hour, so only when it is asked for
         for what, many, one, ratio in side_by_side():
             table.add_row(what, "seconds", f"{many:.0f}", f"{one:.0f}", f"{ratio:.2f}")
+    if args.only in (None, "memory"):
+        for method, text, ours, other in ways_with_memory():
+            table.add_row(f"a cell of {method}; {text}", "CPU s", f"{ours:.1f}", f"{other:.1f}", f"{other / ours:.2f}")
     if args.only in (None, "psaq"):
         psaq(table, args.model, args.batch)
     if args.only in (None, "search"):
