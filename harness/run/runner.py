@@ -162,7 +162,7 @@ class CellRunner:
             finally:
                 if self._process is not None:
                     self._process.restore()
-        if not is_builtin(self._settings.catalog, cell):
+        if foreign:
             self._loaded = None
         return replace(measured, record=measured.record.model_copy(update={"warnings": log.notices}))
 
