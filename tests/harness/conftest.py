@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+import switches
 from typer.testing import CliRunner
 
 from harness.catalog.catalog import Catalog
@@ -31,11 +31,9 @@ def settings(catalog, tmp_path) -> Settings:
 
 @pytest.fixture
 def runner(settings) -> Iterator[CellRunner]:
-    """A runner in this process, whose threads and determinism are put back."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield CellRunner(settings)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    """A runner in this process, whose switches are put back."""
+    with switches.put_back():
+        yield CellRunner(settings)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
-import torch
+import switches
 from rich.console import Console
 from toy_sweep import TWO
 
@@ -22,11 +22,9 @@ RUNS = Path("results/runs/toy")
 
 @pytest.fixture(autouse=True)
 def as_before():
-    """Cells run in this process set torch's threads and determinism."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    """Cells run in this process set torch's switches."""
+    with switches.put_back():
+        yield
 
 
 @pytest.fixture

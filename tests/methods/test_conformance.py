@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import switches
 import torch
 from tiny_networks import FURTHER, NETWORKS, FakeContext, RandomImages, images, tiny_model
 from tiny_options import TINY
@@ -42,13 +43,10 @@ def spread(sources: Sequence[str], calibrators: Sequence[str], least: int) -> li
 @pytest.fixture(autouse=True)
 def unwritten_memory_is_nan():
     """What reads it fails here; a run of the project's own methods does not fill it (`CellRunner.measure`)."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-    torch.utils.deterministic.fill_uninitialized_memory = filled
+    with switches.put_back():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        yield
 
 
 def names() -> list[str]:
