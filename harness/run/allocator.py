@@ -2,7 +2,7 @@
 
 By default glibc gives memory at the top of the heap back to the system as soon as there is a little of it. A forward
 pass makes and drops tensors of megabytes all the time, so that many of them lie on pages that the system has to make
-anew: 3 to 18 % of a cell's time, by `nox -s perf -- --only memory`. Elsewhere than in glibc nothing is changed.
+anew: 3 to 15 % of a cell's time, by `nox -s perf -- --only memory`. Elsewhere than in glibc nothing is changed.
 """
 
 from __future__ import annotations
