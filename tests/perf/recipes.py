@@ -9,7 +9,7 @@ those of PSAQ-ViT and of CLAMP-ViT, of another seed. No label and no real image 
 not measured again, so that a killed sweep continues; seeds are the outer loop.
 
 The table ranks recipes by that distance alone: for every model, precision and seed relative to the least one there,
-then geometric means. The accuracy beside it is looked at afterwards.
+then geometric means. The accuracy beside it is looked at afterwards, and Kendall's τ says whether the two agree.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import exp, log
+from math import exp, log, nan
 from pathlib import Path
 from typing import Any
 
 from resumed import append, context_of, whole_lines
+from scipy.stats import kendalltau
 from torch import Tensor
 
 from harness.api.compose import images_of
@@ -94,36 +95,79 @@ class Sweep:
         )
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Recipes by their distance, relative to the least of each model, precision and seed; real images apart."""
-    by_place: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = defaultdict(dict)
-    for line in lines:
-        if line["status"] == "ok" and line["distances"]:
-            by_place[line["model"], line["bits"], line["seed"]][line["method"]] = line
-    found = {line["method"] for line in lines}
-    # Of recipes that are not measured everywhere yet nothing is said that could be compared.
-    whole = sorted(method for method in found if all(method in place for place in by_place.values()))
-    free = [method for method in whole if not method.startswith("real")]
+class Standings:
+    """Recipes by their distances, relative to the least data-free one of each model, precision and seed.
 
-    def mean(method: str, judge: str) -> float:
-        ratios = [
-            place[method]["distances"][judge] / min(place[other]["distances"][judge] for other in free)
-            for place in by_place.values()
+    Of recipes that are not measured everywhere yet nothing is said that could be compared.
+    """
+
+    def __init__(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        by_place: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = defaultdict(dict)
+        for line in lines:
+            if line["status"] == "ok" and line["distances"]:
+                by_place[line["model"], line["bits"], line["seed"]][line["method"]] = line
+        self.places = list(by_place.values())
+        found = {line["method"] for line in lines}
+        self.recipes = sorted(method for method in found if all(method in place for place in self.places))
+        self.free = [method for method in self.recipes if source(method) != "real"]
+
+    def distance(self, method: str, judges: Sequence[str]) -> float:
+        """Geometric mean of its relative distances on the judges' images."""
+        logs = [
+            log(max(place[method]["distances"][judge], 1e-12))
+            - log(max(min(place[other]["distances"][judge] for other in self.free), 1e-12))
+            for place in self.places
+            for judge in judges
         ]
-        return exp(sum(log(max(ratio, 1e-12)) for ratio in ratios) / len(ratios))
+        return exp(sum(logs) / len(logs))
 
-    def accuracy(method: str) -> float:
-        return sum(place[method]["accuracy"] for place in by_place.values()) / len(by_place)
+    def accuracy(self, method: str) -> float:
+        """Mean over models, precisions and seeds."""
+        return sum(float(place[method]["accuracy"]) for place in self.places) / len(self.places)
 
-    scores = {method: [mean(method, judge) for judge in JUDGES] for method in whole} if free else {}
-    order = sorted(scores, key=lambda method: sum(map(log, scores[method])))
+    def tau(self, *, foreign: bool, of: str = "") -> float:
+        """Kendall's τ_b of accuracy and nearness, over data-free recipes (those `of` a source); `foreign`: each judged
+        on the images of other sources than its own alone.
+        """
+        methods = [method for method in self.free if "+" in method and of in ("", source(method))]
+        near = [
+            -self.distance(method, [judge for judge in JUDGES if not foreign or judge != source(method)])
+            for method in methods
+        ]
+        if len(methods) < 2:
+            return nan
+        return float(kendalltau(near, [self.accuracy(method) for method in methods]).statistic)
+
+
+def source(method: str) -> str:
+    """Where a recipe's images come from."""
+    return method.split("+", maxsplit=1)[0]
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Recipes from the nearest down, and whether that is the order of their accuracies."""
+    standings = Standings(lines)
+    if not standings.free:
+        return ""
     heads = ["recipe", "distance", *(f"on {judge}'s images" for judge in JUDGES), "accuracy, looked at afterwards"]
     rows = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
-    for method in order:
-        both = exp(sum(map(log, scores[method])) / len(JUDGES))
-        values = " | ".join(f"{value:.2f}" for value in (both, *scores[method], accuracy(method)))
-        rows.append(f"| {method} | {values} |")
-    return "\n".join(rows) + f"\n\nModels, precisions and seeds: {len(by_place)}.\n"
+    for method in sorted(standings.recipes, key=lambda method: standings.distance(method, JUDGES)):
+        apart = (standings.distance(method, [judge]) for judge in JUDGES)
+        values = (standings.distance(method, JUDGES), *apart, standings.accuracy(method))
+        rows.append(f"| {method} | {' | '.join(f'{value:.2f}' for value in values)} |")
+    rows += ["", f"Models, precisions and seeds: {len(standings.places)}.", ""]
+    rows += ["Kendall's τ_b between nearness and accuracy, 1 if distance orders recipes as accuracy does:", ""]
+    rows += [
+        "| model | precision | all | judged on other sources' images alone | of each source |",
+        "|---|---|---:|---:|---|",
+    ]
+    for model, bits in sorted({(line["model"], line["bits"]) for line in lines}):
+        here = Standings([line for line in lines if (line["model"], line["bits"]) == (model, bits)])
+        sources = dict.fromkeys(source(method) for method in here.free if "+" in method)
+        each = ", ".join(f"{name} {here.tau(foreign=False, of=name):.2f}" for name in sources)
+        both = f"{here.tau(foreign=False):.2f} | {here.tau(foreign=True):.2f}"
+        rows.append(f"| {model} | {bits} | {both} | {each} |")
+    return "\n".join(rows) + "\n"
 
 
 def cells(catalog: Catalog, args: argparse.Namespace) -> list[Cell]:
