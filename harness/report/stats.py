@@ -78,6 +78,15 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
+    """Kendall's τ_b of two lists of means: 1 for the same order, -1 for the reversed one, NaN where one has none.
+
+    Means of equal accuracies over the same seeds may differ by rounding, which is no order: nine decimals count.
+    """
+    first, second = (np.asarray(values, dtype=np.float64).round(9) for values in (a, b))
+    return float(stats.kendalltau(first, second).statistic) if len(first) > 1 else math.nan
+
+
 def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of the share `correct / total`."""
     interval = stats.binomtest(correct, total).proportion_ci(confidence_level=level, method="wilson")

@@ -45,6 +45,13 @@ def test_tau_counts_pairs(own, real):
     assert (row["pairs"], row["points"], row["precisions"]) == (6, 6, 2)
 
 
+def test_means_that_differ_by_rounding_are_ties():
+    """The same three accuracies in another order of seeds have another sum in binary."""
+    one, other = sum([0.1, 0.2, 0.3]), sum([0.3, 0.2, 0.1])
+    assert one != other
+    assert np.isnan(ranks.ranks(frame([one, other, one] * 2, [1, 2, 3] * 2))["within"].item())
+
+
 def test_only_what_both_measured_counts():
     found = ranks.ranks(frame([1, 2, np.nan, 4, 5, 6], [1, 2, 3, np.nan, 5, 6]))
     (row,) = found.to_dict("records")

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau
 
 from harness.io import text as safe
-from harness.report import tables
+from harness.report import stats, tables
 from harness.report.frame import CONTEXT
 from harness.report.verdicts import checked
 
@@ -61,7 +60,7 @@ def ranks(crossed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tau(values: pd.DataFrame) -> float:
-    return float(kendalltau(values["own"], values["real"]).statistic)
+    return stats.rank_correlation(values["own"], values["real"])
 
 
 def split(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
