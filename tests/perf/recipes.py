@@ -19,12 +19,12 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import exp, log, nan
+from math import exp, log
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from resumed import append, context_of, whole_lines
-from scipy.stats import kendalltau
 from torch import Tensor
 
 from harness.api.compose import images_of
@@ -33,8 +33,9 @@ from harness.api.spec import BitSpec
 from harness.catalog.catalog import Catalog
 from harness.catalog.code import code_for
 from harness.identity.cell import Cell
-from harness.identity.names import split_names
+from harness.identity.names import parse_name, split_names
 from harness.plan.plan import Request, make_plan
+from harness.report.stats import rank_correlation
 from harness.results.store import Store
 from harness.run.runner import CellRunner, Settings
 from methods.core.held_out import HeldOutContext, output_distance
@@ -108,65 +109,65 @@ class Standings:
                 by_place[line["model"], line["bits"], line["seed"]][line["method"]] = line
         self.places = list(by_place.values())
         found = {line["method"] for line in lines}
-        self.recipes = sorted(method for method in found if all(method in place for place in self.places))
-        self.free = [method for method in self.recipes if source(method) != "real"]
+        whole = sorted(method for method in found if all(method in place for place in self.places))
+        self.free = [method for method in whole if source(method) != "real"]
+        self.recipes = whole if self.free else []
+        self._logs = {judge: self._relative(judge) for judge in JUDGES}
 
-    def distance(self, method: str, judges: Sequence[str]) -> float:
-        """Geometric mean of its relative distances on the judges' images."""
+    def _relative(self, judge: str) -> dict[str, float]:
+        """Of every recipe, the mean logarithm of its relative distance on the judge's images."""
         logs = [
-            log(max(place[method]["distances"][judge], 1e-12))
-            - log(max(min(place[other]["distances"][judge] for other in self.free), 1e-12))
+            {method: log(max(place[method]["distances"][judge], 1e-12)) for method in self.recipes}
             for place in self.places
-            for judge in judges
         ]
-        return exp(sum(logs) / len(logs))
+        least = [min(here[method] for method in self.free) for here in logs] if self.free else []
+        return {
+            method: fmean(here[method] - first for here, first in zip(logs, least, strict=True))
+            for method in self.recipes
+        }
+
+    def distance(self, method: str, judges: Sequence[str] = JUDGES) -> float:
+        """Geometric mean of its relative distances on the judges' images."""
+        return exp(fmean(self._logs[judge][method] for judge in judges))
 
     def accuracy(self, method: str) -> float:
         """Mean over models, precisions and seeds."""
-        return sum(float(place[method]["accuracy"]) for place in self.places) / len(self.places)
+        return fmean(place[method]["accuracy"] for place in self.places)
 
-    def tau(self, *, foreign: bool, of: str = "") -> float:
-        """Kendall's τ_b of accuracy and nearness, over data-free recipes (those `of` a source); `foreign`: each judged
-        on the images of other sources than its own alone.
+    def tau(self, methods: Sequence[str], *, foreign: bool = False) -> float:
+        """Kendall's τ_b between nearness and accuracy of `methods`; `foreign`: each is judged on the images of other
+        sources than its own alone.
         """
-        methods = [method for method in self.free if "+" in method and of in ("", source(method))]
-        near = [
-            -self.distance(method, [judge for judge in JUDGES if not foreign or judge != source(method)])
-            for method in methods
-        ]
-        if len(methods) < 2:
-            return nan
-        return float(kendalltau(near, [self.accuracy(method) for method in methods]).statistic)
+        near = [-self.distance(x, [judge for judge in JUDGES if not foreign or judge != source(x)]) for x in methods]
+        return rank_correlation(near, [self.accuracy(method) for method in methods])
 
 
 def source(method: str) -> str:
     """Where a recipe's images come from."""
-    return method.split("+", maxsplit=1)[0]
+    return parse_name(method)[0].name
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Recipes from the nearest down, and whether that is the order of their accuracies."""
     standings = Standings(lines)
-    if not standings.free:
-        return ""
     heads = ["recipe", "distance", *(f"on {judge}'s images" for judge in JUDGES), "accuracy, looked at afterwards"]
     rows = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
-    for method in sorted(standings.recipes, key=lambda method: standings.distance(method, JUDGES)):
+    for method in sorted(standings.recipes, key=standings.distance):
         apart = (standings.distance(method, [judge]) for judge in JUDGES)
-        values = (standings.distance(method, JUDGES), *apart, standings.accuracy(method))
+        values = (standings.distance(method), *apart, standings.accuracy(method))
         rows.append(f"| {method} | {' | '.join(f'{value:.2f}' for value in values)} |")
     rows += ["", f"Models, precisions and seeds: {len(standings.places)}.", ""]
     rows += ["Kendall's τ_b between nearness and accuracy, 1 if distance orders recipes as accuracy does:", ""]
-    rows += [
-        "| model | precision | all | judged on other sources' images alone | of each source |",
-        "|---|---|---:|---:|---|",
-    ]
+    heads = ["model", "precision", "all", "judged on other sources' images alone", "of each source"]
+    rows += [f"| {' | '.join(heads)} |", "|---|---|---:|---:|---|"]
     for model, bits in sorted({(line["model"], line["bits"]) for line in lines}):
         here = Standings([line for line in lines if (line["model"], line["bits"]) == (model, bits)])
-        sources = dict.fromkeys(source(method) for method in here.free if "+" in method)
-        each = ", ".join(f"{name} {here.tau(foreign=False, of=name):.2f}" for name in sources)
-        both = f"{here.tau(foreign=False):.2f} | {here.tau(foreign=True):.2f}"
-        rows.append(f"| {model} | {bits} | {both} | {each} |")
+        joined = [method for method in here.free if len(parse_name(method)) > 1]  # without the floor
+        by_source = defaultdict(list)
+        for method in joined:
+            by_source[source(method)].append(method)
+        each = ", ".join(f"{name} {here.tau(methods):.2f}" for name, methods in by_source.items())
+        rows.append(f"| {model} | {bits} | {here.tau(joined):.2f} | {here.tau(joined, foreign=True):.2f} | {each} |")
     return "\n".join(rows) + "\n"
 
 
