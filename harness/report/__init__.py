@@ -16,7 +16,7 @@ from harness.report.figures.gallery import galleries, gallery_figure
 from harness.report.figures.pictures import KINDS, pictures
 from harness.report.figures.predictions import prediction_figures
 from harness.report.results import Results, load
-from harness.report.sections import ablation, conflicts, cross, exported, hidden, ranks
+from harness.report.sections import ablation, conflicts, cross, exported, hidden, ranks, robustness
 from harness.results.store import Store
 
 PAGE = "report.html"  # of all of it, in the same folder; `harness.report.write` makes it
@@ -38,7 +38,8 @@ def write_report(
             variants of it; hidden.md and hidden.csv if outcomes say label and prediction; exported.md and exported.csv
             if cells were exported; conflicts.md and conflicts.csv if
             records contradict each other; cross.md, cross.csv and cross.tex if several sources were run with several
-            calibrators; ranks.md and ranks.csv if real images were among those; ranges.csv if ranges can be compared;
+            calibrators; ranks.md, ranks.csv, robustness.md and robustness.csv if real images were among those;
+            ranges.csv if ranges can be compared;
             accuracy.png, accuracy.svg and for every model those of the `pictures` that have something to show,
             `<kind>_<model>.png`; gallery_<model>.png if images were kept and predictions_<task>_<model>_<scheme>.png
             where models' answers were drawn.
@@ -94,6 +95,8 @@ def _write_tables(results: Results, folder: Path) -> tuple[str, str]:
     _write_or_remove(folder, "cross", crossed, own)
     own = {"md": ranks.markdown(results.ranks), "csv": tables.csv(results.ranks)}
     _write_or_remove(folder, "ranks", results.ranks, own)
+    own = {"md": robustness.markdown(results.robustness), "csv": tables.csv(results.robustness)}
+    _write_or_remove(folder, "robustness", results.robustness, own)
     own = {"md": conflicts.conflict_markdown(results.conflicts), "csv": tables.csv(results.conflicts)}
     _write_or_remove(folder, "conflicts", results.conflicts, own)
     own = {"md": hidden.markdown(results.hidden), "csv": tables.csv(results.hidden)}

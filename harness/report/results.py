@@ -20,6 +20,7 @@ from harness.report.sections.conflicts import conflict_frame
 from harness.report.sections.exported import exported_frame
 from harness.report.sections.hidden import COLUMNS as HIDDEN
 from harness.report.sections.hidden import WANTED, Columns, hidden_frame
+from harness.report.sections.robustness import robustness
 from harness.report.summary import summarise
 from harness.results.exported import read_exported
 from harness.results.record import Record
@@ -31,9 +32,9 @@ class Results:
     """Records with the frames that every table and figure comes from.
 
     `names` are the methods' names in the cells, by key, since a frame may add a suffix; `switches` and `crossed` are
-    the frames of the ablation and of the cross table, `ranks` that of the calibrators' order, `conflicts` that of
-    records which contradict each other, `exported` that of exported cells, `hidden` that of what the mean
-    accuracy hides, all empty where there is none.
+    the frames of the ablation and of the cross table, `ranks` that of the calibrators' order, `robustness` that of
+    what these lose without real images, `conflicts` that of records which contradict each other, `exported` that of
+    exported cells, `hidden` that of what the mean accuracy hides, all empty where there is none.
     """
 
     records: tuple[Record, ...]
@@ -44,6 +45,7 @@ class Results:
     switches: pd.DataFrame
     crossed: pd.DataFrame
     ranks: pd.DataFrame
+    robustness: pd.DataFrame
     conflicts: pd.DataFrame = field(default_factory=lambda: conflict_frame(()))
     exported: pd.DataFrame = field(default_factory=lambda: exported_frame(()))
     hidden: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=HIDDEN))
@@ -64,7 +66,17 @@ def assemble(records: Iterable[Record], outcomes: Outcomes, catalog: Catalog) ->
     names = method_names(ordered)
     switches = ablation.ablations(cells, summary, outcomes, names, _ablation_labels(names, catalog))
     crossed = cross.crosses(cells, summary, outcomes, names)
-    return Results(ordered, outcomes, cells, summary, names, switches, crossed, ranks.ranks(crossed))
+    return Results(
+        ordered,
+        outcomes,
+        cells,
+        summary,
+        names,
+        switches,
+        crossed,
+        ranks.ranks(crossed),
+        robustness(crossed, cells, outcomes),
+    )
 
 
 def load(store: Store, catalog: Catalog, keys: set[str] | None = None) -> Results:

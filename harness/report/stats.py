@@ -52,7 +52,11 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> float:
         b: The other's outcomes, same shape: same seeds, same images.
     """
     first, second = _pair(np.atleast_2d(np.asarray(a)), np.atleast_2d(np.asarray(b)), dimensions=2)
-    differences = first.sum(axis=0, dtype=np.int64) - second.sum(axis=0, dtype=np.int64)
+    return _signed(first.sum(axis=0, dtype=np.int64) - second.sum(axis=0, dtype=np.int64))
+
+
+def _signed(differences: NDArray[np.int64]) -> float:
+    """The same from the images' differences, (images,), whole numbers."""
     observed = abs(int(differences.sum()))
     if observed == 0:
         return 1.0
@@ -160,12 +164,22 @@ def compare_outcomes(a: ArrayLike, b: ArrayLike) -> Comparison:
         b: The other's outcomes, same shape: same seeds, same images.
     """
     first, second = _pair(a, b, dimensions=2)
-    seeds, images = first.shape
-    by_seed = 100 * (first.mean(axis=1) - second.mean(axis=1))
-    by_image = 100 * (first.mean(axis=0) - second.mean(axis=0))
+    return compare_counts(first.astype(np.int64) - second)
+
+
+def compare_counts(differences: ArrayLike, whole: int = 1) -> Comparison:
+    """The same from differences of counts: of outcomes, or of sums and differences of `whole` outcomes.
+
+    Args:
+        differences: Whole numbers, (seeds, images): one method's count less the other's.
+        whole: How much an image counts: what is compared are means of counts over `whole`.
+    """
+    counts = np.asarray(differences)
+    seeds, images = counts.shape
+    by_seed, by_image = (100 * counts.mean(axis=axis) / whole for axis in (1, 0))
     image_variance = float(by_image.var(ddof=1)) / images if images > 1 else math.nan
     found = _compared(by_seed, image_variance, images)
-    return found if seeds < 2 else replace(found, p_value=max(found.p_value, paired_test(first, second)))
+    return found if seeds < 2 else replace(found, p_value=max(found.p_value, _signed(counts.sum(axis=0))))
 
 
 def compare_resampled(a: Sequence[Resampled], b: Sequence[Resampled]) -> Comparison:

@@ -148,7 +148,13 @@ def paired(ours: Seeds, best: Seeds) -> dict[str, Any]:
     a = [outcome for outcome in first if isinstance(outcome, stats.Resampled)]
     b = [outcome for outcome in second if isinstance(outcome, stats.Resampled)]
     resampled = bool(a and b)
-    found = stats.compare_resampled(a, b) if resampled else stats.compare_outcomes(np.stack(first), np.stack(second))  # type: ignore[arg-type]
+    return compared(
+        stats.compare_resampled(a, b) if resampled else stats.compare_outcomes(np.stack(first), np.stack(second))  # type: ignore[arg-type]
+    )
+
+
+def compared(found: stats.Comparison) -> dict[str, Any]:
+    """A comparison as the columns of a frame have it."""
     return {
         "to_best": found.difference,
         "seed_error": found.seed_error,

@@ -367,7 +367,7 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
     return NONE if value is None or np.isnan(value) else f"{value:{sign},.{digits}f}"
 
 
-BOLD = re.compile(r"^\*\*(?=[\d–-])(.+)\*\*$")  # a number, never a name
+BOLD = re.compile(r"^\*\*(?=[\d–+-])(.+)\*\*$")  # a number, never a name
 
 
 def _bold(cell: str, escape: Callable[[str], str], bold: str) -> str:

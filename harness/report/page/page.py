@@ -20,7 +20,7 @@ from harness.report.figures.pictures import KINDS, Snapshots, pictures
 from harness.report.figures.predictions import Pictures, prediction_figures
 from harness.report.page import grids, html
 from harness.report.results import Results
-from harness.report.sections import ablation, conflicts, cross, exported, field, hidden, published, ranks
+from harness.report.sections import ablation, conflicts, cross, exported, field, hidden, published, ranks, robustness
 from harness.report.sections.origins import preprocessing_table, provenance_table
 from harness.results.published import Published
 
@@ -174,6 +174,11 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
             body = _tables(crossed, cross.notes(results.crossed)) + body
             same_order = [(title, frame, "") for title, frame in ranks.split(results.ranks)]
             body += _tables(same_order, ranks.NOTES) if same_order else Markup("")
+            lost = [
+                (f"Lost on images that are not real: {title}", robustness.table(rows), verdicts.sensitivity(rows))
+                for title, rows in robustness.split(results.robustness)
+            ]
+            body += _tables(lost, robustness.notes(results.robustness)) if lost else Markup("")
         if body:
             yield Section(kind, title, body)
     kept = [(found[0], _gallery(*found)) for found in galleries(results.cells, images.kept)]
