@@ -42,19 +42,42 @@ USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 HISTORY = Path("results/history.csv")
 
 
+# What typer raises where it does not understand a command line; of the family it exports this one.
+_NotUnderstood: Any = typer.BadParameter.__base__
+
+
 class _Commands(TyperGroup):
-    """Says a UsageError in one sentence on stderr."""
+    """Says a UsageError, and what typer does not understand, in one sentence on stderr."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what stands before the command."""
+        none = not args  # which is answered by the help text
+        try:
+            return super().parse_args(ctx, args)
+        except _NotUnderstood as error:
+            if none:
+                raise
+            raise self._refused(error) from None
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except _NotUnderstood as error:
+            raise self._refused(error) from None
         except UsageError as error:
             typer.echo(f"Error: {visible(' '.join(str(error).split()))}", err=True)
             raise typer.Exit(USAGE) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted; every finished cell is kept, the same command goes on from there.", err=True)
             raise typer.Exit(INTERRUPTED) from None
+
+    @staticmethod
+    def _refused(error: Any) -> typer.Exit:
+        """Say it; the exit to raise."""
+        text = visible(" ".join(error.format_message().split())).rstrip(".")
+        typer.echo(f"Error: {text}; --help says what there is", err=True)
+        return typer.Exit(USAGE)
 
 
 app = typer.Typer(

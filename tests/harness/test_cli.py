@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness.cli import main as cli_module
 from harness.results.store import Store
@@ -371,3 +372,26 @@ def test_a_killed_worker_fails_its_cell_only(cli):
     statuses = {record.cell.method: record.status for record in Store(RUNS).records()}
     assert statuses == {"float": "ok", "toydie": "failed", "toynoise": "ok"}
     assert list((RUNS / "report").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "--prest", "quick"], r"No such option: --prest \(Possible options: .*--preset.*\)"),
+        (["bench", "--seeds", "x"], "Invalid value for '--seeds': .*valid integer.*"),
+        (["bench", "--methods"], "Option '--methods' requires an argument"),
+        (["bench", "clamp"], r"Got unexpected extra argument\(s\) \(clamp\)"),
+        (["benhc"], "No such command 'benhc'. Did you mean 'bench'\\?"),
+        (["describe"], "Missing argument 'METHOD'"),
+        (["--seeds"], "No such option: --seeds"),
+        (["bench", "--a\nb", "c"], r"No such option: --a.*"),
+    ],
+)
+def test_a_command_line_that_is_not_understood_is_refused_in_one_sentence(cli, arguments, said):
+    found = cli(*arguments, code=2)
+    assert re.fullmatch(rf"Error: {said}; --help says what there is\n", found.stderr)
+    assert not found.stdout
+
+
+def test_no_command_at_all_is_answered_by_the_help_text():
+    assert "Data-free quantization, measured." in CliRunner().invoke(cli_module.app).output
