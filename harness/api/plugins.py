@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.api.errors import UsageError, closest, first_line
+from harness.api.spec import SCHEMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +86,7 @@ class PluginInfo:
     a calibrator says `none`, since its images come from the source. `mixed`: it chooses layers' bit-widths when the
     precision is a mixed one (`MP4.5`); a method without such a part is skipped there. `blocks`: what it can store in
     microscaling formats (`MXFP4A8`), weights, activations, all or nothing; where the precision has them elsewhere it is
-    skipped. `trains`: what it
+    skipped. `schemes`: those that it is for; elsewhere it is skipped. `trains`: what it
     learns by gradient descent, quantizer parameters (which include the rounding of weights) or weights themselves; not
     to be compared unsaid with methods that only choose quantizer parameters. `requires` is `module:function`, called as
     `function(model, scheme) -> str | None` with a VisionModel, perhaps on the meta device, and `full` or `matmul`. It
@@ -104,6 +105,7 @@ class PluginInfo:
     partner: str | None = None
     mixed: bool = False
     blocks: Blocks = ""
+    schemes: tuple[str, ...] = SCHEMES
     trains: Trains = ""
     requires: str = ""
     paper: str = ""
@@ -139,6 +141,8 @@ class PluginInfo:
             value = getattr(self, name)
             if value not in get_args(known):
                 raise UsageError(f"its {name} is {value!r}; known: {', '.join(map(repr, get_args(known)))}")
+        if not self.schemes or set(self.schemes) - set(SCHEMES):
+            raise UsageError(f"its schemes are {self.schemes!r}; known: {', '.join(map(repr, SCHEMES))}")
         _check_target(self.target)
         unknown = [preset for preset in self.presets if preset not in PRESETS]
         if unknown:

@@ -123,6 +123,7 @@ def _describe(info: PluginInfo, console: Console) -> None:
     between = info.kind in ("transform", "calibrator")
     facts.add_row("data", "only the images of its source" if between else needs)
     if info.kind in ("method", "calibrator"):
+        facts.add_row("schemes", ", ".join(info.schemes))
         facts.add_row("mixed", "chooses layers' widths (MP4.5)" if info.mixed else "no: all layers have one width")
         facts.add_row("blocks", f"{info.blocks} in microscaling formats (MXFP4A8)" if info.blocks else "none")
         facts.add_row("trains", f"{info.trains}, by gradient descent" if info.trains else "nothing")

@@ -47,17 +47,21 @@ def _asked(target: str, model: VisionModel, tensors: str) -> str | None:
     return reason
 
 
-def unsuited(method: ResolvedMethod, spec: BitSpec) -> str | None:
-    """Why the method is not for this precision, in one sentence, or None."""
+def unsuited(method: ResolvedMethod, spec: BitSpec, scheme: str) -> str | None:
+    """Why the method is not for this precision or this scheme (perhaps of a part), in one sentence, or None."""
+    tensors, _ = split_scheme(scheme)
+    for info in method.infos:
+        if tensors not in info.schemes:
+            return f"{info.name} is for scheme {' or '.join(info.schemes)}, not {tensors}"
     if spec.mixed and not any(info.mixed for info in method.infos):
-        return f"{method.name} gives all layers one width; {spec} needs a method that chooses them, such as clamp"
+        return f"all layers get one width, and {spec} needs a method that chooses them, such as clamp"
     for part, stored in (("weights", spec.weights), ("activations", spec.activations)):
         # Images and transformed float models are made without them.
         finds = [info for info in method.infos if info.kind in ("method", "calibrator")]
         if stored is not None and not all(info.blocks in (part, "all") for info in finds):
             return (
-                f"{method.name} searches {part}' scales in a way of its own and {spec} has microscaling {part}, whose "
-                "scales follow from the values; minmax does that"
+                f"{part}' scales are searched in a way of its own, and {spec} has microscaling {part}, whose scales "
+                "follow from the values; minmax does that"
             )
     return None
 

@@ -15,7 +15,7 @@ from harness.api.spec import SCHEMES, BitSpec, split_scheme
 from harness.catalog.catalog import Catalog, ResolvedMethod, once
 from harness.catalog.code import code_for
 from harness.catalog.registry import check_known
-from harness.catalog.requirements import Unmet, unmet
+from harness.catalog.requirements import Unmet, unmet, unsuited
 from harness.identity.cell import FLOAT, FLOAT_BITS, FLOAT_SCHEME, Cell
 from harness.identity.names import parse_name
 from harness.results.provenance import is_stale
@@ -90,7 +90,8 @@ class Planned:
     """A cell, what is known of it, and the seconds it may take (None: nothing like it was measured before).
 
     `requested` is the model as the user named it, perhaps with a path; the cell has the canonical name. `reason` says
-    why the method cannot run on the network; such a cell is recorded as skipped, and the model need not be loaded.
+    why the method cannot run on the network, in the scheme or at the precision; such a cell is recorded as skipped, and
+    the model need not be loaded.
     """
 
     cell: Cell
@@ -232,7 +233,11 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
         notices += suite.notices(requested) if hasattr(suite, "notices") else ()
     shared = {method.name: method.images for method in methods}
     planned = []
-    for cell, requested, reason in cells.values():
+    known = {method.name: method for method in methods}
+    for cell, requested, lacking in cells.values():
+        reason = lacking
+        if reason is None and not cell.is_float:
+            reason = unsuited(known[cell.method], BitSpec.parse(cell.bits), cell.scheme)
         state = _state(records.get(cell.key), store, catalog)
         if reason is not None and state in ("new", "failed"):
             state = "skip"

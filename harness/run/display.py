@@ -50,12 +50,15 @@ def show_plan(plan: Plan, console: Console, jobs: int | None = 1, here: Iterable
 
 
 def _skips(plan: Plan) -> list[str]:
-    """One sentence for each reason that a method cannot run on a model."""
+    """One sentence for each reason that methods cannot run on models."""
     methods: dict[tuple[str, str], dict[str, None]] = {}
     for planned in plan.cells:
         if planned.reason is not None:
             methods.setdefault((planned.cell.model, planned.reason), {})[planned.cell.method] = None
-    return [f"{model}: {', '.join(names)} skipped: {reason}" for (model, reason), names in methods.items()]
+    models: dict[tuple[str, str], list[str]] = {}
+    for (model, reason), names in methods.items():
+        models.setdefault((", ".join(names), reason), []).append(model)
+    return [f"{', '.join(where)}: {names} skipped: {reason}" for (names, reason), where in models.items()]
 
 
 def _estimate(seconds: Sequence[float | None]) -> str:

@@ -253,7 +253,7 @@ class CellRunner:
     ) -> QuantizedModel | str:
         """The quantized model, or the reason why the method skips this combination."""
         spec = BitSpec.parse(cell.bits)
-        reason = unsuited(method, spec)
+        reason = unsuited(method, spec, cell.scheme)
         if reason is not None:
             return reason
         tensors, part = split_scheme(cell.scheme)

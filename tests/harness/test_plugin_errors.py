@@ -41,6 +41,7 @@ def registry(monkeypatch, plugin, expected=PluginInfo) -> Registry:
         ({"options": TooFew}, "its preset 'quick' does not fit: option mine.count|default of its option count"),
         ({"options": NotJson}, "cannot be kept in a record"),
         ({"origin": "mine"}, "its origin is 'mine'; known: 'baseline', 'published code', 'reconstruction'"),
+        ({"schemes": ("matmul", "half")}, r"its schemes are \('matmul', 'half'\); known: 'full', 'matmul'"),
         ({"trains": "a lot"}, "its trains is 'a lot'"),
         ({"data": "labels"}, "its data is 'labels'"),
         ({"kind": "sauce"}, "its kind is 'sauce'"),

@@ -100,6 +100,21 @@ def test_nothing_is_downloaded_before_a_model_is_known_to_fit(tmp_path, monkeypa
     assert {name for name, _ in asked} == {"vit_tiny_patch16_224", "convnext_atto", "vit_tiny_r_s16_p8_224"}
 
 
+def test_what_scheme_and_precision_do_not_allow_is_known_when_it_is_planned(cli):
+    """Without a model's weights: a scheme, a mixed precision, and microscaling."""
+    options = ("--models", "vit", "--no-references", "--seeds", "1")
+    planned = cli("plan", "--methods", "adalog,noisyquant,psaq", "--bits", "W4A8", *options).stdout
+    assert "vit: real+adalog skipped: adalog is for scheme matmul, not full" in planned
+    assert "vit: real+noisyquant skipped: noisyquant is for scheme matmul, not full" in planned
+    assert "2 of 4 cells to run" in planned
+    planned = cli(
+        "plan", "--methods", "psaq+omse,clamp", "--bits", "MP4.5", "--models", "vit,swin", *options[2:]
+    ).stdout
+    assert "vit, swin: psaq+omse skipped: all layers get one width, and MP4.5 needs" in planned
+    planned = cli("plan", "--methods", "psaq+repq", "--bits", "MXFP4A8", *options).stdout
+    assert "psaq+repq skipped: weights' scales are searched in a way of its own" in planned
+
+
 @pytest.mark.slow
 def test_skipped_cells_are_recorded_without_loading_or_synthesis(cli, tmp_path):
     """A network without blocks: the float reference and a calibrator are measured, psaq is skipped with its reason."""

@@ -256,9 +256,3 @@ def test_the_output_is_close_at_eight_bits_and_less_so_at_four(name):
         errors[bits] = float((quantized(x) - model.net(x)).square().mean() / model.net(x).var())
     assert errors[8] < 0.02
     assert errors[8] < errors[4]
-
-
-def test_full_is_skipped_with_a_reason():
-    calibrator = AdaLogSearch(AdalogOptions())
-    assert calibrator.skip(tiny_model("vit"), spec=BitSpec(4, 4), scheme="matmul") is None
-    assert " " in calibrator.skip(tiny_model("vit"), spec=BitSpec(4, 4), scheme="full")

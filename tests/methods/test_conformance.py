@@ -23,6 +23,7 @@ from harness.api.plugins import import_target
 from harness.api.sealing import sealed_data
 from harness.api.spec import SCHEMES, BitSpec
 from harness.catalog.catalog import Catalog
+from harness.catalog.requirements import unsuited
 from methods.catalog import CALIBRATORS, METHODS, SOURCES, TRANSFORMS
 from methods.core.audit import audit
 from methods.core.graph.sites import find_sites
@@ -92,7 +93,8 @@ def run(name: str, model: VisionModel, scheme: str, bits: str = "W4A6", seed: in
     calib = RandomImages() if method.data == "images" else None
     spec = BitSpec.parse(bits)
     built = method.build()
-    lacks = [import_target(required)(model, scheme) for required in method.requires]
+    lacks = [unsuited(method, spec, scheme)]
+    lacks += [import_target(required)(model, scheme) for required in method.requires]
     reason = next(filter(None, lacks), None)
     if reason is None and hasattr(built, "skip"):
         reason = built.skip(model, spec=spec, scheme=scheme)
@@ -176,8 +178,7 @@ def test_few_weight_bits(name: str, case: tuple[str, str, str]) -> None:
     """One case for each method; neighbours in the list have different ones."""
     bits, network, scheme = case
     model, spec = tiny_model(network), BitSpec.parse(bits)
-    built = resolve(name).build()
-    if hasattr(built, "skip") and built.skip(model, spec=spec, scheme=scheme):
+    if unsuited(resolve(name), spec, scheme):
         scheme = "matmul"
     quantized, _ = run(name, model, scheme, bits)
     x = images(3, seed=5)

@@ -194,10 +194,3 @@ def test_noise_is_harmless_at_eight_bits_and_the_float_model_untouched():
     quantized = calibrated("vit")
     assert (quantized(x) - exact).norm() < 0.2 * exact.norm()
     assert before == {}
-
-
-def test_scheme_full_is_skipped_with_a_sentence():
-    method = NoisyQuant(NoisyquantOptions())
-    assert "matmul" in method.skip(tiny_model("vit"), spec=BitSpec(8, 8), scheme="full")
-    assert method.skip(tiny_model("vit"), spec=BitSpec(8, 8), scheme="matmul") is None
-    CALIBRATOR.check_ablations("default", {})

@@ -40,12 +40,6 @@ class AdaLogSearch:
     def __init__(self, options: AdalogOptions) -> None:
         self.options = options
 
-    def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
-        """Only scheme `matmul`."""
-        if scheme != "matmul":
-            return "AdaLog searches the factors of each product by its result, so it needs scheme matmul"
-        return None
-
     @torch.no_grad()
     def calibrate(
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext

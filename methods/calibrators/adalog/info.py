@@ -33,6 +33,7 @@ INFO = PluginInfo(
     summary="AdaLog: adaptive-base logarithmic softmax and GELU outputs, ranges searched by layer output error",
     target="methods.calibrators.adalog.calibrator:AdaLogSearch",
     requires="methods.core.graph.requirements:products",
+    schemes=("matmul",),
     origin="published code",
     options=AdalogOptions,
     presets={

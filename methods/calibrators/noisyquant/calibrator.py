@@ -28,15 +28,6 @@ class NoisyQuant:
     def __init__(self, options: NoisyquantOptions) -> None:
         self.options = options
 
-    def skip(self, model: VisionModel, *, spec: BitSpec, scheme: str) -> str | None:
-        """Noise goes between a tensor and the one layer that it feeds."""
-        if scheme != "matmul":
-            return (
-                "NoisyQuant adds its noise at the input of each linear layer, where only scheme matmul quantizes; "
-                f"scheme {scheme} quantizes tensors where they are made, before the layers that share them"
-            )
-        return None
-
     @torch.no_grad()
     def calibrate(
         self, model: VisionModel, images: Tensor, *, spec: BitSpec, scheme: str, ctx: RunContext

@@ -29,6 +29,7 @@ INFO = PluginInfo(
     summary="NoisyQuant: a fixed noise before rounding a linear layer's input, taken out by the bias",
     target="methods.calibrators.noisyquant.calibrator:NoisyQuant",
     requires="methods.core.graph.requirements:sites",
+    schemes=("matmul",),
     origin="published code",
     options=NoisyquantOptions,
     presets={
