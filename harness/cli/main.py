@@ -57,14 +57,14 @@ class _Commands(TyperGroup):
         except _NotUnderstood as error:
             if none:
                 raise
-            raise self._refused(error) from None
+            raise self._refused(error, None) from None
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except _NotUnderstood as error:
-            raise self._refused(error) from None
+            raise self._refused(error, ctx.invoked_subcommand) from None
         except UsageError as error:
             typer.echo(f"Error: {visible(' '.join(str(error).split()))}", err=True)
             raise typer.Exit(USAGE) from None
@@ -73,10 +73,10 @@ class _Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
 
     @staticmethod
-    def _refused(error: Any) -> typer.Exit:
-        """Say it; the exit to raise."""
-        text = visible(" ".join(error.format_message().split())).rstrip(".")
-        typer.echo(f"Error: {text}; --help says what there is", err=True)
+    def _refused(error: Any, name: str | None) -> typer.Exit:
+        """Say what is wrong with the arguments of the command `name`; the exit to raise."""
+        command = "" if name is None else f"{name} "
+        typer.echo(f"Error: {visible(error.format_message())} ({command}--help says what there is)", err=True)
         return typer.Exit(USAGE)
 
 

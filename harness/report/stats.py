@@ -170,6 +170,9 @@ def compare_outcomes(a: ArrayLike, b: ArrayLike) -> Comparison:
 def compare_counts(differences: ArrayLike, whole: int = 1) -> Comparison:
     """The same from differences of counts: of outcomes, or of sums and differences of `whole` outcomes.
 
+    Of single outcomes the second test is exact. Of sums it takes an image's difference to be as likely to have the
+    other sign, which equal means do not quite say.
+
     Args:
         differences: Whole numbers, (seeds, images): one method's count less the other's.
         whole: How much an image counts: what is compared are means of counts over `whole`.

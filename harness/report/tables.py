@@ -331,7 +331,7 @@ def fitting(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
 def _flat(table: pd.DataFrame) -> pd.DataFrame:
     """Two header rows as one, which is all that Markdown has: the model's name stands over its accuracy."""
     models, names = (table.columns.get_level_values(level) for level in (0, 1))
-    return table.set_axis(names.where(names != "", models), axis=1).reset_index()
+    return table.set_axis(names.where(names != "", models), axis=1).reset_index(allow_duplicates=True)
 
 
 def markdown(table: pd.DataFrame) -> str:

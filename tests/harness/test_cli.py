@@ -375,21 +375,22 @@ def test_a_killed_worker_fails_its_cell_only(cli):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "said", "where"),
     [
-        (["bench", "--prest", "quick"], r"No such option: --prest \(Possible options: .*--preset.*\)"),
-        (["bench", "--seeds", "x"], "Invalid value for '--seeds': .*valid integer.*"),
-        (["bench", "--methods"], "Option '--methods' requires an argument"),
-        (["bench", "clamp"], r"Got unexpected extra argument\(s\) \(clamp\)"),
-        (["benhc"], "No such command 'benhc'. Did you mean 'bench'\\?"),
-        (["describe"], "Missing argument 'METHOD'"),
-        (["--seeds"], "No such option: --seeds"),
-        (["bench", "--a\nb", "c"], r"No such option: --a.*"),
+        (["bench", "--prest", "quick"], "--prest", "bench "),
+        (["bench", "--seeds", "x"], "--seeds", "bench "),
+        (["bench", "--methods"], "--methods", "bench "),
+        (["bench", "clamp"], "clamp", "bench "),
+        (["describe"], "METHOD", "describe "),
+        (["benhc"], "benhc", ""),
+        (["--seeds"], "--seeds", ""),
+        (["bench", "--a\nb", "c"], "--a", "bench "),
+        (["list", "--zzz."], "--zzz.", "list "),
     ],
 )
-def test_a_command_line_that_is_not_understood_is_refused_in_one_sentence(cli, arguments, said):
+def test_a_command_line_that_is_not_understood_is_refused_in_one_line(cli, arguments, said, where):
     found = cli(*arguments, code=2)
-    assert re.fullmatch(rf"Error: {said}; --help says what there is\n", found.stderr)
+    assert re.fullmatch(rf"Error: [^\n]*{re.escape(said)}[^\n]* \({where}--help says what there is\)\n", found.stderr)
     assert not found.stdout
 
 

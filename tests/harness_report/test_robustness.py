@@ -13,7 +13,8 @@ from harness.report import stats
 from harness.report.frame import Outcome, cells_frame
 from harness.report.page.page import Images, page
 from harness.report.results import load
-from harness.report.sections import cross, robustness
+from harness.report.sections import cross, ranks, robustness
+from harness.report.sections.robustness import EVERY
 from harness.report.summary import summarise
 from harness.results.store import Store
 
@@ -62,17 +63,17 @@ def test_the_numbers_are_the_plain_formulas(store: Store) -> None:
     fill(store)
     frame, right = made(store)
     rows = frame.set_index(["calibrator", "source"])
-    assert set(frame["source"]) == {"noise", "psaq", "clamp", "mean"}
+    assert set(frame["source"]) == {"noise", "psaq", "clamp", EVERY}
     for calibrator in LOST:
         for source in ("noise", "psaq", "clamp"):
             by_seed = 100 * losses(right, calibrator, source).mean(axis=1)
             assert rows.loc[(calibrator, source), "to_real"] == pytest.approx(by_seed.mean())
             assert rows.loc[(calibrator, source), "to_real_sd"] == pytest.approx(by_seed.std(ddof=1))
         mean = rows.loc[[(calibrator, source) for source in ("noise", "psaq", "clamp")], "to_real"].mean()
-        assert rows.loc[(calibrator, "mean"), "to_real"] == pytest.approx(mean)
-    assert frame[frame["best"]][["calibrator", "source"]].to_numpy().tolist() == [["omse", "mean"]]
+        assert rows.loc[(calibrator, EVERY), "to_real"] == pytest.approx(mean)
+    assert frame[frame["best"]][["calibrator", "source"]].to_numpy().tolist() == [["omse", EVERY]]
     apart = losses(right, "ema", "noise", "psaq", "clamp") - losses(right, "omse", "noise", "psaq", "clamp")
-    found, row = stats.compare_counts(apart, 3), rows.loc[("ema", "mean")]
+    found, row = stats.compare_counts(apart, 3), rows.loc[("ema", EVERY)]
     assert (row["to_best"], row["p_value"]) == (pytest.approx(100 * apart.mean() / 3), pytest.approx(found.p_value))
     by_image = 100 * apart.mean(axis=0) / 3
     assert row["seed_error"] == pytest.approx((100 * apart.mean(axis=1) / 3).std(ddof=1) / 3**0.5)
@@ -111,7 +112,7 @@ def test_who_lacks_a_source_has_no_mean(store: Store) -> None:
     fake.save(store, crossed("psaq", "minmax"), fake.outcome(80, 0))
     fake.save(store, crossed("real", "minmax"), fake.outcome(89, 0))
     frame, _ = made(store)
-    means = frame[frame["source"] == "mean"]
+    means = frame[frame["source"] == EVERY]
     assert means["calibrator"].tolist() == ["omse"]
     assert means["best"].all()
     assert frame["p_value"].isna().all()
@@ -120,12 +121,79 @@ def test_who_lacks_a_source_has_no_mean(store: Store) -> None:
     assert shown.loc["minmax", "psaq"].endswith("[1/3]")
 
 
-def test_unverified_results_are_left_out(store: Store) -> None:
+def test_sources_without_common_calibrators_give_no_verdict(store: Store) -> None:
+    for source, calibrators in (("psaq", LOST), ("clamp", ("minmax", "percentile"))):
+        for calibrator in calibrators:
+            for name in (source, "real"):
+                for seed in range(3):
+                    fake.save(store, crossed(name, calibrator, seed), fake.outcome(90 - 5 * (name != "real"), seed))
+    frame, _ = made(store)
+    assert set(frame["source"]) == {"psaq", "clamp"}
+    assert not frame["best"].any()
+    assert not any(mark in cell for cell in robustness.table(frame).to_numpy().ravel() for mark in "=?*")
+
+
+def test_seeds_that_real_images_lack_leave_a_source_out(store: Store) -> None:
+    for calibrator in LOST:
+        for source, seeds in (("psaq", range(3)), ("clamp", range(3, 6)), ("real", range(3))):
+            for seed in seeds:
+                fake.save(store, crossed(source, calibrator, seed), fake.outcome(90 - LOST[calibrator][source], seed))
+    frame, _ = made(store)
+    assert set(frame["source"]) == {"psaq"}
+    assert frame["p_value"].notna().sum() == 1
+
+
+def test_unverified_results_are_shown_and_not_compared(store: Store) -> None:
     fill(store)
-    frame, _ = made(store, "psaq+ema")
-    assert set(frame.loc[frame["calibrator"] == "ema", "source"]) == {"noise", "clamp"} | {"mean"}
-    assert "psaq" not in set(frame["source"])  # one calibrator has no other there
-    assert made(store, "real+ema")[0].empty
+    frame, _ = made(store, "psaq+omse")
+    means = frame[frame["source"] == EVERY].set_index("calibrator")
+    assert means["verified"].to_dict() == {"omse": False, "ema": True}
+    assert means["best"].to_dict() == {"omse": False, "ema": True}
+    assert frame["p_value"].isna().all()
+    text = robustness.markdown(frame)
+    assert text.count("§ ") >= 2
+    assert "`§` marks a result that could not be checked" in text
+    assert not made(store, "real+omse", "real+ema")[0]["best"].any()
+
+
+def test_each_ceiling_has_a_table(store: Store) -> None:
+    fill(store)
+    for calibrator in LOST:
+        options = {"preset": "quick", "parts": {"source:real": {"images": 64}, f"calibrator:{calibrator}": {}}}
+        for seed in range(3):
+            fake.save(store, crossed("real[images=64]", calibrator, seed, options=options), fake.outcome(91, seed))
+    frame, _ = made(store)
+    assert set(frame["ceiling"]) == {"real", "real[images=64]"}
+    assert [title.rpartition(", ")[2] for title, _ in robustness.split(frame)] == [
+        "against real",
+        "against real[images=64]",
+    ]
+    assert frame.groupby("ceiling")["best"].sum().tolist() == [1, 1]
+    records = store.records()
+    outcomes = {r.key: store.outcomes(r.key)["correct"].to_numpy() for r in records}
+    cells, names = cells_frame(records, outcomes), {r.key: r.cell.method for r in records}
+    both = ranks.ranks(cross.crosses(cells, summarise(cells, outcomes), outcomes, names))
+    assert sorted(both["ceiling"] + "/" + both["source"]) == [
+        f"{ceiling}/{source}" for ceiling in ("real", "real[images=64]") for source in ("clamp", "noise", "psaq")
+    ]
+    assert "against real[images=64]" in " ".join(title for title, _ in ranks.split(both))
+
+
+@pytest.mark.parametrize("name", ["mean", "calibrator", "source"])
+def test_a_source_may_have_a_name_that_tables_use(store: Store, name: str) -> None:
+    for calibrator in LOST:
+        for source, lost in {"real": 0, name: 9, "psaq": 3}.items():
+            for seed in range(3):
+                fake.save(store, crossed(source, calibrator, seed), fake.outcome(90 - lost, seed))
+    frame, right = made(store)
+    text = robustness.markdown(frame)
+    header = next(line for line in text.splitlines() if line.startswith("| calibrator"))
+    assert [head.strip() for head in header.split("|")[1:-1]] == ["calibrator", "psaq", name, "mean"]
+    rows = frame.set_index(["calibrator", "source"])
+    assert rows.loc[("ema", name), "to_real"] == pytest.approx(100 * losses(right, "ema", name).mean())
+    assert set(frame.loc[frame["best"], "source"]) == {EVERY}
+    shown = page(load(store, Catalog.default()), Images(store.images, store.snapshots, store.pictures), None, None)
+    assert "Difference to real images" in shown
 
 
 def test_the_files_say_who_loses_least(store: Store, tmp_path) -> None:
@@ -145,7 +213,7 @@ def test_the_files_say_who_loses_least(store: Store, tmp_path) -> None:
     assert len(pd.read_csv(folder / "robustness.csv")) == 8
     assert "`†` learns quantizer parameters" in text
     shown = page(load(store, Catalog.default()), Images(store.images, store.snapshots, store.pictures), None, None)
-    assert shown.count("<summary>Lost on images that are not real: vit_a, W4A4") == 1
+    assert shown.count("<summary>Difference to real images: vit_a, W4A4") == 1
     (tmp_path / "less").mkdir()
     less = Store(tmp_path / "less")
     fake.save(less, crossed("psaq", "omse"), fake.outcome(80, 0))

@@ -175,7 +175,7 @@ def _sections(results: Results, images: Images) -> Iterator[Section]:
             same_order = [(title, frame, "") for title, frame in ranks.split(results.ranks)]
             body += _tables(same_order, ranks.NOTES) if same_order else Markup("")
             lost = [
-                (f"Lost on images that are not real: {title}", robustness.table(rows), verdicts.sensitivity(rows))
+                (f"Difference to real images: {title}", robustness.table(rows), verdicts.sensitivity(rows))
                 for title, rows in robustness.split(results.robustness)
             ]
             body += _tables(lost, robustness.notes(results.robustness)) if lost else Markup("")

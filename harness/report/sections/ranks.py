@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from harness.report.frame import CONTEXT
 from harness.report.verdicts import checked
 
 PLACE = [*CONTEXT, "scheme", "preset", "model"]  # what a row of a table may mix precisions of
-COLUMNS = [*PLACE, "source", "precisions", "pairs", "within", "points", "overall"]
+COLUMNS = [*PLACE, "ceiling", "source", "precisions", "pairs", "within", "points", "overall"]
 NOTES = (
     "- Kendall's τ_b between mean accuracies on a source's images and on real training images (1: the same order, 0: "
     "none, -1: reversed). *Within a precision* compares calibrators at one precision and is averaged over precisions, "
@@ -25,6 +26,8 @@ NOTES = (
 
 def ranks(crossed: pd.DataFrame) -> pd.DataFrame:
     """One row per model, scheme and source that has at least two calibrators in common with real images.
+
+    Where several sources are of real images (`ceiling`), each is compared with.
 
     Args:
         crossed: what `cross.crosses` returns.
@@ -37,17 +40,16 @@ def ranks(crossed: pd.DataFrame) -> pd.DataFrame:
     measured = crossed.assign(accuracy=checked(crossed)).dropna(subset=["accuracy"])
     for place, members in measured.groupby(PLACE, sort=True):
         wide = members.pivot_table(index=["bits", "calibrator"], columns="source", values="accuracy")
-        ceilings = members.loc[members["role"] == "ceiling", "source"].unique()
-        if len(ceilings) != 1:
-            continue
-        for source in wide.columns.drop(ceilings[0]):
-            both = wide[[source, ceilings[0]]].dropna().set_axis(["own", "real"], axis=1)
+        ceilings = sorted(members.loc[members["role"] == "ceiling", "source"].unique())
+        for ceiling, source in product(ceilings, wide.columns.drop(ceilings)):
+            both = wide[[source, ceiling]].dropna().set_axis(["own", "real"], axis=1)
             parts = [part for _, part in both.groupby(level="bits") if len(part) > 1]
             if parts:
                 within = [_tau(part) for part in parts]
                 rows.append(
                     {
                         **dict(zip(PLACE, place, strict=True)),
+                        "ceiling": ceiling,
                         "source": source,
                         "precisions": len(parts),
                         "pairs": sum(len(part) * (len(part) - 1) // 2 for part in parts),
@@ -65,7 +67,8 @@ def _tau(values: pd.DataFrame) -> float:
 
 def split(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Title and table of strings of every model and scheme, the best source first."""
-    for (suite, task, _, _, scheme, preset, model), rows in frame.groupby(PLACE, sort=True):
+    several = len(frame["ceiling"].unique()) > 1
+    for (suite, task, _, _, scheme, preset, model, ceiling), rows in frame.groupby([*PLACE, "ceiling"], sort=True):
         best_first = rows.sort_values(["within", "overall", "source"], ascending=[False, False, True])
         shown = pd.DataFrame(
             {
@@ -77,7 +80,8 @@ def split(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
             },
             index=pd.Index(best_first["source"], name="source"),
         )
-        yield f"{model}, scheme {scheme}: {task} on {suite}, preset {preset}", shown
+        against = f", against {ceiling}" if several else ""
+        yield f"{model}, scheme {scheme}: {task} on {suite}, preset {preset}{against}", shown
 
 
 def markdown(frame: pd.DataFrame) -> str:

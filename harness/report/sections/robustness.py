@@ -17,17 +17,19 @@ from harness.report.sections import cross
 from harness.report.sections.cross import MEAN, TABLE
 from harness.report.summary import COMPARED, UNPAIRED, Seeds, adjusted, by_seed, compared
 
+EVERY = ""  # in place of a source's name, which is not empty: the mean over all of them
 COLUMNS = [
-    *(*TABLE, "calibrator", "source", "role", "origin", "trains", "metric", "images", "seeds", "seeds_wanted"),
-    *("to_real", "to_real_sd", "best", *COMPARED, "p_holm"),
+    *(*TABLE, "ceiling", "calibrator", "source", "role", "origin", "trains", "metric", "images", "seeds"),
+    *("seeds_wanted", "verified", "to_real", "to_real_sd", "best", *COMPARED, "p_holm"),
 ]
 Loss = NDArray[np.int64] | stats.Resampled  # what each image counts on the sources less on real images
 _NOTES = f"""\
-- Accuracy on a source's images less that on real training images, in points, over the seeds that both have: how much a
-  calibrator depends on real images. Who gains little from them loses little without them, so this is no accuracy.
-- *{MEAN}* is over the sources here, for calibrators that were measured with all of them. Rows are calibrators from the
-  one that loses least down, which is **bold**: by itself no verdict. Of the others in the last column, what has no mark
-  differs from it by the verdict, which
+- The metric on a source's images less that on real training images, in points, over the seeds that both have: how much
+  a calibrator depends on real images. Who gains little from them loses little without them, so this is no accuracy.
+- *{MEAN}* is over the sources here, the floor among them, for calibrators that were measured with all of them; without
+  it sources and calibrators have too little in common for a verdict. {tables.NONE}: not measured, or no such mean.
+- Rows are calibrators from the one that loses least down. **Bold** is that one among those with most seeds: by itself
+  no verdict. Of the others in the last column, what has no mark differs from it by the verdict, which
 {verdicts.NOTE}  `?`: no verdict, since there is one seed in common or none.
 """
 
@@ -35,8 +37,9 @@ _NOTES = f"""\
 def robustness(crossed: pd.DataFrame, cells: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
     """One row per calibrator and source of every table with real images, and one for a calibrator's mean over sources.
 
-    A source counts if two calibrators or more have both it and real images. Columns `best` to `p_holm` compare the
-    calibrators by their means, or on the source if there is but one; of other rows they say nothing.
+    A source counts if two calibrators or more have seeds of both it and real images. Columns `best` to `p_holm` compare
+    the calibrators by their means (`EVERY`), or on the source if there is but one; of other rows they say nothing.
+    Where several sources are of real images, each has tables of its own.
 
     Args:
         crossed: What `cross.crosses` returns.
@@ -45,54 +48,60 @@ def robustness(crossed: pd.DataFrame, cells: pd.DataFrame, outcomes: Outcomes) -
     """
     right = {place: by_seed(own, outcomes) for place, own in cells.groupby([*GROUP, "model"])}
     rows: list[dict[str, Any]] = []
-    usable = crossed[crossed["status"].eq("ok") & ~verdicts.unverified(crossed)]
-    for place, members in usable.groupby(TABLE, sort=True):
-        found = _table(members, right.get((*place[: len(GROUP)], place[-1]), {}))
+    measured = crossed[crossed["status"].eq("ok")].assign(verified=lambda own: ~verdicts.unverified(own))
+    for place, members in measured.groupby(TABLE, sort=True):
+        seeds = right.get((*place[: len(GROUP)], place[-1]), {})
         own = dict(zip(TABLE, place, strict=True))
-        rows += [{**row, **own, "p_holm": p} for row, p in zip(found, adjusted(found), strict=True)]
+        for ceiling, real in members[members["role"] == "ceiling"].groupby("source", sort=True):
+            found = _table(real, members[members["role"].isin(["method", "floor"])], seeds)
+            named = {**own, "ceiling": ceiling}
+            rows += [{**row, **named, "p_holm": p} for row, p in zip(found, adjusted(found), strict=True)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _table(members: pd.DataFrame, right: Mapping[str, Seeds]) -> list[dict[str, Any]]:
+def _table(real: pd.DataFrame, foreign: pd.DataFrame, right: Mapping[str, Seeds]) -> list[dict[str, Any]]:
     """Rows of one table, source by source and then the means."""
-    real = members[members["role"] == "ceiling"]
-    if len(real["source"].unique()) != 1:
-        return []
-    ceilings = {row["calibrator"]: row for row in real.to_dict("records")}
-    foreign = members[members["role"].isin(["method", "floor"]) & members["calibrator"].isin(list(ceilings))]
-    by_source = {
-        str(source): {row["calibrator"]: row for row in own.to_dict("records")}
-        for source, own in foreign.groupby("source", sort=True)
-        if len(own) > 1
+    ceilings = {row["calibrator"]: row for row in real.sort_values("calibrator").to_dict("records")}
+    own: dict[str, dict[str, dict[Any, Any]]] = {}  # by source and calibrator
+    for row in foreign.sort_values("source").to_dict("records"):
+        own.setdefault(row["source"], {})[row["calibrator"]] = row
+
+    def column(name: str, sources: Sequence[str]) -> list[tuple[dict[str, Any], Mapping[int, Loss]]]:
+        found: list[tuple[dict[str, Any], Mapping[int, Loss]]] = []
+        for calibrator, ceiling in ceilings.items():
+            rows = [own[source][calibrator] for source in sources if calibrator in own[source]]
+            losses = _losses(right.get(ceiling["method"], {}), [right.get(row["method"], {}) for row in rows])
+            if len(rows) == len(sources) and losses:
+                found.append((_row(name, ceiling, rows, losses), losses))
+        return found
+
+    columns = {source: column(source, [source]) for source in own}
+    columns = {source: found for source, found in columns.items() if len(found) > 1}
+    sources = list(columns)
+    if len(sources) > 1:
+        columns[EVERY] = column(EVERY, sources)
+        _against_least(columns[EVERY], len(sources))
+    elif sources:
+        _against_least(columns[sources[0]], 1)
+    return [row for found in columns.values() for row, _ in found]
+
+
+def _row(
+    name: str, ceiling: Mapping[Any, Any], rows: Sequence[Mapping[Any, Any]], losses: Mapping[int, Loss]
+) -> dict[str, Any]:
+    each = [_points(loss, len(rows)) for loss in losses.values()]
+    return {
+        **{key: ceiling[key] for key in ("calibrator", "origin", "trains", "metric", "images")},
+        "source": name,
+        "role": "" if name == EVERY else rows[0]["role"],
+        "seeds": len(losses),
+        "seeds_wanted": max(row["seeds_wanted"] for row in (ceiling, *rows)),
+        "verified": all(row["verified"] for row in (ceiling, *rows)),
+        "to_real": float(np.mean(each)),
+        "to_real_sd": float(np.std(each, ddof=1)) if len(each) > 1 else np.nan,
+        "best": False,
+        **UNPAIRED,
     }
-    columns = {source: [source] for source in by_source}
-    if len(columns) > 1:
-        columns[MEAN] = list(by_source)
-    rows: list[dict[str, Any]] = []
-    for name, sources in columns.items():
-        column = []
-        for calibrator, ceiling in sorted(ceilings.items()):
-            own = [by_source[source][calibrator] for source in sources if calibrator in by_source[source]]
-            losses = _losses(right.get(ceiling["method"], {}), [right.get(row["method"], {}) for row in own])
-            if len(own) == len(sources) and losses:
-                each = [_points(loss, len(own)) for loss in losses.values()]
-                found = {
-                    **{key: ceiling[key] for key in ("origin", "trains", "metric", "images")},
-                    "calibrator": calibrator,
-                    "source": name,
-                    "role": "" if name == MEAN else own[0]["role"],
-                    "seeds": len(losses),
-                    "seeds_wanted": max(row["seeds_wanted"] for row in (ceiling, *own)),
-                    "to_real": float(np.mean(each)),
-                    "to_real_sd": float(np.std(each, ddof=1)) if len(each) > 1 else np.nan,
-                    "best": False,
-                    **UNPAIRED,
-                }
-                column.append((found, losses))
-        if name == list(columns)[-1]:
-            _against_least(column, len(sources))
-        rows += [row for row, _ in column]
-    return rows
 
 
 def _losses(real: Seeds, foreign: Sequence[Seeds]) -> dict[int, Loss]:
@@ -118,13 +127,16 @@ def _points(loss: Loss, sources: int) -> float:
 
 
 def _against_least(column: Sequence[tuple[dict[str, Any], Mapping[int, Loss]]], sources: int) -> None:
-    """Mark who loses least among those with most seeds, and compare the others with it, image by image."""
-    best, least = max(column, key=lambda found: (found[0]["seeds"], found[0]["to_real"]), default=({}, {}))
-    for row, losses in column:
-        row["best"] = row is best
+    """Mark who loses least among the verified with most seeds, and compare the others with it, image by image."""
+    known = [(row, losses) for row, losses in column if row["verified"]]
+    if not known:
+        return
+    best, least = max(known, key=lambda found: (found[0]["seeds"], found[0]["to_real"]))
+    best["best"] = True
+    for row, losses in known:
         if row is not best:
             row.update(_paired(losses, least, sources))
-    tested = [row for row, _ in column if row["common_seeds"]]
+    tested = [row for row, _ in known if row["common_seeds"]]
     for row in tested:
         row["chosen"] = len(tested) + 1
 
@@ -146,37 +158,35 @@ def _paired(ours: Mapping[int, Loss], least: Mapping[int, Loss], sources: int) -
 
 def split(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Title and rows of every table."""
-    return cross.split(frame)
+    several = len(frame["ceiling"].unique()) > 1
+    for title, rows in cross.split(frame):
+        for ceiling, own in rows.groupby("ceiling", sort=True):
+            yield title + (f", against {ceiling}" if several else ""), own
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """A table of strings: calibrators from the one that loses least down; the last column has the verdicts."""
     values = rows.pivot_table(index="calibrator", columns="source", values="to_real")
     roles = rows.drop_duplicates("source").set_index("source")["role"]
-    sources = values.columns.drop(MEAN, errors="ignore")
+    sources = values.columns.drop(EVERY, errors="ignore")
     columns = sorted(sources, key=lambda name: (roles[name] != "floor", -values[name].mean(), name))
-    columns += [MEAN] * (MEAN in values)
-    standing = values[columns[-1]].fillna(-np.inf)
+    columns += [EVERY] * (EVERY in values)
+    judged = columns[-1] if EVERY in values or len(columns) == 1 else None
+    standing = values.mean(axis=1) if judged is None else values[judged].fillna(-np.inf)
     calibrators = sorted(values.index, key=lambda name: (-standing[name], name))
-    text = {
-        (row["calibrator"], row["source"]): _shown(row, row["source"] == columns[-1]) for row in rows.to_dict("records")
-    }
+    text = {(row["calibrator"], row["source"]): _shown(row, row["source"] == judged) for row in rows.to_dict("records")}
     own = rows.drop_duplicates("calibrator")
-    named = dict(
-        zip(own["calibrator"], tables.method_labels(own.assign(method=own["calibrator"], role="")), strict=True)
-    )
-    shown = {
-        source + " (floor)" * (roles[source] == "floor"): [
-            text.get((name, source), tables.NONE) for name in calibrators
-        ]
-        for source in columns
-    }
-    return pd.DataFrame(shown, index=pd.Index([named[name] for name in calibrators], name="calibrator"))
+    labels = tables.method_labels(own.assign(method=own["calibrator"], role=""))
+    named = dict(zip(own["calibrator"], labels, strict=True))
+    heads = [MEAN if name == EVERY else name + " (floor)" * (roles[name] == "floor") for name in columns]
+    shown = [[text.get((name, source), tables.NONE) for source in columns] for name in calibrators]
+    return pd.DataFrame(shown, pd.Index([named[name] for name in calibrators], name="calibrator"), heads)
 
 
 def _shown(row: dict[Any, Any], judged: bool) -> str:
     text = tables.number(row["to_real"], 2, "+") + (f" ± {row['to_real_sd']:.2f}" if row["seeds"] > 1 else "")
     text += f" [{row['seeds']}/{row['seeds_wanted']}]" if row["seeds"] < row["seeds_wanted"] else ""
+    text = verdicts.marked(text, row["verified"])
     if row["best"]:
         return f"**{text}**"
     return text + verdicts.mark(row) * judged
@@ -184,7 +194,10 @@ def _shown(row: dict[Any, Any], judged: bool) -> str:
 
 def notes(frame: pd.DataFrame) -> str:
     """What is explained below the tables."""
-    return _NOTES + noted.spread(frame) + noted.marks(frame)
+    spread = "- **±** is the standard deviation over seeds.\n" if (frame["seeds"] > 1).any() else ""
+    if (frame["seeds"] < frame["seeds_wanted"]).any():
+        spread += "- [2/3]: of 3 seeds that were run, source and real images have 2 in common.\n"
+    return _NOTES + spread + noted.marks(frame)
 
 
 def markdown(frame: pd.DataFrame) -> str:
