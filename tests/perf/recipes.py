@@ -5,8 +5,8 @@
 
 Every cell is measured as `bench` measures it and kept in `--out`, so that `nox -s report` makes its tables. Beside it
 stands, in `--out`/held_out.jsonl, how far the quantized output is from the float one on images that had no part in it:
-those of PSAQ-ViT and of CLAMP-ViT, of another seed. No label and no real image takes part in that. What has its line is
-not measured again, so that a killed sweep continues; seeds are the outer loop.
+those of PSAQ-ViT and of CLAMP-ViT, or of other sources (`--judges`), of another seed. No label and no real image takes
+part in that. What has its line is not measured again, so that a killed sweep continues; seeds are the outer loop.
 
 The table ranks recipes by that distance alone: for every model, precision and seed relative to the least one there,
 then geometric means. The accuracy beside it is looked at afterwards, and Kendall's τ says whether the two agree.
@@ -41,7 +41,7 @@ from harness.run.runner import CellRunner, Settings
 from methods.core.held_out import HeldOutContext, output_distance
 
 TASK = "classification"
-JUDGES = ("psaq", "clamp")  # two, since a recipe is favoured by images of its own source
+JUDGES = ("psaq", "clamp")  # two, since a recipe is favoured by images of its own source; better one that none has
 
 
 class Sweep:
@@ -52,21 +52,22 @@ class Sweep:
         self._settings = Settings(catalog, "cpu", 1, args.cache, args.data_root)
         self._runner = CellRunner(self._settings)
         self._preset: str = args.preset
+        self._judges: Sequence[str] = args.judges
         self._overrides: Mapping[str, Mapping[str, Any]] = args.options
         self.store = Store(args.out)
         self._file: Path = args.out / "held_out.jsonl"
         self.lines = {line["cell"]: line for line in whole_lines(self._file)}
 
     def measure(self, cell: Cell) -> dict[str, Any]:
-        """The cell's line, measured if there is none of this code."""
+        """The cell's line, measured if there is none of this code with all judges."""
         code = code_for(self._catalog, cell).fingerprint
         known = self.lines.get(cell.key)
-        if known is not None and known["code"] == code:
+        if known is not None and known["code"] == code and known["distances"].keys() >= set(self._judges):
             return known
         distances: dict[str, float] = {}
 
         def keep(_suite: Suite, model: VisionModel, quantized: QuantizedModel) -> None:
-            for name in JUDGES:
+            for name in self._judges:
                 distances[name] = output_distance(model, quantized, self._images(name, cell, model))
 
         measured = self._runner.measure(cell, lambda *_: None, keep)
@@ -112,7 +113,9 @@ class Standings:
         whole = sorted(method for method in found if all(method in place for place in self.places))
         self.free = [method for method in whole if source(method) != "real"]
         self.recipes = whole if self.free else []
-        self._logs = {judge: self._relative(judge) for judge in JUDGES}
+        asked = [line["distances"] for place in self.places for line in place.values()]
+        self.judges = [name for name in (asked[0] if asked else ()) if all(name in each for each in asked)]
+        self._logs = {judge: self._relative(judge) for judge in self.judges}
 
     def _relative(self, judge: str) -> dict[str, float]:
         """Of every recipe, the mean logarithm of its relative distance on the judge's images."""
@@ -126,9 +129,9 @@ class Standings:
             for method in self.recipes
         }
 
-    def distance(self, method: str, judges: Sequence[str] = JUDGES) -> float:
-        """Geometric mean of its relative distances on the judges' images."""
-        return exp(fmean(self._logs[judge][method] for judge in judges))
+    def distance(self, method: str, judges: Sequence[str] | None = None) -> float:
+        """Geometric mean of its relative distances on the images of `judges`, by default all that every line has."""
+        return exp(fmean(self._logs[judge][method] for judge in (self.judges if judges is None else judges)))
 
     def accuracy(self, method: str) -> float:
         """Mean over models, precisions and seeds."""
@@ -138,8 +141,11 @@ class Standings:
         """Kendall's τ_b between nearness and accuracy of `methods`; `foreign`: each is judged on the images of other
         sources than its own alone.
         """
-        near = [-self.distance(x, [judge for judge in JUDGES if not foreign or judge != source(x)]) for x in methods]
-        return rank_correlation(near, [self.accuracy(method) for method in methods])
+        asked = {x: [judge for judge in self.judges if not foreign or judge != source(x)] for x in methods}
+        known = [method for method, judges in asked.items() if judges]
+        return rank_correlation(
+            [-self.distance(method, asked[method]) for method in known], [self.accuracy(method) for method in known]
+        )
 
 
 def source(method: str) -> str:
@@ -150,10 +156,11 @@ def source(method: str) -> str:
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Recipes from the nearest down, and whether that is the order of their accuracies."""
     standings = Standings(lines)
-    heads = ["recipe", "distance", *(f"on {judge}'s images" for judge in JUDGES), "accuracy, looked at afterwards"]
+    judges = standings.judges
+    heads = ["recipe", "distance", *(f"on {judge}'s images" for judge in judges), "accuracy, looked at afterwards"]
     rows = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for method in sorted(standings.recipes, key=standings.distance):
-        apart = (standings.distance(method, [judge]) for judge in JUDGES)
+        apart = (standings.distance(method, [judge]) for judge in judges)
         values = (standings.distance(method), *apart, standings.accuracy(method))
         rows.append(f"| {method} | {' | '.join(f'{value:.2f}' for value in values)} |")
     rows += ["", f"Models, precisions and seeds: {len(standings.places)}.", ""]
@@ -204,6 +211,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--options", type=json.loads, default={}, help='JSON, such as {"psaq": {"steps": 75}}')
+    parser.add_argument("--judges", nargs="+", default=list(JUDGES), help="sources of the held-out images")
     parser.add_argument("--cache", type=Path, required=True, help="folder of synthesized images")
     parser.add_argument("--out", type=Path, required=True, help="folder of records and distances")
     args = parser.parse_args()
