@@ -151,6 +151,17 @@ def test_real_data_is_never_the_best(store: Store) -> None:
     assert set(frame.loc[frame["best"], "source"]) == {"clamp"}
 
 
+def test_characters_that_are_not_seen_are_written_out(store: Store) -> None:
+    """In the names of sources and calibrators, which are taken apart from those of methods."""
+    for source in ("noise", "ps\u202eaq"):
+        for calibrator in ("omse", "mi\u200bn"):
+            fake.save(store, crossed(source, calibrator), fake.outcome(80, 0))
+    frame, cells = made(store)
+    assert set(frame["source"]) == {"noise", r"ps\u202eaq"}
+    assert set(frame["calibrator"]) == {"omse", r"mi\u200bn"}
+    assert not {"\u202e", "\u200b"} & set(cross.markdown(frame, cells))
+
+
 def test_gaps_failures_and_margins(store: Store) -> None:
     """Means are over what every other one has too, so that no row gains by a missing calibrator."""
     for source, calibrators in {"noise": "minmax ema", "psaq": "minmax", "real": "minmax omse"}.items():

@@ -69,8 +69,8 @@ def _parts(cells: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
         own = {part.partition(":")[0]: (part, values) for part, values in options.get("parts", {}).items()}
         behind = [own[kind][1] for kind in ("transform", "calibrator") if kind in own]
         if own.keys() - {"transform"} == {"source", "calibrator"}:
-            source, *others = map(str, parts_of(names[key]))
-            calibrator = "+".join(others) or own["calibrator"][0].partition(":")[2]
+            source, *others = (safe.visible(str(part)) for part in parts_of(names[key]))
+            calibrator = "+".join(others) or safe.visible(own["calibrator"][0].partition(":")[2])
             values = [canonical_json(own["source"][1]), canonical_json(behind if behind[1:] else behind[0])]
             found.append([method, options.get("preset", ""), source, calibrator, *values])
     frame = pd.DataFrame(found, columns=["method", "preset", "source", "calibrator", "of_source", "of_calibrator"])
