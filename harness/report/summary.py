@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,11 @@ def against_best(rows: Sequence[dict[Any, Any]], right: Mapping[str, Seeds]) -> 
         row.update({"best": row is best, **UNPAIRED})
         if best is not None and row is not best and row["role"] != "float" and row["verified"]:
             row.update(paired(right.get(row["method"], {}), right.get(best["method"], {})))
+    count_chosen(rows)
+
+
+def count_chosen(rows: Iterable[dict[Any, Any]]) -> None:
+    """Say in the rows that are compared with the best among how many it was chosen: they and itself."""
     tested = [row for row in rows if row["common_seeds"]]
     for row in tested:
         row["chosen"] = len(tested) + 1

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from harness.api.spec import BitSpec
+from harness.catalog.catalog import Catalog
+from harness.catalog.requirements import unsuited
 from methods.calibrators.adalog.calibrator import AdaLogSearch
 from methods.calibrators.adalog.errors import InputErrors, ProductErrors, WeightErrors
 from methods.calibrators.adalog.factors import LogFactor, UniformFactor
@@ -256,3 +258,9 @@ def test_the_output_is_close_at_eight_bits_and_less_so_at_four(name):
         errors[bits] = float((quantized(x) - model.net(x)).square().mean() / model.net(x).var())
     assert errors[8] < 0.02
     assert errors[8] < errors[4]
+
+
+def test_full_is_skipped_with_a_reason():
+    method = Catalog.default().resolve("adalog")
+    assert "matmul" in (unsuited(method, BitSpec(4, 4), "full") or "")
+    assert unsuited(method, BitSpec(4, 4), "matmul") is None

@@ -8,6 +8,8 @@ from tiny_networks import NETWORKS, FakeContext, images, tiny_model
 from torch import nn
 
 from harness.api.spec import BitSpec
+from harness.catalog.catalog import Catalog
+from harness.catalog.requirements import unsuited
 from methods.calibrators.noisyquant.calibrator import NoisyQuant
 from methods.calibrators.noisyquant.info import INFO as CALIBRATOR
 from methods.calibrators.noisyquant.info import NoisyquantOptions
@@ -194,3 +196,10 @@ def test_noise_is_harmless_at_eight_bits_and_the_float_model_untouched():
     quantized = calibrated("vit")
     assert (quantized(x) - exact).norm() < 0.2 * exact.norm()
     assert before == {}
+
+
+def test_scheme_full_is_skipped_with_a_sentence():
+    method = Catalog.default().resolve("noisyquant")
+    assert "matmul" in (unsuited(method, BitSpec(8, 8), "full") or "")
+    assert unsuited(method, BitSpec(8, 8), "matmul") is None
+    CALIBRATOR.check_ablations("default", {})

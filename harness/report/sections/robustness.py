@@ -15,7 +15,7 @@ from harness.report import stats, tables, verdicts
 from harness.report.frame import GROUP, Outcomes
 from harness.report.sections import cross
 from harness.report.sections.cross import MEAN, TABLE
-from harness.report.summary import COMPARED, UNPAIRED, Seeds, adjusted, by_seed, compared
+from harness.report.summary import COMPARED, UNPAIRED, Seeds, adjusted, by_seed, compared, count_chosen
 
 EVERY = ""  # in place of a source's name, which is not empty: the mean over all of them
 COLUMNS = [
@@ -136,9 +136,7 @@ def _against_least(column: Sequence[tuple[dict[str, Any], Mapping[int, Loss]]], 
     for row, losses in known:
         if row is not best:
             row.update(_paired(losses, least, sources))
-    tested = [row for row, _ in known if row["common_seeds"]]
-    for row in tested:
-        row["chosen"] = len(tested) + 1
+    count_chosen(row for row, _ in known)
 
 
 def _paired(ours: Mapping[int, Loss], least: Mapping[int, Loss], sources: int) -> dict[str, Any]:
