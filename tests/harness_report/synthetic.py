@@ -78,7 +78,7 @@ def fill(store: Store, models: Sequence[str] = MODELS, seeds: int = 3, bits: Seq
         top = 91.0 - place
         save(store, record(FLOAT, model=model), outcome(top, 0))
         for width in bits:
-            factor = {"W8A8": 1, "W4A8": 3, "W6A6": 2, "W4A4": 6, "W3A3": 12}[width]
+            factor = {"W8A8": 1, "W4A8": 3, "W6A6": 2, "W4A4": 6, "W3A3": 12}.get(width, 4)
             for method, loss in LOSSES.items():
                 for seed in range(seeds):
                     right = outcome(top - loss * factor, seed + 1)

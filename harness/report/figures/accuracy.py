@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -76,11 +77,12 @@ def _draw(axis: Axes, panel: pd.DataFrame, styles: dict[str, Style]) -> None:
     for place, method in enumerate(methods):
         points = quantized[quantized["method"] == method]
         x = points["bits"].map(bits.index).astype(float) + spread * (place - (len(methods) - 1) / 2)
-        order = np.argsort(x.to_numpy())
-        y, errors = points["accuracy"].to_numpy(), np.array([_error(row) for row in points.to_dict("records")]).T
-        axis.errorbar(
-            x.to_numpy()[order], y[order], yerr=errors[:, order], capsize=2.5, elinewidth=1, alpha=0.9, **styles[method]
-        )
+        errors = np.array([_error(row) for row in points.to_dict("records")]).T
+        drawn = pd.DataFrame({"x": x, "y": points["accuracy"], "below": errors[0], "above": errors[1]}).sort_values("x")
+        # A line says what bits alone cost, so it joins no two kinds of precision.
+        for _, alike in drawn.groupby(points["bits"].map(_kind)):
+            spans = alike[["below", "above"]].to_numpy().T
+            axis.errorbar(alike["x"], alike["y"], yerr=spans, capsize=2.5, elinewidth=1, alpha=0.9, **styles[method])
     for value in panel.loc[panel["role"] == "float", "accuracy"].unique():
         axis.axhline(value, color="black", linewidth=1, linestyle=(0, (5, 3)), zorder=0)
     metric = str(panel["metric"].iloc[0])
@@ -92,6 +94,11 @@ def _draw(axis: Axes, panel: pd.DataFrame, styles: dict[str, Style]) -> None:
     first = panel.iloc[0]
     title = f"{first['model']}, scheme {first['scheme']}\n{first['suite']}, {amount(quantized)}"
     axis.set_title(title, fontsize=10)
+
+
+def _kind(bits: str) -> str:
+    """What precisions have in common that differ in their bits alone: `W4A8` and `W4A4`, not `MP4.5` or `MXFP4A8`."""
+    return re.sub(r"\d+(?:\.\d+)?", "", re.sub(r"E\d+M\d+", "", bits))
 
 
 def _error(row: dict[Any, Any]) -> tuple[float, float]:
