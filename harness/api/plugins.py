@@ -219,6 +219,8 @@ class TaskInfo:
     # with it.
     resampling: str = ""
     runs_configs: bool = False
+    # Suite name -> how many of its evaluation images are taken where the user says nothing, of suites to look at first.
+    first_look: Mapping[str, int] = field(default_factory=dict)
     packages: tuple[str, ...] = ()  # that its numbers depend on beyond those that its code imports
     metrics: tuple[Metric, ...] = ()  # what its suites measure, the primary one first
     # Columns of its outcomes of which reports know the meaning: `label` and `prediction`, classes by number, `correct`,
@@ -229,10 +231,14 @@ class TaskInfo:
         """Check what can be known without importing the task's code.
 
         Raises:
-            UsageError: no suite, a target of another form, or metrics that are no `Metric`s.
+            UsageError: no suite, a target of another form, metrics that are no `Metric`s, or a first look at no image
+                or at another suite.
         """
         if not self.suites:
             raise UsageError("it has no suite")
+        for suite, images in self.first_look.items():
+            if suite not in self.suites or images < 1:
+                raise UsageError(f"its first look is at {images} images of '{suite}', which must be a suite of its own")
         if not all(isinstance(metric, Metric) for metric in self.metrics):
             raise UsageError("its metrics are not all a `harness.api.plugins.Metric`")
         for target in (self.target, *([self.resampling] if self.resampling else [])):

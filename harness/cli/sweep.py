@@ -92,8 +92,16 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     tasks: Annotated[str, typer.Option(help="Tasks, by comma.")] = "classification",
     suite: Annotated[str, typer.Option(help="Data and models of the tasks; see `list tasks`.")] = "embedded",
     data_root: DataRoot = None,
-    seeds: Annotated[int, typer.Option(help="Repetitions, with seeds 0 to N-1; one gives no verdict.")] = 3,
-    limit: Annotated[int | None, typer.Option(help="Evaluate on the first LIMIT images only.")] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Repetitions, with seeds 0 to N-1; one gives no verdict. 3 of an ablation if left out.")
+    ] = 5,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Evaluate on the first LIMIT images only; all if left out, or 1000 where the suite is for a first look"
+            " (classification on embedded)."
+        ),
+    ] = None,
     corruptions: Annotated[
         str,
         typer.Option(
@@ -153,6 +161,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         data_root=data_root,
         seeds=seeds,
         limit=limit,
+        first_look=True,
         corruptions=split(corruptions),
         preset=preset,
         overrides=parse_overrides(option or ()),

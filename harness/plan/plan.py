@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -37,7 +37,8 @@ Asked = Sequence[tuple[Sequence[ResolvedMethod], Sequence[str], Sequence[str]]]
 REFERENCES = ("noise", "real")  # floor and ceiling that a table is read against
 # What an ablation has where the user says nothing: one precision, since its differences are small. W4A5 is
 # hard enough to tell variants apart; at W4A4 clipping by chance decides (results of one method differ by 40 points).
-ABLATION: Mapping[str, Any] = {"methods": (), "bits": ("W4A5",), "fitted": ()}
+# Few seeds, since its variants are many.
+ABLATION: Mapping[str, Any] = {"methods": (), "bits": ("W4A5",), "fitted": (), "seeds": 3}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Request:
     At the precisions of `fitted`, images are run with a calibrator that fits its ranges to them (`Catalog.fitted`), in
     the schemes of `fitted_schemes`. If `bits` are not typed but the usual ones, only methods that choose widths are run
     at mixed ones; else all are, and the others skipped with a reason.
+
+    `limit` is the number of evaluation images; None for all, or, as a `first_look`, for as many as the task takes of
+    the suite where nothing is said.
 
     `ablation` names a method that is run with all its ablations instead of `methods`, without references.
     """
@@ -63,6 +67,7 @@ class Request:
     data_root: Path | None = None
     seeds: int = 1
     limit: int | None = None
+    first_look: bool = False
     corruptions: tuple[str, ...] = (CLEAN,)
     preset: str = "default"
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -220,7 +225,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     records = {record.cell.key: record for record in store.records()}
     suites = _suites(request, catalog)
     for suite in suites:
-        suite.check_limit(request.limit)
+        suite.check_limit(_limit(request, catalog, suite.task))
         _check_parts(request, suite)
         for corruption in request.corruptions:
             as_evaluated(suite, _named(corruption))
@@ -228,7 +233,13 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     cells: dict[str, tuple[Cell, str, str | None]] = {}
     notices: list[str] = []
     for suite, requested, weights, reasons in _models(request, suites, methods):
-        for cell in _cells(request, asked, suite, suite.canonical_name(requested), weights):
+        limit = _limit(request, catalog, suite.task)
+        if limit != request.limit:
+            notices.append(
+                f"{suite.task} on {suite.name}: the first {limit:,} evaluation images; --limit N takes another number"
+            )
+        of_suite = replace(request, limit=limit)
+        for cell in _cells(of_suite, asked, suite, suite.canonical_name(requested), weights):
             cells.setdefault(cell.key, (cell, requested, reasons.get((cell.method, cell.scheme))))
         notices += suite.notices(requested) if hasattr(suite, "notices") else ()
     shared = {method.name: method.images for method in methods}
@@ -247,6 +258,13 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
         planned.append(Planned(cell, state, run, seconds, requested, reason, images, basis))
     store.remember()
     return Plan(tuple(planned), tuple(dict.fromkeys(notices)))
+
+
+def _limit(request: Request, catalog: Catalog, task: str) -> int | None:
+    """How many evaluation images of the task are taken; None for all."""
+    if request.limit is None and request.first_look:
+        return catalog.tasks.get(task).first_look.get(request.suite)
+    return request.limit
 
 
 def _suites(request: Request, catalog: Catalog) -> list[Suite]:

@@ -14,6 +14,7 @@ INFO = TaskInfo(
         "imagenet": "ImageNet-1k or any data in its folder layout (DIR/train, DIR/val); needs --data-root DIR",
         "tiny": "tiny networks with random weights and random images, to check plugins; its numbers mean nothing",
     },
+    first_look={"embedded": 1000},
     target="tasks.classification.suite:open_suite",
     metrics=(Metric("top1", "top-1 accuracy", "%"),),
     outcomes=("label", "prediction", "correct", "confidence"),

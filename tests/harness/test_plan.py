@@ -259,6 +259,26 @@ def test_the_usual_precisions_are_those_that_each_method_can_and_low_ones_fit(tm
     assert cells(bits=("W8A8", "MP4.5")) == {(m, bits) for m in four for bits in ("W8A8", "MP4.5")}
 
 
+def test_a_first_look_is_at_as_many_images_as_the_task_says_and_only_where_nothing_is_said(tmp_path, monkeypatch):
+    catalog, store = Catalog.default(), Store(tmp_path)
+    task = catalog.tasks.get("classification")
+
+    def planned(**more):
+        plan = make_plan(Request(("psaq",), **{"models": ("vit",), "bits": ("W8A8",), **more}), catalog, store)
+        return {each.cell.limit for each in plan.cells}, plan.notices
+
+    limits, notices = planned(first_look=True)
+    assert limits == {1000}
+    assert [text for text in notices if "1,000" in text and "--limit" in text]
+    assert planned(first_look=True, limit=7) == ({7}, ())
+    assert planned() == ({None}, ())
+    tiny = {"suite": "tiny", "models": (), "first_look": True}
+    assert planned(**tiny)[0] == {None}
+    monkeypatch.setitem(vars(task), "first_look", {"embedded": 3000})
+    with pytest.raises(UsageError, match="3000 is not between 1 and the 2000 evaluation images"):
+        planned(first_look=True)
+
+
 def test_an_option_of_a_method_alone_does_not_hinder_its_images(tmp_path):
     request = Request(("clamp",), ("vit",), ("W8A8",), fitted=("W4A4",), overrides={"clamp": {"held_out": "none"}})
     methods = {planned.cell.method for planned in make_plan(request, Catalog.default(), Store(tmp_path)).cells}

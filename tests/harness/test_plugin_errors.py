@@ -80,6 +80,12 @@ def test_a_plugin_whose_check_cannot_be_passed_names_no_other(monkeypatch):
         found.get("mine")
 
 
+@pytest.mark.parametrize("look", [{"other": 5}, {"one": 0}])
+def test_a_first_look_is_at_images_of_an_own_suite(look):
+    with pytest.raises(UsageError, match="its first look is at"):
+        TaskInfo("mine", "", {"one": ""}, "mine:open", first_look=look).check()
+
+
 def test_k3_a_task_whose_code_cannot_be_imported_is_one_sentence(cli, catalog, monkeypatch):
     """FAULTS K3: a task plugin with an ImportError gave 60 lines of traceback that did not name the task."""
     import dfq_toy
