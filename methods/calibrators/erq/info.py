@@ -59,7 +59,10 @@ INFO = PluginInfo(
         "inferred: biases take part in both regressions as the weight of an input that is 1, penalised like the "
         "others, and stay in float; a layer without a bias of its own gets none",
         "linear layers only; convolutions (patch embedding) keep RepQ-ViT's rounding (the released code, of the "
-        "journal's extension, gives the patch embedding Wqer's regression without refinement)",
+        "journal's extension, gives the patch embedding Wqer's regression without refinement, and leaves the image in "
+        "float)",
+        "rounding refinement flips a weight as long as the proxy falls (the released code: if the proxy's derivative "
+        "exceeds half a step, until the proxy rises)",
         "layers follow each other, each on inputs from all before it as they are then, as the paper has it (the "
         "released code: all on float inputs behind the layer's own quantizer, ranges from float weights)",
         "a weight has one grid for each output channel, found as RepQ-ViT's (the released code: two for q, k, v and an "

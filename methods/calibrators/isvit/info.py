@@ -18,7 +18,7 @@ class IsvitOptions(Options):
         "shift-log2", description="quantizer of softmax outputs: the paper's SULQ, or a uniform one"
     )
     sulq_codes: Literal["2^b", "2^b+1"] = Field(
-        "2^b", description="codes of SULQ: as many as the bits hold, or one more (the reference code's forward pass)"
+        "2^b", description="codes of SULQ: as many as the bits hold, or one more, as the reference code quantizes with"
     )
     shifts: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.5, 1.0),
@@ -76,7 +76,8 @@ INFO = PluginInfo(
     code="zysxmu/IaS-ViT, no licence (formulas only)",
     deviations=(
         "weights themselves are trained, on the calibration images and without labels",
-        "softmax: 2^b codes with a step to match (the reference: 2^b + 1 in its forward pass; sulq_codes=2^b+1)",
+        "softmax: 2^b codes with a step to match, and a rounded zero point (the reference code: 2^b + 1 in its forward "
+        "pass, sulq_codes=2^b+1, but the shift chosen for 2^b, and a grid that begins at the least logarithm)",
         "LayerNorm's per-channel ranges are merged as in RepQ-ViT with a rounded zero point (see repq)",
         "inferred: the units are stem, blocks, downsamplings and tail; weights of linear layers and convolutions are "
         "trained, biases and LayerNorms are not; first ranges are found one after the other, each on inputs quantized "

@@ -35,8 +35,8 @@ class Sulq:
     def of(cls, x: Tensor, bits: int, shifts: Sequence[float], *, extra: bool) -> Self:
         """The one of least squared error on `x` >= 0 among those of the candidate `shifts`.
 
-        `extra`: s = range / 2^bits and codes up to 2^bits, one more than `bits` hold, as in the reference code's
-        forward pass; else s = range / (2^bits - 1) and codes up to 2^bits - 1.
+        `extra`: s = range / 2^bits and codes up to 2^bits, one more than `bits` hold, as many as the reference code's
+        forward pass has (which chooses the shift without it); else s = range / (2^bits - 1) and codes up to 2^bits - 1.
         """
         top = 2**bits if extra else 2**bits - 1
         x = x.detach()
