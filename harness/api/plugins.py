@@ -236,9 +236,11 @@ class TaskInfo:
         """
         if not self.suites:
             raise UsageError("it has no suite")
+        if not isinstance(self.first_look, Mapping):
+            raise UsageError("its first look is no mapping of suites to numbers of images")
         for suite, images in self.first_look.items():
-            if suite not in self.suites or images < 1:
-                raise UsageError(f"its first look is at {images} images of '{suite}', which must be a suite of its own")
+            if suite not in self.suites or type(images) is not int or images < 1:
+                raise UsageError(f"its first look is at {images!r} images of {suite!r}; give 1 or more of an own suite")
         if not all(isinstance(metric, Metric) for metric in self.metrics):
             raise UsageError("its metrics are not all a `harness.api.plugins.Metric`")
         for target in (self.target, *([self.resampling] if self.resampling else [])):

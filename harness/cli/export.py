@@ -10,7 +10,18 @@ import typer
 from harness.api.errors import UsageError
 from harness.api.plugins import PRESETS
 from harness.catalog.catalog import Catalog
-from harness.cli.options import PRESET, DataRoot, Trust, check_threads, make_console, once, parse_overrides, split
+from harness.cli.options import (
+    PRESET,
+    DataRoot,
+    Limit,
+    Trust,
+    check_threads,
+    images,
+    make_console,
+    once,
+    parse_overrides,
+    split,
+)
 from harness.identity.names import split_outside_brackets
 
 if TYPE_CHECKING:
@@ -31,7 +42,7 @@ def export(  # noqa: PLR0917 - typer passes them by name
     suite: Annotated[str, typer.Option(help="Data and models of the task.")] = "embedded",
     data_root: DataRoot = None,
     seed: Annotated[int, typer.Option(help="The repetition.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Evaluate on the first LIMIT images only.")] = None,
+    limit: Limit = None,
     preset: Annotated[str, typer.Option(help=f"Options of the method: {', '.join(PRESETS)}.")] = PRESET,
     option: Annotated[list[str] | None, typer.Option(help="NAME.FIELD=VALUE; repeatable. See `describe`.")] = None,
     from_: Annotated[
@@ -83,8 +94,9 @@ def export(  # noqa: PLR0917 - typer passes them by name
     else:
         store = Store(out or Path("results", "runs", suite))
         request |= {"methods": (method,), "models": once(map(str.strip, split_outside_brackets(models)))}
-        request |= {"bits": split(bits), "schemes": split(schemes), "tasks": (task,), "suite": suite, "limit": limit}
+        request |= {"bits": split(bits), "schemes": split(schemes), "tasks": (task,), "suite": suite}
         request |= {"seeds": seed + 1, "preset": preset, "overrides": parse_overrides(option or ())}
+        request |= images(limit)
     plan = make_plan(Request(**request), catalog, store)
     wanted = stored.seed if from_ is not None else seed
     cells = [each.cell for each in plan.cells if not each.cell.is_float and each.cell.seed == wanted]

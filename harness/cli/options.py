@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,15 @@ DEVICES = ("auto", "cpu", "cuda")
 
 Trust = Annotated[
     bool, typer.Option("--trust-configs", help="Configs that --models names may run code; see docs/dense.md.")
+]
+ALL = "all"
+Limit = Annotated[
+    str | None,
+    typer.Option(
+        metavar=f"N|{ALL}",
+        help="Evaluate on the first N images; of classification on embedded, made for a first look, 1000 if left out,"
+        " else all.",
+    ),
 ]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the suite's data, if it needs one.")]
 InProcess = Annotated[bool, typer.Option("--in-process", help="No worker process: for debugging.")]
@@ -182,3 +192,16 @@ def make_console() -> Console:
     """Where a command prints; wide enough for the tables where it is no terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
+
+
+def images(limit: str | None) -> dict[str, Any]:
+    """What `--limit` says, or its being left out, as fields of a `Request`.
+
+    Raises:
+        UsageError: neither a number nor all.
+    """
+    if limit is None or limit == ALL:
+        return {"first_look": limit is None}
+    if not re.fullmatch(r"-?\d{1,18}", limit, re.ASCII):
+        raise UsageError(f"--limit must be a number of images or '{ALL}', not '{limit}'")
+    return {"limit": int(limit)}

@@ -22,6 +22,7 @@ from harness.cli.options import (
     ImageCache,
     InProcess,
     Jobs,
+    Limit,
     Rerun,
     SlurmAsked,
     Threads,
@@ -29,6 +30,7 @@ from harness.cli.options import (
     Trust,
     Wait,
     Where,
+    images,
     make_console,
     once,
     parse_overrides,
@@ -60,7 +62,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         typer.Option(
             metavar="METHOD",
             help="Run METHOD and its ablations (see `describe`) instead of --methods, without floor and ceiling;"
-            " --bits W4A5 --out results/runs/SUITE-ablation unless given.",
+            " --bits W4A5 --seeds 3 --out results/runs/SUITE-ablation unless given.",
         ),
     ] = "",
     models: Annotated[
@@ -95,13 +97,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     seeds: Annotated[
         int, typer.Option(help="Repetitions, with seeds 0 to N-1; one gives no verdict. 3 of an ablation if left out.")
     ] = 5,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            help="Evaluate on the first LIMIT images only; all if left out, or 1000 where the suite is for a first look"
-            " (classification on embedded)."
-        ),
-    ] = None,
+    limit: Limit = None,
     corruptions: Annotated[
         str,
         typer.Option(
@@ -160,8 +156,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         suite=suite,
         data_root=data_root,
         seeds=seeds,
-        limit=limit,
-        first_look=True,
+        **images(limit),
         corruptions=split(corruptions),
         preset=preset,
         overrides=parse_overrides(option or ()),

@@ -225,7 +225,7 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     records = {record.cell.key: record for record in store.records()}
     suites = _suites(request, catalog)
     for suite in suites:
-        suite.check_limit(_limit(request, catalog, suite.task))
+        suite.check_limit(request.limit)
         _check_parts(request, suite)
         for corruption in request.corruptions:
             as_evaluated(suite, _named(corruption))
@@ -233,10 +233,10 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     cells: dict[str, tuple[Cell, str, str | None]] = {}
     notices: list[str] = []
     for suite, requested, weights, reasons in _models(request, suites, methods):
-        limit = _limit(request, catalog, suite.task)
+        limit = _limit(request, catalog, suite)
         if limit != request.limit:
             notices.append(
-                f"{suite.task} on {suite.name}: the first {limit:,} evaluation images; --limit N takes another number"
+                f"{suite.task} on {suite.name}: the first {limit:,} evaluation images; --limit all takes all of them"
             )
         of_suite = replace(request, limit=limit)
         for cell in _cells(of_suite, asked, suite, suite.canonical_name(requested), weights):
@@ -260,11 +260,16 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     return Plan(tuple(planned), tuple(dict.fromkeys(notices)))
 
 
-def _limit(request: Request, catalog: Catalog, task: str) -> int | None:
-    """How many evaluation images of the task are taken; None for all."""
-    if request.limit is None and request.first_look:
-        return catalog.tasks.get(task).first_look.get(request.suite)
-    return request.limit
+def _limit(request: Request, catalog: Catalog, suite: Suite) -> int | None:
+    """How many evaluation images of the suite are taken; None for all."""
+    if request.limit is not None or not request.first_look:
+        return request.limit
+    usual = catalog.tasks.get(suite.task).first_look.get(request.suite)
+    try:
+        suite.check_limit(usual)
+    except UsageError:  # it has fewer, of which the user said nothing
+        return None
+    return usual
 
 
 def _suites(request: Request, catalog: Catalog) -> list[Suite]:

@@ -16,14 +16,14 @@ ALPHA = 0.05
 NONE = "–"
 ONE_SEED = "one seed"  # where a verdict would stand
 HIGHEST = "highest"  # of one seed, in place of the best
-NO_VERDICT = "One seed gives no verdict, since another could reverse any difference: run `--seeds 3` or more."
+NO_VERDICT = "One seed gives no verdict, since another could reverse any difference: run more of them."
 WHOLE = 100.0  # points
 TOO_FEW = "So few seeds would find no true difference with 80 % power, however large it is: run more of them."
 NOTE = f"""\
   says whether a run with other seeds and other images would agree with the difference: `=` means that it could reverse
   it, else better or worse with the p-value (paired test over seeds and images, adjusted for all comparisons of the
   table and for the choice of the best; level {ALPHA}). *{ONE_SEED}*: no verdict, since another seed could reverse
-  anything; run `--seeds 3` or more.
+  anything; run more of them.
 """
 UNVERIFIED = "§"
 UNVERIFIED_NOTE = f"""\

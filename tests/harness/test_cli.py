@@ -109,6 +109,9 @@ def test_skipping_everything_measures_nothing(bench):
     ("arguments", "message"),
     [
         (["--limit", "0"], "--limit must be at least 1"),
+        (["--limit", "some"], "--limit must be a number of images or 'all', not 'some'"),
+        (["--limit", ""], "--limit must be a number of images or 'all', not ''"),
+        (["--limit", "²"], "--limit must be a number of images or 'all', not '²'"),
         (["--limit", "41"], "there are 40 images"),
         (["--suite", "tyo"], "did you mean 'toy'"),
         (["--bits", "W44"], "try W4A8"),

@@ -80,9 +80,9 @@ def test_a_plugin_whose_check_cannot_be_passed_names_no_other(monkeypatch):
         found.get("mine")
 
 
-@pytest.mark.parametrize("look", [{"other": 5}, {"one": 0}])
+@pytest.mark.parametrize("look", [{"other": 5}, {"one": 0}, {"one": "5"}, {"one": True}, {"one": 2.5}, [5]])
 def test_a_first_look_is_at_images_of_an_own_suite(look):
-    with pytest.raises(UsageError, match="its first look is at"):
+    with pytest.raises(UsageError, match="its first look is"):
         TaskInfo("mine", "", {"one": ""}, "mine:open", first_look=look).check()
 
 

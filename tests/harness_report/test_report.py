@@ -259,14 +259,14 @@ def test_figure_has_a_panel_a_model_and_all_methods_once(store: Store) -> None:
 
 
 def test_lines_of_the_figure_join_precisions_that_differ_in_bits_alone(store: Store) -> None:
-    bits = ["W4A4", "W8A8", "W4A8", "MP4.5", "MP6.5", "MXFP4A8", "MXFP4E2M1AMXFP8"]
+    bits = ["W4A4", "W8A8", "W4A8", "MP4.5", "MP6.5", "MXFP4A8", "MXFP8A8", "MXFP8E5M2A8"]
     fake.fill(store, models=["vit_a"], seeds=2, bits=bits)
     figure = accuracy_figure(frames(store)[1])
     assert isinstance(figure, Figure)
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     found = {tuple(ticks[round(x)] for x in container[0].get_xdata()) for container in figure.axes[0].containers}
-    assert found == {("W4A4", "W4A8", "W8A8"), ("MP4.5", "MP6.5"), ("MXFP4A8",), ("MXFP4E2M1AMXFP8",)}
-    assert len(figure.axes[0].containers) == 4 * len(fake.LOSSES)
+    assert found == {("W4A4", "W4A8", "W8A8"), ("MP4.5", "MP6.5"), ("MXFP4A8",), ("MXFP8A8",), ("MXFP8E5M2A8",)}
+    assert len(figure.axes[0].containers) == 5 * len(fake.LOSSES)
 
 
 def test_gallery_shows_equal_images_once_and_bits_only_where_they_matter() -> None:

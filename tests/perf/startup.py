@@ -47,7 +47,7 @@ def stored(store: Store, cells: int) -> list[str]:
     for planned in make_plan(request, catalog, store).cells:
         outcomes = _outcomes(planned.cell)
         store.save(_record(planned.cell, catalog, outcomes), outcomes)
-    return ["--methods", SWEEP, "--bits", ",".join(BITS), "--seeds", str(seeds), "--no-references"]
+    return ["--methods", SWEEP, "--bits", ",".join(BITS), "--seeds", str(seeds), "--limit", "all", "--no-references"]
 
 
 def _outcomes(cell: Cell) -> pd.DataFrame:

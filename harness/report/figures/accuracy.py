@@ -97,8 +97,8 @@ def _draw(axis: Axes, panel: pd.DataFrame, styles: dict[str, Style]) -> None:
 
 
 def _kind(bits: str) -> str:
-    """What precisions have in common that differ in their bits alone: `W4A8` and `W4A4`, not `MP4.5` or `MXFP4A8`."""
-    return re.sub(r"\d+(?:\.\d+)?", "", re.sub(r"E\d+M\d+", "", bits))
+    """What precisions have in common that differ in their bits alone: `W4A8` and `W4A4`, not `MP4.5` or a format."""
+    return bits if "MX" in bits else re.sub(r"\d+(?:\.\d+)?", "", bits)
 
 
 def _error(row: dict[Any, Any]) -> tuple[float, float]:
