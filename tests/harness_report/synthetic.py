@@ -72,13 +72,18 @@ def outcome(accuracy: float, seed: int, images: int = IMAGES) -> np.ndarray:
     return 0.9 * shared + 0.1 * own < accuracy / 100
 
 
+# How many times a method's loss at W8A8 others are.
+FACTORS = {"W8A8": 1, "W4A8": 3, "W6A6": 2, "W4A4": 6, "W3A3": 12, "MP4.5": 4, "MP6.5": 2}
+FACTORS |= dict.fromkeys(("MXFP4A8", "MXFP8A8", "MXFP8E5M2A8"), 4)
+
+
 def fill(store: Store, models: Sequence[str] = MODELS, seeds: int = 3, bits: Sequence[str] = ("W8A8", "W4A4")) -> None:
     """Save a sweep: float, floor, two methods and ceiling."""
     for place, model in enumerate(models):
         top = 91.0 - place
         save(store, record(FLOAT, model=model), outcome(top, 0))
         for width in bits:
-            factor = {"W8A8": 1, "W4A8": 3, "W6A6": 2, "W4A4": 6, "W3A3": 12}.get(width, 4)
+            factor = FACTORS[width]
             for method, loss in LOSSES.items():
                 for seed in range(seeds):
                     right = outcome(top - loss * factor, seed + 1)
