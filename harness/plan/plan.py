@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from harness.catalog.code import code_for
 from harness.catalog.registry import check_known
 from harness.catalog.requirements import Unmet, unmet, unsuited
 from harness.identity.cell import FLOAT, FLOAT_BITS, FLOAT_SCHEME, Cell
-from harness.identity.names import parse_name
+from harness.plan.estimate import Basis, Estimator
 from harness.results.provenance import is_stale
 from harness.results.record import Record
 from harness.results.store import Store
@@ -28,7 +27,6 @@ RERUN: Mapping[str, tuple[State, ...]] = {
     "stale": ("new", "skip", "failed", "stale"),
     "all": ("new", "skip", "failed", "stale", "done"),
 }
-_SYNTHESIS = "synthesize"  # the stage of making images
 MOST_SEEDS = 1000
 CLEAN = "clean"  # the corruption that is none
 FITTED_SCHEME = "matmul"  # what calibrators that fit ranges quantize in their papers
@@ -83,14 +81,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Basis:
-    """What an estimate stands on: GPUs or processors that measured, and whether only other models were measured."""
-
-    machines: frozenset[str]
-    other_models: bool
-
-
-@dataclass(frozen=True)
 class Planned:
     """A cell, what is known of it, and the seconds it may take (None: nothing like it was measured before).
 
@@ -142,67 +132,6 @@ class Plan:
         return sum(planned.state == "stale" and not planned.run for planned in self.cells)
 
 
-class Estimator:
-    """Wall time of a cell from those of earlier ones.
-
-    Same model, method and preset count most, then same method and preset; then the same of its variants in brackets.
-    """
-
-    def __init__(self, records: Iterable[Record] = ()) -> None:
-        self._sums: dict[tuple[str, ...], tuple[float, int]] = {}  # seconds of a group of cells, and their number
-        self._machines: dict[tuple[str, ...], frozenset[str]] = {}  # what measured a group
-        self._making: dict[tuple[str, ...], float] = {}  # seconds of the last images that were made in a group
-        for record in records:
-            self.learn(record)
-
-    def learn(self, record: Record) -> None:
-        """Take a record into account, unless it ended early."""
-        if record.status == "ok":
-            machine = _machine(record)
-            for group in _groups(record.cell):
-                total, number = self._sums.get(group, (0.0, 0))
-                self._sums[group] = total + record.seconds, number + 1
-                if machine not in self._machines.get(group, ()):
-                    self._machines[group] = self._machines.get(group, frozenset()) | {machine}
-                if _SYNTHESIS in record.stages:
-                    self._making[group] = record.stages[_SYNTHESIS].seconds
-
-    def seconds(self, cell: Cell) -> float | None:
-        """Estimate, or None if no such method was measured."""
-        total, number = next((self._sums[group] for group in _groups(cell) if group in self._sums), (0.0, 0))
-        return total / number if number else None
-
-    def basis(self, cell: Cell) -> Basis | None:
-        """What `seconds` stands on; None if it is None."""
-        for number, group in enumerate(_groups(cell)):
-            if group in self._sums:
-                return Basis(self._machines[group], other_models=number % 2 == 1)
-        return None
-
-    def making(self, cell: Cell) -> float | None:
-        """Seconds that the synthesis of its images may take, None if no such method was measured."""
-        return next((self._making[group] for group in _groups(cell) if group in self._making), None)
-
-
-def _machine(record: Record) -> str:
-    hardware = record.provenance.hardware
-    return str(hardware.get("gpu") or hardware.get("processor") or "an unknown machine")
-
-
-def _groups(cell: Cell) -> tuple[tuple[str, ...], ...]:
-    own = (cell.task, cell.method, cell.preset, str(cell.limit))
-    family = ("variants", cell.task, _without_brackets(cell.method), cell.preset, str(cell.limit))
-    return (*own, cell.model), own, (*family, cell.model), family
-
-
-@cache
-def _without_brackets(method: str) -> str:
-    try:
-        return "+".join(part.name for part in parse_name(method))
-    except UsageError:  # the name in a record need not be one
-        return method
-
-
 def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     """Expand, de-duplicate and order the cells, and look up which are there.
 
@@ -231,15 +160,15 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
             as_evaluated(suite, _named(corruption))
     estimator = Estimator(records.values())
     cells: dict[str, tuple[Cell, str, str | None]] = {}
+    limits = {suite.task: _limit(request, catalog, suite) for suite in suites}
     notices: list[str] = []
     for suite, requested, weights, reasons in _models(request, suites, methods):
-        limit = _limit(request, catalog, suite)
+        limit = limits[suite.task]
         if limit != request.limit:
             notices.append(
                 f"{suite.task} on {suite.name}: the first {limit:,} evaluation images; --limit all takes all of them"
             )
-        of_suite = replace(request, limit=limit)
-        for cell in _cells(of_suite, asked, suite, suite.canonical_name(requested), weights):
+        for cell in _cells(replace(request, limit=limit), asked, suite, suite.canonical_name(requested), weights):
             cells.setdefault(cell.key, (cell, requested, reasons.get((cell.method, cell.scheme))))
         notices += suite.notices(requested) if hasattr(suite, "notices") else ()
     shared = {method.name: method.images for method in methods}

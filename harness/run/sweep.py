@@ -7,7 +7,8 @@ from collections.abc import Callable
 from rich.console import Console
 
 from harness.api.errors import UsageError
-from harness.plan.plan import Estimator, Plan
+from harness.plan.estimate import Estimator
+from harness.plan.plan import Plan
 from harness.results.record import Record
 from harness.results.store import Store
 from harness.run.display import Display

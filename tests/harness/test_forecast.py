@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.plan.plan import Basis, Plan, Planned
+from harness.plan.estimate import Basis
+from harness.plan.plan import Plan, Planned
 from harness.run.forecast import sentences, wall
 
 HERE = frozenset({"this one"})

@@ -19,7 +19,8 @@ import pytest
 import harness.results.store
 from harness.api.errors import UsageError
 from harness.io.files import open_regular, prepare_folder, read_regular
-from harness.plan.plan import Estimator, Request, make_plan
+from harness.plan.estimate import Estimator
+from harness.plan.plan import Request, make_plan
 from harness.results import sidecars
 from harness.results.merge import merge
 from harness.results.record import Failure, Provenance, Record

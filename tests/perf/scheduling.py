@@ -1,6 +1,6 @@
 """How well hosts are used, simulated: `python tests/perf/scheduling.py`, a minute on one core.
 
-The scheduler is the real one (`harness.run.work.Work`, with what `harness.plan.plan.Estimator` learns on the way);
+The scheduler is the real one (`harness.run.work.Work`, with what `harness.plan.estimate.Estimator` learns on the way);
 hosts, time and failures are not. Durations are recorded ones: durations.csv has the seconds of 221 cells of the suites
 embedded (2,000 images, preset default) and cifar10 (1,000 images, preset quick), measured one after the other with one
 thread on an Intel Xeon, by suite, model, method, bits and seed: `seconds` without the synthesis of the images, `images`
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the script is run by its path
 
 from harness.identity.cell import Cell  # noqa: E402
-from harness.plan.plan import Estimator  # noqa: E402
+from harness.plan.estimate import Estimator  # noqa: E402
 from harness.run.work import Work  # noqa: E402
 
 DURATIONS = Path(__file__).with_name("durations.csv")

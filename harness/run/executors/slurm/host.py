@@ -20,7 +20,7 @@ from harness.catalog.code import code_for
 from harness.identity.cell import Cell
 from harness.identity.code import Code
 from harness.io.files import this_machine
-from harness.plan.plan import Estimator
+from harness.plan.estimate import Estimator
 from harness.results.record import Failure
 from harness.results.store import Store
 from harness.run.executors.remote import LOST, Facts, adopt, lack, machine, objection, with_losses
