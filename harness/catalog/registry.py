@@ -25,6 +25,7 @@ class Plugin(Protocol):
 
 
 T = TypeVar("T", bound=Plugin)
+FEW = 12  # names that a sentence lists beside the one that was meant
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,14 @@ def check_known(noun: str, name: str, known: Collection[str]) -> None:
     """Check a name that the user typed.
 
     Raises:
-        UsageError: `name` is not known; the message suggests the closest one and lists all.
+        UsageError: `name` is not known; the message suggests the closest one, and lists all if none is close or
+            they are few.
     """
     if name in known:
         return
-    raise UsageError(f"unknown {noun} '{name}'; {closest(name, known)}known: {', '.join(sorted(known)) or 'none'}")
+    near = closest(name, known)
+    names = f"known: {', '.join(sorted(known)) or 'none'}" if not near or len(known) <= FEW else ""
+    raise UsageError(f"unknown {noun} '{name}'; {near}{names}".rstrip())
 
 
 class Registry(Generic[T]):

@@ -21,6 +21,7 @@ from harness.cli.options import (
     once,
     parse_overrides,
     split,
+    typed,
 )
 from harness.identity.names import split_outside_brackets
 
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
     from harness.results.store import Store
 
 
+# What a record of --from says of its cell; --models may name it by another path.
+OF_THE_RECORD = ("bits", "schemes", "task", "suite", "seed", "limit", "preset", "option")
+
+
 def export(  # noqa: PLR0917 - typer passes them by name
+    ctx: typer.Context,
     method: Annotated[
         str, typer.Argument(metavar="[METHOD]", help="METHOD or SOURCE+CALIBRATOR, perhaps [OPTION=VALUE,...].")
     ] = "",
@@ -73,24 +79,20 @@ def export(  # noqa: PLR0917 - typer passes them by name
     from harness.export.export import Wish, export_cells
     from harness.export.remake import check_exportable
     from harness.io.files import prepare_folder
-    from harness.plan.plan import CLEAN, Request, make_plan
+    from harness.plan.plan import Request, make_plan
     from harness.results.store import Store
     from harness.run.image_cache import prepare_cache
     from harness.run.machine import usable_cores
     from harness.run.runner import Settings
 
-    if bool(method) == (from_ is not None):
-        raise UsageError("name either a method, or a results folder with --from FOLDER --key KEY")
+    _check_choice(ctx, method, from_, key)
     catalog = Catalog.default()
     request: dict[str, Any] = {"data_root": data_root, "trust_configs": trust_configs, "references": False}
     if from_ is not None:
         store = Store(_folder(from_, out))
         stored = _stored(store, key)
         check_exportable(stored)
-        request |= {"methods": (stored.method,), "models": once([models or stored.model]), "tasks": (stored.task,)}
-        request |= {"suite": stored.suite, "limit": stored.limit, "bits": (stored.bits,), "schemes": (stored.scheme,)}
-        request |= {"corruptions": (stored.corruption or CLEAN,)}
-        request |= {"seeds": stored.seed + 1, "preset": stored.preset, "overrides": _overrides(stored)}
+        request |= _as_recorded(stored) | ({"models": (models,)} if models else {})
     else:
         store = Store(out or Path("results", "runs", suite))
         request |= {"methods": (method,), "models": once(map(str.strip, split_outside_brackets(models)))}
@@ -121,6 +123,17 @@ def export(  # noqa: PLR0917 - typer passes them by name
     raise typer.Exit(export_cells(cells, settings, store, Wish(to, chosen, allow_float), make_console()))
 
 
+def _check_choice(ctx: typer.Context, method: str, from_: Path | None, key: str) -> None:
+    """See to it that the cell is named in one of the two ways, and by nothing of the other."""
+    if bool(method) == (from_ is not None):
+        raise UsageError("name either a method, or a results folder with --from FOLDER --key KEY")
+    if from_ is None and key:
+        raise UsageError("--key names a cell of a results folder; give that with --from FOLDER, and no method")
+    beside = [f"--{name}" for name in OF_THE_RECORD if typed(ctx, name)] if from_ is not None else []
+    if beside:
+        raise UsageError(f"with --from a cell is exported as its record has it; leave out {', '.join(beside)}")
+
+
 def _folder(from_: Path, out: Path | None) -> Path:
     from harness.io.files import is_folder
 
@@ -142,8 +155,24 @@ def _stored(store: Store, key: str) -> Cell:
     return found[0].cell
 
 
-def _overrides(cell: Cell) -> dict[str, dict[str, Any]]:
-    """All options of a cell, as the command line would give them."""
+def _as_recorded(cell: Cell) -> dict[str, Any]:
+    """The fields of a `Request` that asks for the cell."""
+    from harness.plan.plan import CLEAN
+
     parts = cell.options.get("parts", {})
     assert isinstance(parts, dict)
-    return {name.partition(":")[2]: dict(values) for name, values in parts.items() if isinstance(values, dict)}
+    return {
+        "methods": (cell.method,),
+        "models": (cell.model,),
+        "bits": (cell.bits,),
+        "schemes": (cell.scheme,),
+        "tasks": (cell.task,),
+        "suite": cell.suite,
+        "seeds": cell.seed + 1,
+        "limit": cell.limit,
+        "corruptions": (cell.corruption or CLEAN,),
+        "preset": cell.preset,
+        "overrides": {
+            name.partition(":")[2]: dict(values) for name, values in parts.items() if isinstance(values, dict)
+        },
+    }

@@ -76,7 +76,7 @@ class _Commands(TyperGroup):
     def _refused(error: Any, name: str | None) -> typer.Exit:
         """Say what is wrong with the arguments of the command `name`; the exit to raise."""
         command = "" if name is None else f"{name} "
-        typer.echo(f"Error: {visible(error.format_message())} ({command}--help says what there is)", err=True)
+        typer.echo(f"Error: {visible(error.format_message())}; {command}--help says what there is", err=True)
         return typer.Exit(USAGE)
 
 

@@ -70,6 +70,11 @@ def split(text: str) -> tuple[str, ...]:
     return once(part.strip() for part in text.split(","))
 
 
+def typed(ctx: typer.Context, name: str) -> bool:
+    """Whether the user gave the option, rather than its default."""
+    return getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"
+
+
 def once(parts: Iterable[str]) -> tuple[str, ...]:
     """The parts that are not empty, each once."""
     return tuple(dict.fromkeys(part for part in parts if part))

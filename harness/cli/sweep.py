@@ -35,6 +35,7 @@ from harness.cli.options import (
     once,
     parse_overrides,
     split,
+    typed,
     where,
 )
 from harness.identity.names import split_names, split_outside_brackets
@@ -148,9 +149,9 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         methods=once(split_names(methods)),
         models=once(map(str.strip, split_outside_brackets(models))),
         bits=split(bits),
-        bits_typed=_typed(ctx, "bits"),
-        fitted=split(fitted) if _typed(ctx, "fitted") or not _typed(ctx, "bits") else (),
-        fitted_schemes=split(schemes) if _typed(ctx, "schemes") else (FITTED_SCHEME,),
+        bits_typed=typed(ctx, "bits"),
+        fitted=split(fitted) if typed(ctx, "fitted") or not typed(ctx, "bits") else (),
+        fitted_schemes=split(schemes) if typed(ctx, "schemes") else (FITTED_SCHEME,),
         schemes=split(schemes),
         tasks=split(tasks),
         suite=suite,
@@ -165,7 +166,7 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         trust_configs=trust_configs,
     )
     if ablation:
-        unset = {name: value for name, value in ABLATION.items() if not _typed(ctx, name)}
+        unset = {name: value for name, value in ABLATION.items() if not typed(ctx, name)}
         request = replace(request, ablation=ablation, **unset)
     from harness.results.store import Store
     from harness.run.sinks import open_sink
@@ -188,11 +189,6 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         dry=dry,
     )
     raise typer.Exit(code)
-
-
-def _typed(ctx: typer.Context, name: str) -> bool:
-    """Whether the user gave the option, rather than its default."""
-    return getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"
 
 
 def carry_out(

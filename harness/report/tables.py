@@ -15,7 +15,7 @@ from harness.catalog import metrics
 from harness.io import text as safe
 from harness.report import notes as noted
 from harness.report import verdicts
-from harness.report.frame import CONTEXT, GROUP
+from harness.report.frame import GROUP
 from harness.report.verdicts import checked, marked, sensitivity, verdict
 
 Shown = Callable[[dict[Any, Any]], str]  # from a row of a frame to what a table shows
@@ -186,18 +186,23 @@ def _for_csv(frame: pd.DataFrame) -> pd.DataFrame:
 
 def groups(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Title and rows of every group; within a scheme the most bits come first."""
-    contexts = len(summary[CONTEXT].drop_duplicates()) > len(summary[["suite", "task"]].drop_duplicates())
+    of_data = ["suite", "task", "data"]
+    several = len(summary[of_data].drop_duplicates()) > len(summary[of_data[:2]].drop_duplicates())
     before_bits = GROUP[:-1]
     by_group = sorted(
         summary.groupby(GROUP),
         key=lambda item: (*item[1][before_bits].iloc[0], bit_order(item[1]["bits"].iloc[0], most=True)),
     )
+    titles: list[str] = []
     for _, group in by_group:
         suite, task, data, _, scheme, bits = group[GROUP].iloc[0]
         images = group["images"].max()
         title = f"{bits}, scheme {scheme}: {task} on {suite}"
         title += f", {images:,.0f} images" if images > 0 else ""
-        yield title + (f" (data {data[:8]})" if contexts else ""), group
+        titles.append(title + (f" (data {data[:8]})" if several else ""))
+    for title, (_, group) in zip(titles, by_group, strict=True):
+        # A limit that is no less than the data takes the same images as none, in cells of another key.
+        yield title + (f" (--limit {group['limit'].iloc[0]})" if titles.count(title) > 1 else ""), group
 
 
 def metric(group: pd.DataFrame) -> str:

@@ -9,7 +9,7 @@ from harness.api.errors import UsageError
 from harness.api.plugins import PluginInfo
 from harness.catalog import registry
 from harness.catalog.catalog import Catalog
-from harness.catalog.registry import Registry
+from harness.catalog.registry import FEW, Registry, check_known
 from harness.cli.options import parse_overrides
 from harness.identity.cell import Cell
 
@@ -97,6 +97,19 @@ def test_preset_and_overrides(catalog):
 def test_bad_names(catalog, text, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         catalog.resolve(text)
+
+
+def test_of_many_names_a_sentence_has_the_close_one_alone():
+    many = [f"method{number}" for number in range(FEW + 1)]
+    for known, said in (
+        (many, "did you mean 'method9'?"),
+        (many[:10], f"did you mean 'method9'? known: {', '.join(many[:10])}"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            check_known("method", "mehtod9", known)
+        assert str(refused.value) == f"unknown method 'mehtod9'; {said}"
+    with pytest.raises(UsageError, match="unknown method 'x'; known: method0, "):
+        check_known("method", "x", many)
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,11 @@ def test_another_outcome_than_the_record_is_refused(cli, tmp_path, monkeypatch) 
         (("noise", "--runtimes", "tensorrt"), "runtime 'tensorrt'"),
         (("--from", "nowhere", "--key", "00"), "there is no results folder nowhere"),
         ((*CELL, "--to", "file/in"), "cannot write to folder file/in"),
+        (
+            ("--from", "run", "--key", "00", "--bits", "W8A8", "--seed", "0", "--option", "noise.images=8"),
+            "a cell is exported as its record has it; leave out --bits, --seed, --option",
+        ),
+        ((*CELL, "--key", "00"), "--key names a cell of a results folder; give that with --from FOLDER"),
     ],
 )
 def test_what_is_refused(cli, tmp_path, arguments, sentence) -> None:

@@ -212,6 +212,15 @@ def test_variants_of_one_name_stay_apart(store: Store) -> None:
     assert summary.groupby(["model", "limit"]).ngroups == 3
 
 
+def test_tables_of_equal_images_under_two_limits_have_two_titles(store: Store) -> None:
+    """A limit of as many images as there are takes the same ones as none, in cells of another key."""
+    for limit in (None, fake.IMAGES):
+        fake.save(store, fake.record("clamp", limit=limit), fake.outcome(80, 0))
+    titles = [title for title, _ in tables.groups(frames(store)[1])]
+    same = "W8A8, scheme full: classification on embedded, 400 images"
+    assert titles == [f"{same} (--limit 400)", f"{same} (--limit all)"]
+
+
 def test_latex_is_booktabs_and_escaped(store: Store) -> None:
     fake.fill(store, models=["vit_a"], bits=["W8A8"])
     text = tables.latex(frames(store)[1])
