@@ -47,6 +47,8 @@ def run_and_report(
         finally:
             runs.close()
             reporter.finish()
+    elif sink is not None:
+        console.print("No cell was left to run, so that nothing new went to the tracker.", soft_wrap=True)
     records = store.records()
     code = exit_code(plan, records)
     kept = {record.cell.key for record in records if record.status == "ok"} & {record.key for record in failures}

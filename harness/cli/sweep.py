@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.api.errors import UsageError
 from harness.api.plugins import PRESETS
 from harness.catalog.catalog import Catalog
 from harness.cli.options import (
@@ -171,6 +172,8 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     from harness.results.store import Store
     from harness.run.sinks import open_sink
 
+    if sink and detach:
+        raise UsageError("--sink and --detach contradict each other, since no result comes back; leave one out")
     tracker = open_sink(sink) if sink else None
     store = Store(out or Path("results", "runs", f"{suite}-ablation" if ablation else suite))
     console = make_console()
@@ -206,7 +209,7 @@ def carry_out(
     """Show a plan and, unless it is `dry`, measure and report it; the exit code.
 
     Raises:
-        UsageError: a folder cannot be written, or the executor cannot be had.
+        UsageError: a folder cannot be written, the executor cannot be had, or what it is asked for contradicts itself.
     """
     from harness.io.exit_codes import OK
     from harness.io.files import prepare_folder
@@ -217,10 +220,10 @@ def carry_out(
 
     for text in store.sentences():
         typer.echo(text, err=True)
+    hosts, threads, text = divided(asked.executor, asked.device, asked.asked, asked.threads)
     if not dry:  # after planning, so that a mistyped name leaves no folder behind
         prepare_folder(store.folder, "--out")
         prepare_cache(asked.cache, "--cache")
-    hosts, threads, text = divided(asked.executor, asked.device, asked.asked, asked.threads)
     at_home = asked.executor in HERE
     show_plan(plan, console, hosts.jobs or (1 if at_home else None), computes(asked.device) if at_home else None)
     if plan.todo:

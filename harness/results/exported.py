@@ -125,7 +125,11 @@ def read_exported(folder: Path) -> tuple[list[Exported], dict[Path, str]]:
         return found, problems
     for name in sorted(each for each in names_in(place) if each.endswith(".json")):
         try:
-            found.append(Exported.model_validate_json(read_regular(place / name)))
+            exported = Exported.model_validate_json(read_regular(place / name))
+            if f"{exported.key}.json" == name:
+                found.append(exported)
+            else:
+                problems[place / name] = "does not hold the cell that its name says"
         except OSError as error:
             problems[place / name] = f"cannot be read ({reason(error)})"
         except ValidationError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from rich.console import Console
 from toy_sweep import TWO
 
 from harness.api.errors import UsageError
+from harness.api.plugins import RESOURCES
 from harness.results.store import Store
 from harness.run.display import Display
 from harness.run.executors.base import Resources
-from harness.run.executors.registry import find_executor, open_executor
+from harness.run.executors.registry import divided, find_executor, open_executor
 from harness.run.work import Work
 
 RUNS = Path("results/runs/toy")
@@ -62,11 +64,30 @@ def test_cells_without_a_result_are_an_error(bench):
         (["--executor", "workre"], "unknown executor 'workre'; did you mean 'worker'?"),
         (["--executor", "worker", "--in-process"], "contradict each other"),
         (["--executor", "toybackwards", "--timeout", "3"], "--timeout: executor 'toybackwards' has no use for it"),
+        *(
+            (["--executor", name, *asked], message)
+            for name in ("ray", "slurm")
+            for asked, message in (
+                (["--cpus", "2", "--threads", "8"], "--threads 8 and --cpus 2 contradict each other; give no more"),
+                (["--device", "cpu", "--gpus", "1"], "--device cpu and --gpus 1 contradict each other; leave one out"),
+            )
+        ),
+        (["--executor", "slurm", "--slurm", "time=5,time=9"], "--slurm gives time twice, 5 and 9; leave one out"),
+        (["--executor", "slurm", "--slurm", "mem-per-cpu=1G,mem_per_cpu=2G"], "--slurm gives mem-per-cpu twice"),
     ],
 )
 def test_a_name_that_does_not_fit_is_refused_before_anything_runs(bench, arguments, message):
     assert message in bench(*arguments, code=2).stderr
     assert not RUNS.exists()
+
+
+def test_hosts_elsewhere_have_a_thread_for_each_cpu_unless_told_fewer():
+    for threads, cpus, found in ((None, 4, 4), (2, 4, 2), (4, 4, 4), (8, None, 8), (None, None, 1)):
+        assert divided("slurm", "auto", Resources(cpus=cpus, gpus=1), threads)[1] == found
+
+
+def test_executors_may_accept_all_that_users_can_say():
+    assert tuple(each.name for each in fields(Resources)) == RESOURCES
 
 
 def test_what_the_projects_own_can_do():

@@ -12,6 +12,8 @@ from harness.api.errors import UsageError
 from harness.identity.cell import Cell
 from harness.report import write_report
 from harness.report.page.page import Images, page
+from harness.report.results import load
+from harness.results.exported import Difference, Exported, InRuntime, keep_exported, read_exported
 from harness.results.merge import merge
 from harness.results.record import Failure, Provenance, Record
 from harness.results.store import Store
@@ -213,3 +215,76 @@ def test_a_record_of_a_key_with_brackets_is_the_same_cell(fill, tmp_path, right,
         assert (merged.copied, merged.same, len(merged.conflicts)) == (1, 1 - conflicts, conflicts)
         assert len(Store(target).records()) == 1
         assert len(Store(target).conflicts()) == conflicts
+
+
+@pytest.fixture
+def exported(toy_cell):
+    """Keeps what is known of an exported cell in a folder's `exported/`, as of that time."""
+
+    def keep(folder: Path, seed: int, made: str = "2026-01-01") -> Path:
+        cell = toy_cell(seed=seed)
+        none = Difference(same=100.0, mean=0.0, rms=0.0, largest=0.0)
+        one = InRuntime(
+            runtime="abacus", version="1", supported=True, metrics={"top1": 50.0}, float_metrics={}, to_fake=none,
+            relative=0.0, verdict="same", computed=[],
+        )  # fmt: skip
+        whole = Exported(
+            key=cell.key, cell=cell, primary_metric="top1", images=10, metrics={"top1": 50.0}, float_metrics={},
+            quantization=none, files={}, runtimes=[one], processor={"processor": "Slide rule"}, features=[], code="c",
+            versions={}, made=made,
+        )  # fmt: skip
+        path = folder / "exported" / f"{cell.key}.json"
+        keep_exported(whole, path)
+        return path
+
+    return keep
+
+
+def test_exports_come_along(cli, catalog, fill, exported, tmp_path):
+    a, b = fill("a", {0: [1]}), fill("b", {1: [2]})
+    for folder, seed in ((a.folder, 0), (b.folder, 0), (b.folder, 1)):
+        exported(folder, seed)
+    shown = cli("merge", "a", "b", "--into", "c").output
+    assert "2 exports copied to c/exported, 1 were there already, 0 contradict what was there." in shown
+    assert contents(tmp_path / "c") == contents(a.folder) | contents(b.folder)
+    assert len(load(Store(tmp_path / "c"), catalog).exported) == 2
+    fill("e", {2: [1]})
+    assert "exports" not in cli("merge", "e", "--into", "f").output
+
+
+def test_another_export_of_a_cell_is_kept_aside_and_shown(cli, fill, exported, tmp_path):
+    a, b = fill("a", {0: [1]}), fill("b", {0: [1]})
+    exported(a.folder, 0)
+    exported(b.folder, 0, made="2026-02-02")
+    shown = cli("merge", "a", "b", "--into", "c", code=1).output
+    assert "CONFLICT exported toy tiny toynoise W4A8 full seed 0" in shown
+    assert "    c/exported: abacus top1 50.0000 (made 2026-01-01 on Slide rule)" in shown
+    assert "/exported: abacus top1 50.0000 (made 2026-02-02 on Slide rule)" in shown
+    assert "0 were there already, 1 contradict what was there." in shown
+    assert "Of 1 cells c now has exports that contradict each other" in shown
+    into = tmp_path / "c"
+    (other,) = (into / "conflicts").rglob("*.json")
+    assert read_exported(into) == read_exported(a.folder)
+    assert read_exported(other.parents[1]) == read_exported(b.folder)
+    before = contents(into)
+    cli("merge", "a", "b", "--into", "c", code=1)  # the same one twice has one place
+    assert contents(into) == before
+    cli("merge", "c", "--into", "d", code=1)  # it travels
+    assert contents(tmp_path / "d") == before
+    other.unlink()
+    cli("merge", "a", "--into", "c")
+
+
+def test_exports_that_cannot_be_used_are_left_where_they_are(cli, fill, exported, tmp_path):
+    a, b = fill("a", {0: [1]}), fill("b", {0: [1]})
+    good, bad = exported(a.folder, 0), exported(b.folder, 0)
+    bad.write_text("{}")
+    good.with_name("other.json").write_bytes(good.read_bytes())
+    shown = cli("merge", "a", "b", "--into", "c", code=3).output
+    assert "LEFT OUT record b/exported/" in shown
+    assert "other.json does not hold the cell that its name says; it is left out, nothing was deleted" in shown
+    assert contents(tmp_path / "c" / "exported") == {good.name: good.read_bytes()}
+    shown = cli("merge", "a", "--into", "b", code=1).output  # of which the own one cannot be used
+    assert bad.read_text() == "{}"
+    assert "CONFLICT exported" in shown
+    assert "is no export" in shown

@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 
 from harness.api.errors import UsageError
-from harness.api.plugins import Options, PluginInfo, TaskInfo
+from harness.api.plugins import ExecutorInfo, Options, PluginInfo, TaskInfo
 from harness.catalog.catalog import Catalog
 from harness.catalog.registry import Registry
 from harness.cli.options import parse_overrides
@@ -48,6 +48,7 @@ def registry(monkeypatch, plugin, expected=PluginInfo) -> Registry:
         ({"presets": {"fast": {}}}, "it has options for preset 'fast'"),
         ({"presets": {"paper": {"steps": 1}}}, "its preset 'paper' does not fit"),
         ({"target": "mine.Mine"}, "its target 'mine.Mine' is not of the form module:attribute"),
+        ({"requires": "mine.lacks"}, "its requires 'mine.lacks' is not of the form module:attribute"),
     ],
 )
 def test_k3_a_plugin_with_a_bad_field_is_found_when_listed(monkeypatch, fields, message):
@@ -77,6 +78,12 @@ def test_k3_a_module_that_ends_the_program_when_imported_is_unusable_alone(monke
 def test_a_plugin_whose_check_cannot_be_passed_names_no_other(monkeypatch):
     found = registry(monkeypatch, TaskInfo("mine", "", {}, "mine:open"), TaskInfo)
     with pytest.raises(UsageError, match="'mine' of dfqbench is not usable: it has no suite"):
+        found.get("mine")
+
+
+def test_an_executor_accepts_what_users_can_say(monkeypatch):
+    found = registry(monkeypatch, ExecutorInfo("mine", "", "mine:Mine", accepts=("jobs", "tiemout")), ExecutorInfo)
+    with pytest.raises(UsageError, match=r"it accepts 'tiemout'; did you mean 'timeout'\? known: timeout, jobs, "):
         found.get("mine")
 
 

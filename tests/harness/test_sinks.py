@@ -69,8 +69,10 @@ def test_a_run_a_cell(bench, tracker, name):
     assert calls[4][1]["top1"] == record.metrics["top1"]
     assert calls[4][1]["mean_weight_bits"] == 4.0
     calls.clear()
-    bench("--sink", name)  # nothing is measured again, nothing is sent again
+    said = "No cell was left to run, so that nothing new went to the tracker."
+    assert said in bench("--sink", name).output  # nothing is measured again, nothing is sent again
     assert calls == []
+    assert said not in bench().output
 
 
 def bench_folder():
@@ -107,6 +109,13 @@ def test_a_missing_package_is_one_sentence(bench, monkeypatch, name):
 
 def test_an_unknown_sink(bench):
     assert "did you mean 'mlflow'?" in bench("--sink", "mlfow", code=2).stderr
+
+
+def test_a_tracker_hears_nothing_of_jobs_that_go_on_alone(cli):
+    arguments = [word for word in BENCH if word != "--in-process"]
+    refused = cli(*arguments, "--executor", "slurm", "--detach", "--sink", "wandb", code=2).stderr
+    assert "--sink and --detach contradict each other, since no result comes back; leave one out" in refused
+    assert not bench_folder().exists()
 
 
 def test_failed_cells_are_not_sent(cli, monkeypatch, tracker):

@@ -328,7 +328,10 @@ def test_the_time_left_is_what_slurm_says(commands):
     [
         ({"time": "soon"}, "--slurm time=soon: write it as Slurm does"),
         ({"array": "0-9"}, "--slurm array=...: dfqbench says this itself"),
-        ({"job_name": "x"}, "--slurm job-name=...: dfqbench says this itself"),
+        ({"job-name": "x"}, "--slurm job-name=...: dfqbench says this itself"),
+        ({"cpus-per-task": "8"}, "--slurm cpus-per-task=8: say it with --cpus, and leave it out here"),
+        ({"gpus-per-node": "2"}, "--slurm gpus-per-node=2: say it with --gpus, and leave it out here"),
+        ({"gpus": "2"}, "--slurm gpus=2: say it with --gpus, and leave it out here"),
         ({"cluster": "moon"}, "--slurm cluster=moon: it is slurm or local"),
         ({"cluster": "local", "partition": "x"}, "cluster=local knows only time"),
     ],
@@ -337,6 +340,23 @@ def test_what_cannot_be_asked_for_is_refused(commands, asked, said):
     commands()
     with pytest.raises(UsageError, match=said):
         scheduler(asked)
+
+
+def test_gpus_are_asked_for_once(commands):
+    commands()
+    with pytest.raises(UsageError, match="--gpus 1 and --slurm gres=gpu:h200:2 both ask for GPUs; leave one out"):
+        scheduler({"gres": "gpu:h200:2"}, gpus=1.0)
+    scheduler({"gres": "gpu:h200:2"})
+    scheduler({"gres": "license:1"}, gpus=1.0)
+
+
+def test_what_has_no_effect_on_the_local_cluster_is_refused():
+    local = {"cluster": "local"}
+    with pytest.raises(UsageError, match="--gpus 4: --slurm cluster=local reserves no GPUs; leave it out"):
+        scheduler(local, gpus=4.0)
+    with pytest.raises(UsageError, match="--cpus 4: --slurm cluster=local reserves no CPUs, and --threads 2 is all"):
+        scheduler(local, cpus=4, threads=2)
+    scheduler(local, cpus=4, threads=4)  # as when --cpus alone says the threads
 
 
 def test_a_machine_without_slurm_and_shares_of_gpus_are_refused(commands, monkeypatch):
@@ -371,7 +391,7 @@ def test_what_sbatch_says_is_one_sentence(commands, tmp_path, capfd):
 def test_what_is_asked_of_sbatch(commands, tmp_path):
     pytest.importorskip("submitit")
     commands(sbatch=f'cp "$1" {tmp_path}/script; echo "Submitted batch job 12"')
-    asked = {"partition": "gpu", "time": "02:00:00", "mem_per_cpu": "2G"}
+    asked = {"partition": "gpu", "time": "02:00:00", "mem-per-cpu": "2G"}
     assert scheduler(asked, 4, 1.0).submit(tmp_path / "jobs", print, 2, "dfqbench-q") == ("12_0", "12_1")
     lines = (tmp_path / "script").read_text().splitlines()
     for option in ("array=0-1%2", "job-name=dfqbench-q", "partition=gpu", "time=02:00:00", "mem-per-cpu=2G"):
@@ -379,6 +399,13 @@ def test_what_is_asked_of_sbatch(commands, tmp_path):
     for option in ("cpus-per-task=4", "gpus-per-node=1", "requeue", "open-mode=append"):
         assert f"#SBATCH --{option}" in lines
     assert any("srun" in line and "--cpus-per-task=4" in line for line in lines)
+
+
+def test_hosts_have_a_cpu_for_each_thread(commands, tmp_path):
+    pytest.importorskip("submitit")
+    commands(sbatch=f'cp "$1" {tmp_path}/script; echo "Submitted batch job 12"')
+    scheduler({}, threads=3).submit(tmp_path / "jobs", print, 1, "q")
+    assert "#SBATCH --cpus-per-task=3" in (tmp_path / "script").read_text().splitlines()
 
 
 def test_cells_that_run_are_shown_with_hosts_and_time(open_one, cells, cluster, store):

@@ -43,7 +43,7 @@ class RayCluster:
 
     def __init__(self, settings: Settings, resources: Resources | None = None) -> None:
         resources = resources or Resources()
-        _check_gpus(settings.device, resources.gpus)
+        _check_gpus(resources.gpus)
         self._ray = connect(resources.address)
         gpus = _gpus(settings.device, resources.gpus, self._ray.nodes())
         settings = replace(settings, device="cuda" if gpus else "cpu")
@@ -153,9 +153,7 @@ def reason(error: Exception) -> str:
     return (lines or [type(error).__name__])[-1][:_LONGEST]  # where an exception stands below a traceback
 
 
-def _check_gpus(device: str, gpus: float | None) -> None:
-    if gpus and device == "cpu":
-        raise UsageError(f"--device cpu and --gpus {gpus:g} contradict each other; leave one out")
+def _check_gpus(gpus: float | None) -> None:
     if gpus and gpus > 1 and gpus != int(gpus):
         raise UsageError(f"--gpus {gpus:g}: above one, Ray gives whole GPUs only")
 

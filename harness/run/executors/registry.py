@@ -82,6 +82,9 @@ def open_executor(name: str, settings: Settings, resources: Resources | None = N
 def divided(name: str, device: str, resources: Resources, threads: int | None) -> tuple[Resources, int, str]:
     """What the user leaves open of the division of this machine, filled in: resources, threads of each cell and one
     sentence about them. Executors elsewhere have their own division; their cells have as many threads as a host's CPUs.
+
+    Raises:
+        UsageError: what the user says of hosts elsewhere contradicts itself.
     """
     if name == WORKER.name:
         found = shares(device, resources.jobs, threads)
@@ -89,5 +92,13 @@ def divided(name: str, device: str, resources: Resources, threads: int | None) -
     if name == IN_PROCESS.name:
         found = shares(device, 1, threads)
         return resources, found.threads, found.text
-    threads = threads or resources.cpus or 1
+    cpus, gpus = resources.cpus, resources.gpus
+    if threads and cpus and threads > cpus:  # a thread more than CPUs only takes turns
+        raise UsageError(
+            f"--threads {threads} and --cpus {cpus} contradict each other; give no more threads than CPUs, or leave "
+            "--threads out"
+        )
+    if gpus and device == "cpu":
+        raise UsageError(f"--device cpu and --gpus {gpus:g} contradict each other; leave one out")
+    threads = threads or cpus or 1
     return resources, threads, f"Executor {name}: each cell with {threads} thread{'s' * (threads > 1)}."

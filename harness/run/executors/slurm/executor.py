@@ -44,12 +44,9 @@ class SlurmExecutor:
         if settings.results is None:
             raise UsageError("--executor slurm needs a results folder on a disk that all nodes share")
         self._results: Path = settings.results
-        cpus = resources.cpus
-        if cpus is not None and cpus < settings.threads:  # a thread more than CPUs only takes turns
-            settings = replace(settings, threads=cpus)
         self._settings = replace(settings, results=None)
         self._resources = resources
-        self._scheduler = scheduler(resources.slurm, cpus or settings.threads, resources.gpus)
+        self._scheduler = scheduler(resources.slurm, resources.cpus, resources.gpus, settings.threads)
         self._store = Store(self._results)
         self._me = host_name("driver")
         self._console = Console(stderr=True)

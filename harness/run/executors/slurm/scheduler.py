@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CLUSTERS = ("slurm", "local")
 # What this program says itself; and what would start several processes that measure the same.
 _OURS = ("array", "error", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal")
+# What --cpus and --gpus say, in sbatch's words: of one task on one node, these mean the same.
+_OF_HOSTS = {"cpus-per-task": "--cpus", "gpus": "--gpus", "gpus-per-node": "--gpus", "gpus-per-task": "--gpus"}
 _OVER = ("COMPLETED", "COMPLETING", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 # Reasons that do not pass by waiting.
 _NEVER = re.compile(
@@ -71,14 +73,21 @@ class Slurm:
         asked: Options of sbatch, by their long names.
         cpus: Of each host.
         gpus: Of each host.
+
+    Raises:
+        UsageError: it is not for `--slurm` to say, Slurm cannot give it, or there is no Slurm here.
     """
 
-    def __init__(self, asked: Mapping[str, str], cpus: int | None, gpus: float | None) -> None:
-        for name in asked:
+    def __init__(self, asked: Mapping[str, str], cpus: int, gpus: float | None) -> None:
+        for name, value in asked.items():
             if name in _OURS:
                 raise UsageError(
                     f"--slurm {name}=...: dfqbench says this itself; leave it out (--jobs, --cpus, --gpus)"
                 )
+            if name in _OF_HOSTS:
+                raise UsageError(f"--slurm {name}={value}: say it with {_OF_HOSTS[name]}, and leave it out here")
+        if gpus is not None and re.match(r"gpu\b", asked.get("gres", "")):
+            raise UsageError(f"--gpus {gpus:g} and --slurm gres={asked['gres']} both ask for GPUs; leave one out")
         if gpus is not None and gpus != int(gpus):
             raise UsageError(f"--gpus {gpus:g}: Slurm gives whole GPUs; ask for shares with --slurm gres=shard:1")
         for command in ("sbatch", "squeue", "scancel", "srun"):
@@ -88,9 +97,8 @@ class Slurm:
                 )
         if "time" in asked:
             seconds_of(asked["time"])
-        self._asked = dict(asked)
-        if cpus:
-            self._asked["cpus-per-task"] = str(cpus)
+        self._cpus = cpus
+        self._asked = {**asked, "cpus-per-task": str(cpus)}
         if gpus:
             self._asked["gpus-per-node"] = str(int(gpus))
 
@@ -103,8 +111,8 @@ class Slurm:
         executor.update_parameters(
             job_name=name, time=None, array_parallelism=number, signal_delay_s=1, additional_parameters=more
         )
-        if "cpus-per-task" in self._asked:  # which srun does not take from its job since Slurm 22.05
-            executor.update_parameters(srun_args=[f"--cpus-per-task={self._asked['cpus-per-task']}"])
+        # srun does not take this from its job since Slurm 22.05.
+        executor.update_parameters(srun_args=[f"--cpus-per-task={self._cpus}"])
         try:
             # submitit shows what sbatch says as well.
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():
@@ -117,11 +125,22 @@ class Slurm:
 
 
 class Local:
-    """submitit's jobs on this machine, where there is no Slurm: for trying things out."""
+    """submitit's jobs on this machine, where there is no Slurm: for trying things out. Nothing is reserved for them.
 
-    def __init__(self, asked: Mapping[str, str], cpus: int | None = None, gpus: float | None = None) -> None:
+    Raises:
+        UsageError: something is asked for that would have no effect.
+    """
+
+    def __init__(self, asked: Mapping[str, str], cpus: int | None, gpus: float | None, threads: int) -> None:
         if set(asked) - {"time"}:
             raise UsageError(f"--slurm {min(set(asked) - {'time'})}=...: cluster=local knows only time; leave it out")
+        if gpus is not None:
+            raise UsageError(f"--gpus {gpus:g}: --slurm cluster=local reserves no GPUs; leave it out")
+        if cpus is not None and cpus != threads:  # else it is what says the threads
+            raise UsageError(
+                f"--cpus {cpus}: --slurm cluster=local reserves no CPUs, and --threads {threads} is all that each cell "
+                "takes; leave it out"
+            )
         self._minutes = ceil(seconds_of(asked["time"]) / 60) if "time" in asked else _LOCAL_MINUTES
 
     def submit(self, folder: Path, host: Callable[[], object], number: int, name: str) -> tuple[str, ...]:
@@ -158,17 +177,20 @@ def cancel(header: Header) -> None:
             subprocess.run(command, capture_output=True, check=False, timeout=_PATIENCE)
 
 
-def scheduler(asked: Mapping[str, str], cpus: int | None = None, gpus: float | None = None) -> Scheduler:
-    """What `--slurm` asks for; `cluster` is slurm, if left out, or local.
+def scheduler(
+    asked: Mapping[str, str], cpus: int | None = None, gpus: float | None = None, threads: int = 1
+) -> Scheduler:
+    """What `--slurm` asks for; `cluster` is slurm, if left out, or local. Hosts have as many CPUs as `threads`, if
+    `cpus` does not say how many.
 
     Raises:
         UsageError: it cannot be.
     """
-    rest = {name.replace("_", "-"): value for name, value in asked.items()}
+    rest = dict(asked)
     cluster = rest.pop("cluster", CLUSTERS[0])
     if cluster not in CLUSTERS:
         raise UsageError(f"--slurm cluster={cluster}: it is {' or '.join(CLUSTERS)}")
-    return Local(rest, cpus, gpus) if cluster == "local" else Slurm(rest, cpus, gpus)
+    return Local(rest, cpus, gpus, threads) if cluster == "local" else Slurm(rest, cpus or threads, gpus)
 
 
 def time_left(job: str) -> float:
