@@ -112,12 +112,12 @@ def reproduce(  # noqa: PLR0917 - typer passes them by name
             f"recipes of {', '.join(known)}"
         )
     recipe = read_recipe(paper, folder)
-    names = [name.partition("=") for name in once(map(str.strip, split_outside_brackets(models)))]
+    checkpoints = _checkpoints(models)
     choice = Choice(
         methods=split(methods),
-        models=once(name for name, _, _ in names),
+        models=tuple(checkpoints),
         bits=split(bits),
-        checkpoints={name: model for name, equals, model in names if equals},
+        checkpoints={name: model for name, model in checkpoints.items() if model},
         data_root=data_root,
         seeds=seeds,
         limit=limit,
@@ -130,6 +130,25 @@ def reproduce(  # noqa: PLR0917 - typer passes them by name
     if not (dry or detach or code == NOTHING_MEASURED):
         _report(paper, reproduction, store, catalog, console)
     raise typer.Exit(code)
+
+
+def _checkpoints(models: str) -> dict[str, str]:
+    """The models that `--models` names, each with the checkpoint behind its `=`, which is empty if there is none.
+
+    Raises:
+        UsageError: one side of a `=` is empty, or a model has two checkpoints.
+    """
+    found: dict[str, str] = {}
+    for text in once(map(str.strip, split_outside_brackets(models))):
+        name, equals, model = (part.strip() for part in text.partition("="))
+        if not name or (equals and not model):
+            raise UsageError(f"'{text}' in --models is not of the form NAME or NAME=MODEL; for example DeiT-S")
+        if found.setdefault(name, model) != model:
+            both = " and ".join(each or "the usual one" for each in (found[name], model))
+            raise UsageError(
+                f"--models has two checkpoints for {name} ({both}); name one, and the other in another run"
+            )
+    return found
 
 
 def _show(reproduction: Reproduction, console: Console) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,9 @@ def plan_reproduction(
     """Plan the cells of a paper's table, and of its float models.
 
     Raises:
-        UsageError: the paper has no numbers, a name of `choice` is none of the table's, the recipe names a method or
-            precision that does not exist, a model cannot be loaded, or the data cannot be used.
+        UsageError: the paper has no numbers, a name of `choice` is none of the table's or has no number with the rest,
+            the recipe has a name without a number or a method that does not exist, a model cannot be loaded, or the
+            data cannot be used.
     """
     rows: Sequence[Row] = published.numbers.to_dict("records")
     own = [row for row in rows if _is_of(row, recipe.sources)]
@@ -95,6 +96,11 @@ def plan_reproduction(
         raise UsageError(
             f"there are no published numbers of {recipe.paper} that its recipe could measure ({TASK} on {SUITE}, "
             f"methods {', '.join(recipe.methods)}); add them to results/published"
+        )
+    if unused := next(_unused(recipe, table, rows), None):
+        raise UsageError(
+            f"the recipe of {recipe.paper} has '{unused[1]}' in {unused[0]}, which stands for none of the published "
+            "numbers; correct it or leave it out"
         )
     left_out = _elsewhere(own, recipe)
     table = _chosen(table, choice)
@@ -108,7 +114,6 @@ def plan_reproduction(
     if not found:
         raise UsageError(f"none of these numbers of {recipe.paper} can be measured here: {left_out[-1]}")
     canonical = _resolved({ways.method for _, ways in found}, recipe, catalog)
-    seeds = choice.seeds or recipe.seeds
     request = Request(
         methods=_each(ways.method for _, ways in found),
         models=_each(ways.model for _, ways in found),
@@ -117,7 +122,7 @@ def plan_reproduction(
         tasks=(TASK,),
         suite=SUITE,
         data_root=choice.data_root,
-        seeds=seeds,
+        seeds=recipe.seeds if choice.seeds is None else choice.seeds,
         limit=choice.limit,
         preset=recipe.preset,
         references=False,
@@ -162,6 +167,26 @@ def _quoted(table: Sequence[Row], rows: Sequence[Row], recipe: Recipe) -> list[R
     return [row for row in found if _place(row) not in known]
 
 
+def _unused(recipe: Recipe, table: Sequence[Row], rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Key and name of what the recipe has and none of the numbers that it stands for."""
+    here = [row for row in rows if _is_here(row)]
+    quotable = [row for row in here if row["method"] in recipe.methods]
+    floats = [row for row in here if row["method"] == "float"]
+    for key, sources, among in (
+        ("sources", recipe.sources, rows),
+        ("quoted", recipe.quoted, quotable),
+        ("floats", recipe.floats, floats),
+    ):
+        yield from ((key, source) for source in sources if not any(_is_of(row, (source,)) for row in among))
+    for key, column, names in (
+        ("[methods]", "method", recipe.methods),
+        ("[models]", "model", recipe.models),
+        ("[bits]", "bits", recipe.bits),
+    ):
+        known = {row[column] for row in table}
+        yield from ((key, name) for name in names if name not in known)
+
+
 def _place(row: Row) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in _PLACE)
 
@@ -187,17 +212,25 @@ def _elsewhere(own: Sequence[Row], recipe: Recipe) -> list[str]:
 
 
 def _chosen(table: Sequence[Row], choice: Choice) -> list[Row]:
-    chosen = list(table)
-    for kind, column, names in (
+    options = (
         ("--methods", "method", choice.methods),
         ("--models", "model", choice.models),
         ("--bits", "bits", choice.bits),
-    ):
+    )
+    chosen = list(table)
+    for kind, column, names in options:
         for name in names:
             check_known(f"{column} of this paper's table in {kind}", name, _each(str(row[column]) for row in table))
         chosen = [row for row in chosen if not names or row[column] in names]
     if not chosen:
         raise UsageError("the paper's table has no number for this choice of --methods, --models and --bits")
+    for kind, column, names in options:
+        if lost := [name for name in names if all(row[column] != name for row in chosen)]:
+            one = next(row for row in table if row[column] == lost[0])
+            raise UsageError(
+                f"{lost[0]} in {kind} has no number with the rest of this choice, but, for one, {one['method']} on "
+                f"{one['model']} at {one['bits']}; leave it out, or ask for it apart"
+            )
     return chosen
 
 

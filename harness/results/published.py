@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from harness.api.errors import UsageError
+from harness.api.spec import SCHEMES, BitSpec, split_scheme
+from harness.identity.cell import FLOAT_BITS, FLOAT_SCHEME
 from harness.io.files import read_regular
 from harness.io.text import visible
 from harness.io.toml import read_toml
@@ -18,7 +22,33 @@ from harness.io.toml import read_toml
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
 COLUMNS = ["method", "model", "task", "dataset", "metric", "bits", "scheme", "value", "source", "evidence", "note"]
 RECOLLECTED = "M"  # label of numbers that were remembered and never checked; the reference documents write `[M]`
-KINDS = ("methods", "models", "bits", "schemes", "calibration")  # tables of `names.toml`
+LABELS = ("V", "R", "P", "R/P", "N", "V2", "U", RECOLLECTED, f"[{RECOLLECTED}]")  # of `evidence`
+FORM = "results/published/README.md"  # what says how the files are written
+_WIDTHS = re.compile(r"(W\d+|MP\d+(\.\d+)?)A\d+(\.\d+)?", re.IGNORECASE)  # those beyond what cells have, too
+
+Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Sentences = Mapping[Sentence, Sentence]
+
+
+class Part(BaseModel):
+    """What a file that somebody wrote by hand may have, or a table of it; all else is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+
+class Names(Part):
+    """The tables of `names.toml`: name -> name here. All must be there, since a table left out by mistake would lose
+    its names without a word.
+    """
+
+    methods: Sentences
+    models: Sentences
+    bits: Sentences
+    schemes: Sentences
+    calibration: Sentences
 
 
 @dataclass(frozen=True)
@@ -38,7 +68,7 @@ def read(folder: Path = FOLDER) -> Published:
     """All published numbers in `folder`: its `*.csv` and `names.toml`.
 
     Raises:
-        UsageError: there are none, or a file cannot be read; the message says which and why.
+        UsageError: there are none, or a file cannot be read or has what is not known; the message says which and why.
     """
     paths = sorted(folder.glob("*.csv"))
     if not paths:
@@ -58,29 +88,79 @@ def recollections(rows: pd.DataFrame) -> pd.Series[bool]:
     return marked
 
 
+def read_part(path: Path, what: str, form: type[AnyPart]) -> AnyPart:
+    """A TOML file of the form `form`, which is called `what` in messages.
+
+    Raises:
+        UsageError: it cannot be read, or it is not of that form; the message says where.
+    """
+    try:
+        return form.model_validate(read_toml(path, what))
+    except ValidationError as error:
+        # A name that is not known comes first: what is missing may be meant by it.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    where = visible(".".join(map(str, first["loc"])))
+    told = {"extra_forbidden": "is not known", "missing": "is missing"}.get(first["type"], first["msg"])
+    raise UsageError(f"{what} {path} is not valid ({where}: {told}); see {FORM}")
+
+
 def _rows(path: Path) -> pd.DataFrame:
     try:
-        content = io.BytesIO(read_regular(path))
-        found = pd.read_csv(content, dtype={name: str for name in COLUMNS if name != "value"}, keep_default_na=False)
+        found = pd.read_csv(io.BytesIO(read_regular(path)), dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"published numbers {path} cannot be read: {str(error).splitlines()[0]}") from None
     if missing := [name for name in COLUMNS if name not in found]:
         raise UsageError(f"published numbers {path} have no column {', '.join(missing)}")
-    value = pd.to_numeric(found["value"], errors="coerce")
-    if value.isna().any():
-        line = int(value.isna().to_numpy().argmax()) + 2
-        raise UsageError(
-            f"published numbers {path}, row {line}: value '{found['value'].iloc[line - 2]}' is not a number"
-        )
-    if not np.isfinite(value).all():
-        raise UsageError(f"published numbers {path} hold a value that is not finite")
-    texts = {name: found[name].map(visible) for name in COLUMNS if name != "value"}
-    return found.assign(value=value, **texts)[COLUMNS]
+    if extra := [visible(str(name)) for name in found if name not in COLUMNS]:
+        raise UsageError(f"published numbers {path} have a column '{extra[0]}', which is not known; see {FORM}")
+    if not isinstance(found.index, pd.RangeIndex):  # pandas then takes the first value of each row for its name
+        raise UsageError(f"published numbers {path}, row 2: more values than columns; put text with commas in quotes")
+    rows: pd.DataFrame = found[COLUMNS].apply(lambda column: column.str.strip().map(visible))
+    value = pd.to_numeric(rows["value"], errors="coerce").astype(float)
+    for line, (row, number) in enumerate(zip(rows.to_dict("records"), value, strict=True), start=2):
+        if fault := _fault(row, number):
+            raise UsageError(f"published numbers {path}, row {line}: {fault}; see {FORM}")
+    return rows.assign(value=value)
+
+
+def _fault(row: Mapping[Hashable, Any], value: float) -> str:
+    """What is wrong with a row, in words, or nothing."""
+    if not 0 <= value <= 100:
+        return f"value '{row['value']}' is not a number of points from 0 to 100"
+    if row["evidence"] not in LABELS:
+        return f"evidence '{row['evidence']}' is not known; known: {', '.join(LABELS)}"
+    if (written := _written(row["bits"])) != row["bits"]:
+        return f"bits '{row['bits']}' are written {written}"
+    return ""
+
+
+def _written(bits: str) -> str:
+    """How a precision is written, so that it is found by its text alone: as in cells; in capitals, if cells cannot have
+    it; and a name that is no precision as it is.
+    """
+    try:
+        return str(BitSpec.parse(bits))
+    except UsageError:
+        return bits.upper() if _WIDTHS.fullmatch(bits) else bits
 
 
 def _names(path: Path) -> dict[str, dict[str, str]]:
-    tables = read_toml(path, "names of published numbers")
-    found = {kind: tables.get(kind, {}) for kind in KINDS}
-    if wrong := [kind for kind, names in found.items() if not isinstance(names, dict)]:
-        raise UsageError(f"names of published numbers {path}: {wrong[0]} is not a table")
-    return {kind: {str(name): str(ours) for name, ours in names.items()} for kind, names in found.items()}
+    what = "file with names of published numbers"
+    names = read_part(path, what, Names)
+    for name, ours in names.bits.items():
+        if not _is_precision(ours):
+            raise UsageError(f"{what} {path}: '{name}' in [bits] is '{ours}'; write {FLOAT_BITS}, or bits as W4A8")
+    for name, ours in names.schemes.items():
+        if split_scheme(ours)[0] not in (*SCHEMES, FLOAT_SCHEME):
+            known = ", ".join((*SCHEMES, FLOAT_SCHEME))
+            raise UsageError(f"{what} {path}: '{name}' in [schemes] is '{ours}', which is not known; known: {known}")
+    found: dict[str, dict[str, str]] = names.model_dump()
+    return found
+
+
+def _is_precision(text: str) -> bool:
+    """Whether cells have a precision of that text."""
+    try:
+        return text == FLOAT_BITS or text == str(BitSpec.parse(text))
+    except UsageError:
+        return False

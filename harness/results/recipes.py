@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field
 
 from harness.api.errors import UsageError
 from harness.catalog.registry import check_known
 from harness.io.files import names_in
-from harness.io.toml import read_toml
-from harness.results.published import FOLDER
+from harness.results.published import FOLDER, Part, Sentence, Sentences, read_part
 
 SUBFOLDER = "recipes"  # of the folder of published numbers
 TASK, SUITE, METRIC = "classification", "imagenet", "top1"  # the papers' tables that recipes are for
 
-Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Sentences = Mapping[Sentence, Sentence]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Tolerance(_Part):
+class Tolerance(Part):
     """How many points a faithful run may lie from the printed number, and where that is known from.
 
     `of` says whose spread it is: the paper's `own`, that of `others` who ran the method again, or `borrowed` from
@@ -37,7 +28,7 @@ class Tolerance(_Part):
     source: Sentence
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """What a paper's table takes to be measured.
 
     `sources` are how the `source` of the paper's own rows begins, `quoted` the same of rows that quote it, which count
@@ -85,12 +76,4 @@ def read_recipe(name: str, folder: Path = FOLDER) -> Recipe:
         UsageError: there is none, or it is malformed.
     """
     check_known("paper", name, recipe_names(folder))
-    path = folder / SUBFOLDER / f"{name}.toml"
-    tables = read_toml(path, "recipe")
-    try:
-        return Recipe.model_validate(tables)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = "is not known" if first["type"] == "extra_forbidden" else first["msg"]
-        raise UsageError(f"recipe {path} is not valid ({where}: {what}); see results/published/README.md") from None
+    return read_part(folder / SUBFOLDER / f"{name}.toml", "recipe", Recipe)

@@ -23,6 +23,8 @@ from harness.results.record import Record
 from . import synthetic as fake
 
 DEIT = "timm:deit_small_patch16_224"
+HEADER, ROW = ",".join(COLUMNS), "a,b,c,d,e,W4A8,g,1.5,h,P,j"
+NO_NAMES = "[methods]\n[models]\n[bits]\n[schemes]\n[calibration]\n"
 IMAGENET = {"suite": "imagenet", "limit": None}
 
 
@@ -141,7 +143,7 @@ def test_published_numbers_change_no_table_of_measured_ones() -> None:
 def test_recollections_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = numbers({"evidence": "V"}, {"evidence": "M"}, {"evidence": "[M]"}, {"note": "from memory [M]"}).numbers
     rows.to_csv(tmp_path / "some.csv", index=False)
-    (tmp_path / "names.toml").write_text('[models]\n"DeiT-S" = "x"\n')
+    (tmp_path / "names.toml").write_text(NO_NAMES)
     found = read(tmp_path)
     assert (len(found.numbers), found.recollected) == (1, 3)
     frame = published.beside(found, published.measured([], cells_frame([], {})))
@@ -153,17 +155,54 @@ def test_recollections_are_left_out_and_counted(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "method,value\nx,1\n", "have no column model, task"),
-        ("a.csv", ",".join(COLUMNS) + "\na,b,c,d,e,f,g,much,h,i,j\n", "row 2: value 'much' is not a number"),
+        ("a.csv", f"{HEADER},weight\n", "have a column 'weight', which is not known"),
+        ("a.csv", f"{HEADER}\n{ROW},much\n", "row 2: more values than columns"),
+        ("a.csv", f"{HEADER}\n{ROW}\n{ROW},much\n", "cannot be read: Error tokenizing data"),
+        ("a.csv", f"{HEADER}\n{ROW.replace('1.5', 'much')}\n", "row 2: value 'much' is not a number of points"),
+        ("a.csv", f"{HEADER}\n{ROW.replace('1.5', 'nan')}\n", "row 2: value 'nan' is not a number of points"),
+        ("a.csv", f"{HEADER}\n{ROW}\n{ROW.replace('1.5', '101')}\n", "row 3: value '101' is not a number of points"),
+        ("a.csv", f"{HEADER}\n{ROW.replace('1.5', '-1')}\n", "row 2: value '-1' is not a number of points"),
+        ("a.csv", f"{HEADER}\n{ROW.replace('1.5', 'inf')}\n", "row 2: value 'inf' is not a number of points"),
+        ("a.csv", f"{HEADER}\n{ROW.replace('P', 'm')}\n", "row 2: evidence 'm' is not known; known: V, R, P, "),
+        ("a.csv", f"{HEADER}\n{ROW.replace('W4A8', 'w4a8')}\n", "row 2: bits 'w4a8' are written W4A8"),
+        ("a.csv", f"{HEADER}\n{ROW.replace('W4A8', 'w32a32')}\n", "row 2: bits 'w32a32' are written W32A32"),
+        ("a.csv", f"{HEADER}\n{ROW.replace('W4A8', 'MP4.50')}\n", "row 2: bits 'MP4.50' are written MP4.5"),
         ("names.toml", "[models\n", "names of published numbers"),
+        ("names.toml", NO_NAMES.replace("[models]", "[model]"), "is not valid (model: is not known)"),
+        ("names.toml", NO_NAMES.replace("[models]", ""), "is not valid (models: is missing)"),
+        ("names.toml", NO_NAMES.replace("[models]", "[models]\nx = 1"), "is not valid (models.x: Input should be a"),
+        ("names.toml", f"models = 1\n{NO_NAMES.replace('[models]', '')}", "is not valid (models: Input should be a"),
+        (
+            "names.toml",
+            NO_NAMES.replace("[bits]", "[bits]\nx = 'w4a8'"),
+            "'x' in [bits] is 'w4a8'; write FP32, or bits",
+        ),
+        (
+            "names.toml",
+            NO_NAMES.replace("[bits]", "[bits]\nx = 'FP23'"),
+            "'x' in [bits] is 'FP23'; write FP32, or bits",
+        ),
+        (
+            "names.toml",
+            NO_NAMES.replace("[schemes]", "[schemes]\nx = 'ful'"),
+            "'x' in [schemes] is 'ful', which is not",
+        ),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / "a.csv").write_text(",".join(COLUMNS) + "\na,b,c,d,e,f,g,1.5,h,i,j\n")
-    (tmp_path / "names.toml").write_text("")
+    (tmp_path / "a.csv").write_text(f"{HEADER}\n{ROW}\n")
+    (tmp_path / "names.toml").write_text(NO_NAMES)
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=re.escape(message)) as raised:
         read(tmp_path)
     assert name in str(raised.value)
+
+
+def test_blanks_around_values_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"{HEADER}\n{ROW.replace(',', ' , ')}\n")
+    (tmp_path / "names.toml").write_text(NO_NAMES)
+    (row,) = read(tmp_path).numbers.to_dict("records")
+    assert list(row.values()) == ["a", "b", "c", "d", "e", "W4A8", "g", 1.5, "h", "P", "j"]
 
 
 def test_no_folder_is_an_error(tmp_path: Path) -> None:
