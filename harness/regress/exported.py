@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from harness.api.errors import UsageError
 from harness.api.images import probes
-from harness.catalog.catalog import Catalog
-from harness.plan.plan import Request, make_plan
+from harness.api.numbers import Numbered
+from harness.identity.cell import Cell
 from harness.results.store import Store
 from harness.run.runner import CellRunner, Settings
 
@@ -21,7 +21,7 @@ IMAGES = 16
 EQUAL, NEAR = 95.0, 99.9  # points of codes that are equal, and at most one apart; see `compare_codes`
 
 
-class ExportedCase(BaseModel):
+class ExportedCase(Numbered):
     """`[exported]` of a suite: a cell, and how many of its layers and matrix products integer kernels compute."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,32 +33,26 @@ class ExportedCase(BaseModel):
     integer: int = Field(ge=1)
 
 
-def exported_faults(
-    case: ExportedCase, request: Request, catalog: Catalog, settings: Settings, folder: Path
-) -> list[str]:
+def exported_faults(case: ExportedCase, cell: Cell, settings: Settings, folder: Path) -> list[str]:
     """What is wrong with the cell's file, a sentence each; empty if nothing is.
 
     Args:
-        case: the cell.
-        request: of the suite's cells, for all that the case does not say.
-        catalog: plugins.
+        case: what is pinned of it.
+        cell: what is exported.
         settings: with which cells are measured.
         folder: for the file, emptied by whoever made it.
 
     Raises:
-        UsageError: the extra `export` is not installed, or the cell cannot be made.
+        UsageError: the cell cannot be made.
     """
-    from harness.export.runtimes import RUNTIMES, check_installed
-
-    check_installed()
     from harness.export.codes import compare_codes
     from harness.export.onnx_file import write_quantized
     from harness.export.remake import deployment_of, remake
+    from harness.export.runtimes import RUNTIMES
 
     store = Store(folder / "exported-cells")
     store.folder.mkdir(parents=True)
-    cells = [each.cell for each in make_plan(request, catalog, store).cells if not each.cell.is_float]
-    remade = remake(CellRunner(settings), settings, cells[0], store, lambda *_: None)
+    remade = remake(CellRunner(settings), settings, cell, store, lambda *_: None)
     deployment = deployment_of(remade, allow_float=False)
     path = folder / "exported.onnx"
     try:

@@ -15,6 +15,7 @@ from harness.catalog.catalog import Catalog
 from harness.io.exit_codes import NOTHING_MEASURED, OK, SOME_FAILED
 from harness.io.files import prepare_folder
 from harness.plan.outcome import exit_code
+from harness.plan.plan import Plan
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, renewed, write_baseline
 from harness.regress.environment import Environment, differences
 from harness.regress.exported import exported_faults
@@ -22,7 +23,7 @@ from harness.regress.judge import Verdict, judge
 from harness.regress.measure import Measurement, measurement
 from harness.regress.publish import publish
 from harness.regress.show import Report, print_report
-from harness.regress.suite import Case, Suite, exported_request, name_of, plan_cases, plan_of, read_suite
+from harness.regress.suite import Case, Suite, name_of, plan_cases, plan_exported, plan_of, read_suite
 from harness.results import history
 from harness.results.provenance import revision
 from harness.results.record import Record
@@ -86,19 +87,24 @@ def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], con
         )
         if options.update is None and baseline is not None:
             _check_same_cases(cases, baseline, suite_path, path)
+        exported = plan_exported(
+            suite, suite_path, catalog, store, data_root=options.data_root, trust_configs=options.trust_configs
+        )
         # The image cache is the run's own too: a gate that reads a cache tests the cache.
         cache = Path(temporary, "cache")
         prepare_folder(store.folder, "--out")
         prepare_folder(cache, "--out")
-        requested = plan_of(cases).requested
+        requested = plan_of(cases).requested | (exported.requested if exported is not None else {})
         threads, trusted = options.threads or suite.threads, options.trust_configs
         settings = Settings(catalog, "cpu", threads, cache, options.data_root, requested, trusted)
         run = _measure(cases, store, settings, console, executor=options.executor)
-        broken = _exported(suite, settings, Path(temporary), console)
+        broken = exported is not None and _exported(suite, exported, settings, Path(temporary), console)
     report = _report(suite, cases, baseline, run)
     if report is not None:
         print_report(report, console)
         publish(report, environ, console, options.junit)
+    elif options.junit is not None:
+        _say(console, f"Nothing was compared, so that {options.junit} was not written.")
     if run.code == NOTHING_MEASURED:
         console.print("Nothing was measured.", style="red")
         return NOTHING_MEASURED
@@ -113,7 +119,7 @@ def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], con
         for name in kept:
             _say(console, f"'{name}' keeps its old value, since it is expected to fail; without xfail it is renewed.")
         _remember(options.history, options.update, run, console)
-        return OK
+        return REGRESSION if broken else OK
     if options.label is not None:
         _remember(options.history, options.label, run, console)
     if broken or (report is not None and any(verdict.fails for verdict in report.verdicts)):
@@ -125,6 +131,10 @@ def _check(options: Options) -> None:
     for option, file in (("--baseline", options.baseline), ("--junit", options.junit)):
         if file is not None and (not file.name or file.is_dir()):
             raise UsageError(f"{option} {file} is a folder; give a file")
+    if options.baseline.suffix != ".json":
+        raise UsageError(
+            f"--baseline {options.baseline} is no .json file; the suite is the .toml of the same name beside it"
+        )
     if options.update is not None and options.label is not None:
         raise UsageError("--update-baseline adds to the history with its own reason; leave --history out")
     for option, text in (("--update-baseline", options.update), ("--history", options.label)):
@@ -172,18 +182,26 @@ def _measure(cases: Sequence[Case], store: Store, settings: Settings, console: C
     return _Run(SOME_FAILED if code == OK and unmeasured else code, measured, unmeasured, environment)
 
 
-def _exported(suite: Suite, settings: Settings, folder: Path, console: Console) -> bool:
-    """Whether the suite's exported cell, if it has one, is no longer what it was; says what was found."""
+def _exported(suite: Suite, plan: Plan, settings: Settings, folder: Path, console: Console) -> bool:
+    """Whether the suite's exported cell is no longer what it was; says what was found.
+
+    Without the extra it cannot be looked at, which is no fault of it.
+    """
+    from harness.export.runtimes import check_installed
+
     case = suite.exported
-    if case is None:
-        return False
+    assert case is not None
     name = f"exported {case.model} {case.method} {case.bits} {case.scheme}"
-    request = exported_request(suite, case, settings.data_root)
     try:
-        faults = exported_faults(case, request, settings.catalog, settings, folder)
+        check_installed()
     except UsageError as error:
         _say(console, f"NOT CHECKED {name}: {error}")
         return False
+    try:
+        (planned,) = plan.cells
+        faults = exported_faults(case, planned.cell, settings, folder)
+    except UsageError as error:
+        faults = [str(error)]
     for fault in faults:
         _say(console, f"FAIL {name}: {fault}")
     if not faults:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from harness.api.errors import UsageError
+from harness.api.numbers import Numbered
 from harness.catalog.catalog import Catalog
 from harness.identity.cell import Cell
 from harness.io.toml import read_toml
@@ -23,7 +24,7 @@ Points = Annotated[float, Field(ge=0, le=100)]
 FLOAT_HERE = 0.0  # the float model computes what it did, unless the environment differs
 
 
-class _Part(BaseModel):
+class _Part(Numbered):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -135,8 +136,9 @@ def plan_cases(
     """
     cases: dict[str, Case] = {}
     try:
+        trusting = _trusting(suite, catalog) if trust_configs else frozenset()
         for group in suite.cases:
-            request = _request(suite, group, data_root, trust_configs=trust_configs)
+            request = _request(suite, group, data_root, trust_configs=(group.task or suite.task) in trusting)
             for case in _cases(make_plan(request, catalog, store), group, suite.float_models):
                 known = cases.setdefault(case.cell.key, case)
                 if known is not case and not case.cell.is_float:
@@ -145,6 +147,50 @@ def plan_cases(
         raise UsageError(f"suite {path}: {error}") from None
     models = list(dict.fromkeys(case.cell.model for case in cases.values()))
     return sorted(cases.values(), key=lambda case: (models.index(case.cell.model), not case.cell.is_float))
+
+
+def plan_exported(
+    suite: Suite,
+    path: Path,
+    catalog: Catalog,
+    store: Store,
+    *,
+    data_root: Path | None = None,
+    trust_configs: bool = False,
+) -> Plan | None:
+    """The suite's exported cell as a plan, if it has one.
+
+    Raises:
+        UsageError: something of it is unknown, or it cannot be exported; the message names the file.
+    """
+    if suite.exported is None:
+        return None
+    from harness.export.remake import check_exportable
+
+    try:
+        trusted = trust_configs and suite.task in _trusting(suite, catalog)
+        plan = make_plan(_exported_request(suite, suite.exported, data_root, trust_configs=trusted), catalog, store)
+        cells = tuple(planned for planned in plan.cells if not planned.cell.is_float)
+        for planned in cells or plan.cells:
+            check_exportable(planned.cell)
+            if planned.reason is not None:
+                raise UsageError(f"{planned.cell.label} cannot be measured: {planned.reason}")
+    except UsageError as error:
+        raise UsageError(f"[exported] of suite {path}: {error}") from None
+    return Plan(cells)
+
+
+def _trusting(suite: Suite, catalog: Catalog) -> frozenset[str]:
+    """The suite's tasks that have configs to trust.
+
+    Raises:
+        UsageError: none has.
+    """
+    tasks = dict.fromkeys(group.task or suite.task for group in suite.cases)
+    found = frozenset(task for task in tasks if catalog.tasks.get(task).runs_configs)
+    if not found:
+        raise UsageError(f"--trust-configs: no model of {', '.join(tasks)} has a config; leave it out")
+    return found
 
 
 def _request(suite: Suite, group: Group, data_root: Path | None, *, trust_configs: bool) -> Request:
@@ -173,8 +219,7 @@ def _cases(plan: Plan, group: Group, float_models: FloatModels) -> Iterator[Case
             yield Case(planned, group.tolerance, group.elsewhere, group.reason, group.xfail)
 
 
-def exported_request(suite: Suite, case: ExportedCase, data_root: Path | None) -> Request:
-    """What asks for the exported cell."""
+def _exported_request(suite: Suite, case: ExportedCase, data_root: Path | None, *, trust_configs: bool) -> Request:
     return Request(
         methods=(case.method,),
         models=(case.model,),
@@ -186,6 +231,7 @@ def exported_request(suite: Suite, case: ExportedCase, data_root: Path | None) -
         preset=suite.preset,
         references=False,
         data_root=data_root,
+        trust_configs=trust_configs,
     )
 
 

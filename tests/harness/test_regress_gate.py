@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from harness.api.errors import UsageError
 from harness.results import history
 from harness.results.provenance import Revision
 from harness.results.store import Store
@@ -337,11 +338,59 @@ def test_the_data_root_reaches_the_suite(regress, suite, tmp_path):
     [
         (("--baseline", "."), "--baseline . is a folder; give a file"),
         (("--junit", "."), "--junit . is a folder; give a file"),
+        (
+            ("--baseline", "results/baselines/embedded.2026"),
+            "embedded.2026 is no .json file; the suite is the",
+        ),
+        (("--baseline", "results/baselines/embedded.toml"), "embedded.toml is no .json file"),
+        (("--trust-configs",), "--trust-configs: no model of toy has a config; leave it out"),
         (("--update-baseline", "why", "--history", "label"), "leave --history out"),
     ],
 )
 def test_options_that_cannot_be_meant(pinned, arguments, message):
     assert message in pinned(*arguments, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"bits": "W44"}, "'W44'"),
+        ({"model": "tinny"}, "unknown model 'tinny'"),
+        ({"scheme": "ful"}, "did you mean 'full'"),
+        ({"method": "float"}, "the float reference is not quantized"),
+        ({"method": "toyskip"}, "a whole toy model cannot be exported"),
+    ],
+)
+def test_an_exported_cell_that_cannot_be_is_refused_before_anything_is_measured(regress, suite, changed, message):
+    """It was said to be not checked, behind all that is measured, and the gate was green for good."""
+    said = {"model": "tiny", "method": "toynoise", "bits": "W8A8", "scheme": "full"} | changed
+    suite("\n[exported]\ninteger = 1\n" + "".join(f'{name} = "{value}"\n' for name, value in said.items()))
+    found = regress("--update-baseline", "why", code=2)
+    assert re.search(rf"\[exported\] of suite \S*embedded\.toml: [^\n]*{re.escape(message)}", found.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("", r"ok exported vit noise W8A8 matmul: codes are torch's", 0),
+        ("harness.export.remake.remake", r"FAIL exported vit noise W8A8 matmul: it is broken", 1),
+        ("harness.export.runtimes.check_installed", r"NOT CHECKED exported vit noise W8A8 matmul: it is broken", 0),
+    ],
+)
+def test_only_a_missing_extra_leaves_the_exported_cell_unchecked(regress, suite, monkeypatch, case):
+    broken, said, code = case
+    more = '\n[exported]\nmodel = "vit"\nmethod = "noise"\nbits = "W8A8"\nscheme = "matmul"\ninteger = 13\n'
+    change = {"models": '["vit"]', "methods": '["noise"]', "preset": '"quick"'}
+    path = suite(suite='"tiny"', task='"classification"', **change)
+    path.write_text(path.read_text().replace('["W8A8", "W4A8"]', '["W8A8"]') + more)
+
+    def fail(*_args, **_options):
+        raise UsageError("it is broken")
+
+    if broken:
+        monkeypatch.setattr(broken, fail)
+    assert re.search(said, regress("--update-baseline", "why", code=code).output)
 
 
 @pytest.mark.slow
