@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +25,26 @@ def harness(*arguments: str, cwd: Path, path: Path | None = None) -> Done:
     """`dfqbench ARGUMENTS` in a folder; `path`: where else packages are found."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = new_process(_main, (arguments, cwd, path, out, err), {})
+        process = new_process(_main, (later(arguments), cwd, path, out, err), {})
         process.start()
         process.join()
         assert process.exitcode is not None
         return Done(process.exitcode, out.read_text(), err.read_text())
 
 
-def _main(arguments: tuple[str, ...], cwd: Path, path: Path | None, out: Path, err: Path) -> None:
+def later(arguments: Sequence[str]) -> list[str]:
+    """Arguments of which a later option takes the place of an earlier one: so helpers have defaults of their own."""
+    kept: dict[str, list[str]] = {}
+    name = ""
+    for number, text in enumerate(arguments):
+        if text.startswith("--"):
+            name = f"{text} {number}" if text == "--option" else text.partition("=")[0]  # that one is repeatable
+            kept.pop(name, None)
+        kept.setdefault(name, []).append(text)
+    return [text for part in kept.values() for text in part]
+
+
+def _main(arguments: list[str], cwd: Path, path: Path | None, out: Path, err: Path) -> None:
     os.chdir(cwd)
     if path is not None:
         sys.path.insert(0, str(path))

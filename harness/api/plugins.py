@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from harness.api.errors import UsageError, closest, first_line
+from harness.api.numbers import Numbered
 from harness.api.spec import SCHEMES
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ Data = Literal["none", "images"]
 Origin = Literal["baseline", "published code", "reconstruction"]
 Trains = Literal["", "quantizers", "weights"]
 Blocks = Literal["", "weights", "activations", "all"]
+# What an executor may understand: the fields of `harness.run.executors.base.Resources`, which is above this module.
+RESOURCES = ("timeout", "jobs", "address", "cpus", "gpus", "slurm", "detach", "wait")
 
 
 def import_target(target: str) -> Any:
@@ -55,7 +58,7 @@ class _Later:
 LATER = _Later()
 
 
-class Options(BaseModel):
+class Options(Numbered):
     """Base of every plugin's options. Field descriptions are shown by `describe`."""
 
     # NaN and infinities have no canonical JSON, so a cell could not be identified by them.
@@ -144,6 +147,8 @@ class PluginInfo:
         if not self.schemes or set(self.schemes) - set(SCHEMES):
             raise UsageError(f"its schemes are {self.schemes!r}; known: {', '.join(map(repr, SCHEMES))}")
         _check_target(self.target)
+        if self.requires:
+            _check_target(self.requires, "requires")
         unknown = [preset for preset in self.presets if preset not in PRESETS]
         if unknown:
             raise UsageError(f"it has options for preset '{unknown[0]}'; presets are {', '.join(PRESETS)}")
@@ -288,9 +293,14 @@ class ExecutorInfo:
         """Check what can be known without importing the executor's code.
 
         Raises:
-            UsageError: a target of another form.
+            UsageError: a target of another form, or `accepts` has something that users cannot say.
         """
         _check_target(self.target)
+        unknown = [name for name in self.accepts if name not in RESOURCES]
+        if unknown:
+            raise UsageError(
+                f"it accepts {unknown[0]!r}; {closest(str(unknown[0]), RESOURCES)}known: {', '.join(RESOURCES)}"
+            )
 
     def load(self) -> Any:
         """Import and return the class behind `target`.
@@ -301,6 +311,6 @@ class ExecutorInfo:
         return imported(self.target, f"{self.target} of executor '{self.name}'")
 
 
-def _check_target(target: str) -> None:
+def _check_target(target: str, called: str = "target") -> None:
     if not re.fullmatch(r"[\w.]+:\w+", str(target)):
-        raise UsageError(f"its target '{target}' is not of the form module:attribute")
+        raise UsageError(f"its {called} '{target}' is not of the form module:attribute")

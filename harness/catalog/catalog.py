@@ -273,6 +273,11 @@ class Catalog:
             found.append(f"{source}+{FITTING}")
         return found
 
+    def unfitted(self, text: str, fitted: str) -> list[str]:
+        """Options in the brackets of `text` that `fitted`, what `fitted` makes of it, no longer has."""
+        kept = {option for _, changes in self.find(fitted) for option in changes}
+        return [option for _, changes in self.find(text) for option in changes if option not in kept]
+
     def resolve_all(self, texts: Sequence[str], preset: str, overrides: Overrides) -> list[ResolvedMethod]:
         """Resolve several methods, each once.
 
@@ -285,17 +290,12 @@ class Catalog:
         """The method of every text.
 
         Raises:
-            UsageError: as `resolve`; also options given for a plugin that none of the methods uses.
+            UsageError: as `resolve`; also options that no method of these uses, or that each of them sets in brackets.
         """
-        found = {text: [info for info, _ in self.find(text)] for text in texts}
+        parsed = {text: self.find(text) for text in texts}
+        _check_used([part for parts in parsed.values() for part in parts], overrides)
+        found = {text: [info for info, _ in parts] for text, parts in parsed.items()}
         infos = [info for parts in found.values() for info in parts]
-        for name in overrides:
-            used = sorted({info.name for info in infos})
-            if name not in used:
-                raise UsageError(
-                    f"--option names '{name}', which no method of this run uses; {closest(name, used)}"
-                    f"used: {', '.join(used) or 'none'}"
-                )
         # A method and a source may share a name: each takes the options that it has. An option that none of them has
         # goes to the first, which refuses it.
         known = {name: {f for i in infos if i.name == name for f in i.options.model_fields} for name in overrides}
@@ -369,3 +369,21 @@ def _values(info: PluginInfo, preset: str, given: Mapping[str, Any]) -> dict[str
     with contextlib.suppress(UsageError):
         return info.resolve(preset, given).model_dump(mode="json")
     return {}
+
+
+def _check_used(parts: Sequence[tuple[PluginInfo, Mapping[str, Any]]], overrides: Overrides) -> None:
+    """See to it that every plugin and option of `overrides` has an effect."""
+    used = sorted({info.name for info, _ in parts})
+    for name, given in overrides.items():
+        if name not in used:
+            raise UsageError(
+                f"--option names '{name}', which no method of this run uses; {closest(name, used)}"
+                f"used: {', '.join(used) or 'none'}"
+            )
+        for option in given:
+            brackets = [changes for info, changes in parts if info.name == name and option in info.options.model_fields]
+            if brackets and all(option in changes for changes in brackets):
+                raise UsageError(
+                    f"--option {name}.{option} has no effect, since every {name} of this run has it in brackets; "
+                    "leave it out there or here"
+                )

@@ -27,6 +27,7 @@ from harness.identity.names import split_outside_brackets
 
 if TYPE_CHECKING:
     from harness.identity.cell import Cell
+    from harness.plan.plan import Plan
     from harness.results.store import Store
 
 
@@ -85,7 +86,7 @@ def export(  # noqa: PLR0917 - typer passes them by name
     from harness.run.machine import usable_cores
     from harness.run.runner import Settings
 
-    _check_choice(ctx, method, from_, key)
+    _check_choice(ctx, method, from_, key, seed)
     catalog = Catalog.default()
     request: dict[str, Any] = {"data_root": data_root, "trust_configs": trust_configs, "references": False}
     if from_ is not None:
@@ -100,17 +101,9 @@ def export(  # noqa: PLR0917 - typer passes them by name
         request |= {"seeds": seed + 1, "preset": preset, "overrides": parse_overrides(option or ())}
         request |= images(limit)
     plan = make_plan(Request(**request), catalog, store)
-    wanted = stored.seed if from_ is not None else seed
-    cells = [each.cell for each in plan.cells if not each.cell.is_float and each.cell.seed == wanted]
-    for cell in cells:
-        check_exportable(cell)
-        if cell.key in plan.skips:
-            raise UsageError(f"{cell.label} cannot be measured: {plan.skips[cell.key]}")
-    if from_ is not None and [cell.key for cell in cells] != [stored.key]:
-        raise UsageError(
-            f"the cell {stored.key[:16]} cannot be planned again: its model, data or options are others now; "
-            "export it by its method's name instead"
-        )
+    cells = _cells(plan, stored if from_ is not None else None, seed)
+    for text in (*store.sentences(), *plan.notices):
+        typer.echo(text, err=True)
     prepare_folder(to, "--to")
     prepare_folder(store.folder, "--out")
     prepare_cache(cache, "--cache")
@@ -123,12 +116,16 @@ def export(  # noqa: PLR0917 - typer passes them by name
     raise typer.Exit(export_cells(cells, settings, store, Wish(to, chosen, allow_float), make_console()))
 
 
-def _check_choice(ctx: typer.Context, method: str, from_: Path | None, key: str) -> None:
+def _check_choice(ctx: typer.Context, method: str, from_: Path | None, key: str, seed: int) -> None:
     """See to it that the cell is named in one of the two ways, and by nothing of the other."""
+    from harness.plan.plan import MOST_SEEDS
+
     if bool(method) == (from_ is not None):
         raise UsageError("name either a method, or a results folder with --from FOLDER --key KEY")
     if from_ is None and key:
         raise UsageError("--key names a cell of a results folder; give that with --from FOLDER, and no method")
+    if not 0 <= seed < MOST_SEEDS:
+        raise UsageError(f"--seed must be 0 to {MOST_SEEDS - 1}, not {seed}")
     beside = [f"--{name}" for name in OF_THE_RECORD if typed(ctx, name)] if from_ is not None else []
     if beside:
         raise UsageError(f"with --from a cell is exported as its record has it; leave out {', '.join(beside)}")
@@ -153,6 +150,25 @@ def _stored(store: Store, key: str) -> Cell:
         what = "no measured cell" if not found else f"{len(found)} cells"
         raise UsageError(f"{store.folder} has {what} whose key begins with '{key}'; its records are named after them")
     return found[0].cell
+
+
+def _cells(plan: Plan, stored: Cell | None, seed: int) -> list[Cell]:
+    """The cells to export: `stored`, or those of the repetition."""
+    from harness.export.remake import check_exportable
+
+    wanted = seed if stored is None else stored.seed
+    # The float model is planned beside others; alone it is what was asked for, and refused.
+    cells = [each.cell for each in plan.cells if not each.cell.is_float and each.cell.seed == wanted]
+    for cell in cells or [each.cell for each in plan.cells]:
+        check_exportable(cell)
+        if cell.key in plan.skips:
+            raise UsageError(f"{cell.label} cannot be measured: {plan.skips[cell.key]}")
+    if stored is not None and [cell.key for cell in cells] != [stored.key]:
+        raise UsageError(
+            f"the cell {stored.key[:16]} cannot be planned again: its model, data or options are others now; "
+            "export it by its method's name instead"
+        )
+    return cells
 
 
 def _as_recorded(cell: Cell) -> dict[str, Any]:

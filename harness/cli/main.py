@@ -8,14 +8,15 @@ well but its output could not be written (not of `regress`, nor where the reader
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from harness.api.errors import UsageError
 from harness.catalog.catalog import Catalog
+from harness.cli.commands import INTERRUPTED, SOFTWARE, Command, Commands
 from harness.cli.export import export
 from harness.cli.options import (
     DataRoot,
@@ -31,58 +32,19 @@ from harness.cli.reproduce import reproduce
 from harness.cli.sweep import sweep
 from harness.identity.names import split_outside_brackets
 from harness.io.streams import NO_OUTPUT, lost_output, tolerate
-from harness.io.text import visible
 
 if TYPE_CHECKING:
     from harness.api.plugins import ExecutorInfo
     from harness.catalog.registry import Registry
     from harness.results.store import Store
 
-USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 HISTORY = Path("results/history.csv")
 
 
-# What typer raises where it does not understand a command line; of the family it exports this one.
-_NotUnderstood: Any = typer.BadParameter.__base__
-
-
-class _Commands(TyperGroup):
-    """Says a UsageError, and what typer does not understand, in one sentence on stderr."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what stands before the command."""
-        none = not args  # which is answered by the help text
-        try:
-            return super().parse_args(ctx, args)
-        except _NotUnderstood as error:
-            if none:
-                raise
-            raise self._refused(error, None) from None
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except _NotUnderstood as error:
-            raise self._refused(error, ctx.invoked_subcommand) from None
-        except UsageError as error:
-            typer.echo(f"Error: {visible(' '.join(str(error).split()))}", err=True)
-            raise typer.Exit(USAGE) from None
-        except KeyboardInterrupt:
-            typer.echo("Interrupted; every finished cell is kept, the same command goes on from there.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-
-    @staticmethod
-    def _refused(error: Any, name: str | None) -> typer.Exit:
-        """Say what is wrong with the arguments of the command `name`; the exit to raise."""
-        command = "" if name is None else f"{name} "
-        typer.echo(f"Error: {visible(error.format_message())}; {command}--help says what there is", err=True)
-        return typer.Exit(USAGE)
-
-
 app = typer.Typer(
-    cls=_Commands, no_args_is_help=True, pretty_exceptions_show_locals=False, help="Data-free quantization, measured."
+    cls=Commands, no_args_is_help=True, pretty_exceptions_show_locals=False, help="Data-free quantization, measured."
 )
+command = partial(app.command, cls=Command)
 
 
 def main() -> None:
@@ -103,15 +65,15 @@ def main() -> None:
     sys.exit(code)
 
 
-app.command("bench", help="Measure methods and make the comparison table; what is there already is reused.")(sweep)
-app.command("plan", help="Show what `bench` would run with the same options; runs nothing.")(sweep)
+command("bench", help="Measure methods and make the comparison table; what is there already is reused.")(sweep)
+command("plan", help="Show what `bench` would run with the same options; runs nothing.")(sweep)
 
-app.command("export")(export)
+command("export")(export)
 
-app.command("reproduce")(reproduce)
+command("reproduce")(reproduce)
 
 
-@app.command("list")
+@command("list")
 def list_(kind: Annotated[str, typer.Argument(metavar="methods|models|tasks|executors", help="What to list.")]) -> None:
     """List methods, models, tasks or executors."""
     from harness.catalog.listing import show_list
@@ -125,7 +87,7 @@ def _executors() -> Registry[ExecutorInfo]:
     return executors()
 
 
-@app.command()
+@command()
 def describe(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="a name from `list methods`, or SOURCE+CALIBRATOR")],
 ) -> None:
@@ -135,7 +97,7 @@ def describe(
     show_description(method, Catalog.default(), make_console())
 
 
-@app.command()
+@command()
 def check(
     plugin: Annotated[
         str, typer.Argument(metavar="NAME", help="a method, source, calibrator or task, also of a package")
@@ -148,7 +110,7 @@ def check(
     raise typer.Exit(0 if look(plugin, Catalog.default(), make_console()) else SOME_FAILED)
 
 
-@app.command()
+@command()
 def tables(
     out: ResultsFolder = Path("results/runs/embedded"),
     published: Annotated[
@@ -161,7 +123,7 @@ def tables(
     write_tables(_measured(out), Catalog.default(), make_console(), with_published=published)
 
 
-@app.command()
+@command()
 def report(
     out: ResultsFolder = Path("results/runs/embedded"),
     html: Annotated[Path | None, typer.Option(help="The page; OUT/report/report.html if left out.")] = None,
@@ -189,7 +151,7 @@ def _measured(out: Path) -> Store:
     return store
 
 
-@app.command()
+@command()
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Results folder of `bench --executor slurm`.")],
     once: Annotated[bool, typer.Option("--once", help="Show how it is now, and end.")] = False,
@@ -200,7 +162,7 @@ def watch(
     look(folder, make_console(), once=once)
 
 
-@app.command()
+@command()
 def merge(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Results folders.")],
     into: Annotated[Path, typer.Option(help="Folder that gets their records; it may have some.")],
@@ -212,7 +174,7 @@ def merge(
     raise typer.Exit(show(bring(folders, into), into, make_console()))
 
 
-@app.command()
+@command()
 def regress(  # noqa: PLR0917 - typer passes them by name
     baseline: Annotated[
         Path, typer.Option(help="The baseline; the suite is the TOML file of the same name beside it.")
@@ -248,7 +210,7 @@ def regress(  # noqa: PLR0917 - typer passes them by name
     raise typer.Exit(code)
 
 
-@app.command()
+@command()
 def history(
     figure: Annotated[Path, typer.Option(help="The figure, PNG or SVG.")] = Path("results/runs/history.png"),
 ) -> None:
@@ -258,7 +220,7 @@ def history(
     raise typer.Exit(show_history(HISTORY, figure, make_console()))
 
 
-@app.command()
+@command()
 def diagnose(  # noqa: PLR0917 - typer passes them by name
     out: ResultsFolder = Path("results/runs/embedded"),
     data_root: DataRoot = None,

@@ -84,7 +84,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`NAME.FIELD=VALUE` texts as a nested dict; a value is JSON, or else a string.
 
     Raises:
-        UsageError: a text of another form.
+        UsageError: a text of another form, or two for one option.
     """
     overrides: dict[str, dict[str, Any]] = {}
     for text in texts:
@@ -92,7 +92,10 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         name, dot, option = path.strip().partition(".")
         if not (equals and dot and name and option):
             raise UsageError(f"--option '{text}' is not of the form NAME.FIELD=VALUE; for example psaq.steps=100")
-        overrides.setdefault(name, {})[option] = parse_value(value)
+        of_plugin = overrides.setdefault(name, {})
+        if option in of_plugin:
+            raise UsageError(f"--option {name}.{option} is given twice, of which one would be ignored; give it once")
+        of_plugin[option] = parse_value(value)
     return overrides
 
 
@@ -156,12 +159,15 @@ def resources(
             raise UsageError(f"--{name} must be 1 to {most:,}, not {number}")
     if gpus is not None and not 0 < gpus <= MOST_GPUS:
         raise UsageError(f"--gpus must be above 0 and at most {MOST_GPUS}, not {gpus:g}; leave it out for CPUs alone")
-    asked = {}
+    asked: dict[str, str] = {}
     for part in split(slurm):
-        name, equals, value = part.partition("=")
-        if not (equals and name.strip() and value.strip()):
+        text, equals, value = part.partition("=")
+        name = text.strip().replace("_", "-")  # as Slurm spells it
+        if not (equals and name and value.strip()):
             raise UsageError(f"--slurm '{part}' is not of the form NAME=VALUE; for example partition=gpu,time=120")
-        asked[name.strip()] = value.strip()
+        if name in asked:
+            raise UsageError(f"--slurm gives {name} twice, {asked[name]} and {value.strip()}; leave one out")
+        asked[name] = value.strip()
     return Resources(timeout, jobs, address or None, cpus, gpus, asked, detach, wait)
 
 

@@ -161,7 +161,11 @@ def make_plan(request: Request, catalog: Catalog, store: Store) -> Plan:
     estimator = Estimator(records.values())
     cells: dict[str, tuple[Cell, str, str | None]] = {}
     limits = {suite.task: _limit(request, catalog, suite) for suite in suites}
-    notices: list[str] = []
+    notices = [
+        f"{text} at {', '.join(request.fitted)} is {fit}, where {', '.join(lost)} of its own calibrator has no part"
+        for text, fit in zip(names, low, strict=False)
+        if (lost := catalog.unfitted(text, fit))
+    ]
     for suite, requested, weights, reasons in _models(request, suites, methods):
         limit = limits[suite.task]
         if limit != request.limit:
@@ -268,7 +272,8 @@ def _usual(request: Request, methods: Sequence[ResolvedMethod]) -> Asked:
 def _models(
     request: Request, suites: list[Suite], methods: list[ResolvedMethod]
 ) -> list[tuple[Suite, str, str, Unmet]]:
-    """Suite, model as named, weight hash and what methods lack there; one suite at least must know a named model.
+    """Suite, model as named, weight hash and what methods lack there; every suite must know a named model, and every
+    named model a suite.
 
     What is lacking is found first: it needs no weights, which may have to be downloaded.
     """
@@ -285,6 +290,12 @@ def _models(
     for model, reason in errors.items():
         if model not in known:
             raise reason
+    for suite in suites:
+        if all(suite is not each for each, *_ in found):
+            raise UsageError(
+                f"task '{suite.task}' has none of the models named ({', '.join(request.models)}); name one of it too, "
+                "or leave the task out"
+            )
     return found
 
 

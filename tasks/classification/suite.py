@@ -74,9 +74,9 @@ def open_suite(suite: str, data_root: Path | None = None) -> ClassificationSuite
     Raises:
         UsageError: no such suite, or its data cannot be used; the message says what is missing.
     """
+    if suite in {"embedded", "tiny"} and data_root is not None:
+        raise UsageError(f"suite '{suite}' brings its own data and takes no data root; did you mean 'imagenet'?")
     if suite == "embedded":
-        if data_root is not None:
-            raise UsageError("suite 'embedded' brings its own data and takes no data root; did you mean 'imagenet'?")
         from tasks.suites.embedded.dataset import EmbeddedData
         from tasks.suites.embedded.zoo import ZOO
 

@@ -33,7 +33,8 @@ _AROUND = frozenset(
 @dataclass(frozen=True)
 class Settings:
     """What is said of a checkpoint: keys of timm's `pretrained_cfg`, and `origin` tells where; names of classes in the
-    order of the model's outputs, and `names_from` tells where; and which of two sets of weights.
+    order of the model's outputs, and `names_from` tells where; and which of two sets of weights. `unused` is what
+    `origin` says of a checkpoint for a suite that prepares its images itself.
     """
 
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Settings:
     class_names: tuple[str, ...] = ()
     names_from: str = ""
     which: Which = ""
+    unused: tuple[str, ...] = ()
 
 
 def split_brackets(text: str) -> tuple[str, dict[str, str]]:
@@ -81,7 +83,8 @@ def read_settings(path: Path, brackets: Mapping[str, str], name: str, *, prepare
     if prepared:
         if chosen:
             raise UsageError(f"{where}: this suite prepares its images itself; leave out {', '.join(chosen)}")
-        return Settings(which=which)
+        ignored, origin = _beside(path, name)
+        return Settings(origin=origin if ignored else "", which=which, unused=tuple(ignored))
     names, names_from = chosen.pop("classes", ()), Path(brackets.get("classes", "")).name
     found, origin = _beside(path, name)
     names_beside = found.pop("label_names", ())

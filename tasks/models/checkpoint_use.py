@@ -37,6 +37,8 @@ def load_checkpoint(net: nn.Module, path: Path, settings: Settings, class_names:
     taken = load_weights(net, path, settings.which)
     notices = () if settings.which else _of_weights(path, taken)
     if not class_names:
+        if settings.unused:
+            notices += (_not_used(path, settings),)
         return Facts("the suite", weights=taken.entry, notices=notices)
     names_from = settings.names_from or SORTED
     if settings.class_names:
@@ -105,6 +107,13 @@ def _of_weights(path: Path, taken: Taken) -> tuple[str, ...]:
     return (
         f"checkpoint {path} holds several sets of weights; '{taken.entry}' is taken, not '{taken.others[0]}'; "
         f"{path}[weights=raw] or [weights=ema] chooses",
+    )
+
+
+def _not_used(path: Path, settings: Settings) -> str:
+    return (
+        f"checkpoint {path}: what {settings.origin} says of it ({', '.join(settings.unused)}) is not used, since this "
+        "suite prepares its images and numbers its classes itself"
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import switches
+from commands import later
 from typer.testing import CliRunner
 
 from harness.catalog.catalog import Catalog
@@ -48,7 +49,7 @@ def cli(catalog, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str, code: int = 0):
-        result = CliRunner().invoke(app, arguments)
+        result = CliRunner().invoke(app, later(arguments))
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code == code, result.output

@@ -110,7 +110,7 @@ def test_skipping_everything_measures_nothing(bench):
     [
         (["--limit", "0"], "--limit must be at least 1"),
         (["--limit", "some"], "--limit must be a number of images or 'all', not 'some'"),
-        (["--limit", ""], "--limit must be a number of images or 'all', not ''"),
+        (["--limit", ""], "--limit is empty; leave it out or give it a value"),
         (["--limit", "²"], "--limit must be a number of images or 'all', not '²'"),
         (["--limit", "41"], "there are 40 images"),
         (["--suite", "tyo"], "did you mean 'toy'"),
@@ -128,6 +128,12 @@ def test_skipping_everything_measures_nothing(bench):
         (["--ablation", "toyswitch"], "leave out --methods"),
         (["--option", "toynoise.count=0"], "option toynoise.count"),
         (["--option", "toynoise"], "NAME.FIELD=VALUE"),
+        (["--option", "toynoise.count=3", "--option", "toynoise.count=3"], "toynoise.count is given twice"),
+        (["--option", "toynoise.count=true"], "option toynoise: Value error, count is a number, not true"),
+        (
+            ["--methods", "toynoise[count=3],toyreal", "--option", "toynoise.count=4"],
+            "--option toynoise.count has no effect, since every toynoise of this run has it in brackets",
+        ),
         (["--option", "psaq.steps=3"], "--option names 'psaq', which no method of this run uses"),
         (["--device", "cude"], "did you mean 'cuda'?"),
         (["--preset", "quik"], "did you mean 'quick'?"),
@@ -393,8 +399,35 @@ def test_a_killed_worker_fails_its_cell_only(cli):
 )
 def test_a_command_line_that_is_not_understood_is_refused_in_one_line(cli, arguments, said, where):
     found = cli(*arguments, code=2)
-    assert re.fullmatch(rf"Error: [^\n]*{re.escape(said)}[^\n]*; {where}--help says what there is\n", found.stderr)
+    assert re.fullmatch(rf"Error: [^\n]*{re.escape(said)}[^\n]* {where}--help says what there is\n", found.stderr)
     assert not found.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", "--models", "vit", "--models", "swin"], "--models is given twice"),
+        (["plan", "--seeds", "2", "--seeds=2"], "--seeds is given twice"),
+        (["export", "noise", "--out", "a", "--bits", "W8A8", "--out", "b"], "--out is given twice"),
+        (["plan", "--models", ","], "--models is empty; leave it out"),
+        (["plan", "--sink="], "--sink is empty"),
+        (["plan", "--ablation", ""], "--ablation is empty"),
+        (["report", "--out", ""], "--out is empty"),
+        (["diagnose", "--bits", " "], "--bits is empty"),
+        (["export", "noise", "--runtimes", ",", "--data-root", "x"], "--runtimes is empty"),
+    ],
+)
+def test_no_option_is_dropped_for_another_or_for_being_empty(arguments, said):
+    """Of an option given twice the first was ignored, and an empty one was as if it had been left out."""
+    found = CliRunner().invoke(cli_module.app, arguments)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert re.fullmatch(rf"Error: {re.escape(said)}[^\n]*\n", found.stderr)
+
+
+def test_an_empty_text_may_say_none_and_options_of_methods_are_repeatable(cli):
+    many = ["--option", "toynoise.count=3", "--option", "toyswitch.count=3"]
+    found = cli("plan", *WHERE, "--methods", "toynoise,toyswitch", *many, "--fitted", "", "--bits", "W4A8")
+    assert "to run" in found.output
 
 
 def test_no_command_at_all_is_answered_by_the_help_text():

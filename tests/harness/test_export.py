@@ -131,6 +131,8 @@ def test_another_outcome_than_the_record_is_refused(cli, tmp_path, monkeypatch) 
             ("--from", "run", "--key", "00", "--bits", "W8A8", "--seed", "0", "--option", "noise.images=8"),
             "a cell is exported as its record has it; leave out --bits, --seed, --option",
         ),
+        (("float", *CELL[1:]), "the float reference is not quantized"),
+        ((*CELL, "--seed", "-1"), "--seed must be 0 to 999, not -1"),
         ((*CELL, "--key", "00"), "--key names a cell of a results folder; give that with --from FOLDER"),
     ],
 )

@@ -132,6 +132,30 @@ def test_estimates_come_from_the_model_then_the_method(catalog, store):
     assert estimates() == [None, 3.0, 3.0, None, 5.0, 5.0]
 
 
+def test_a_task_without_a_model_is_refused(catalog, store):
+    """Its cells were left out without a word, where another task knew the models that were named."""
+    tasks = {"tasks": ("classification", "segmentation"), "references": False}
+    with pytest.raises(
+        UsageError, match=r"task 'segmentation' has none of the models named \(vit\); name one of it too"
+    ):
+        make_plan(Request(methods=("noise",), models=("vit",), **tasks), catalog, store)
+
+
+def test_what_a_fitted_method_leaves_out_is_said(catalog, store):
+    """Of `psaq[bits]+minmax` only the images are run at the precision of `fitted`: options of the rest go."""
+    known = {
+        "methods": ("clamp[passes=1,steps=3]", "noise"),
+        "models": ("vit",),
+        "bits": ("W8A8",),
+        "fitted": ("W4A4",),
+    }
+    (notice,) = make_plan(Request(**known, references=False), catalog, store).notices
+    assert (
+        notice
+        == "clamp[passes=1,steps=3] at W4A4 is clamp[steps=3]+repq, where passes of its own calibrator has no part"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

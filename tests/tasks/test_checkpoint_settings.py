@@ -267,7 +267,11 @@ def test_where_the_suite_prepares_images_only_weights_can_be_chosen(state, tmp_p
     torch.save({"state_dict": small.state_dict()}, tmp_path / "w.pth")
     write(tmp_path / "w.json", {"pretrained_cfg": SAID, "label_names": ["x"]})
     _, _, facts = build(f"{tmp_path / 'w.pth'}[weights=raw]", (), fixed)
-    assert (facts.origin, facts.weights, facts.notices) == ("the suite", "state_dict", ())
+    assert (facts.origin, facts.weights) == ("the suite", "state_dict")
+    (notice,) = facts.notices
+    assert "w.json says of it (mean, std, crop_pct, interpolation, label_names) is not used, since this suite" in notice
+    (tmp_path / "w.json").unlink()
+    assert not build(tmp_path / "w.pth", (), fixed)[2].notices
     with pytest.raises(UsageError, match="this suite prepares its images itself; leave out mean"):
         build(f"{tmp_path / 'w.pth'}[mean=0.5]", (), fixed)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import later
 from miniature_data import (
     IDS,
     SIZES,
@@ -441,7 +442,7 @@ model = dict(
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+    return CliRunner().invoke(app, ["bench", *later([*map(str, arguments)])])
 
 
 def test_the_command_line_says_what_is_wrong(coco_root, detector, tmp_path):

@@ -259,6 +259,8 @@ def test_unknown_suite_and_stray_data_root(tmp_path):
         open_suite("cifar100")
     with pytest.raises(UsageError, match="takes no data root"):
         open_suite("embedded", data_root=tmp_path)
+    with pytest.raises(UsageError, match="suite 'tiny' brings its own data and takes no data root"):
+        open_suite("tiny", data_root=tmp_path)
 
 
 # --- zoo

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from commands import later
 from miniature_data import make_imagenet
 from typer.testing import CliRunner
 
@@ -42,6 +43,7 @@ NAMES = """
 [schemes]
 "full" = "full"
 "none" = "none"
+[calibration]
 """
 ROWS = (
     ("float", "Tiny", "W32A32", "none", 0.0, "made up, table 1"),
@@ -72,7 +74,7 @@ def cli(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.report.write_report", lambda *_: None)  # its figures take seconds
 
     def run(*arguments: str, code: int = 0):
-        result = CliRunner().invoke(app, ["reproduce", *arguments])
+        result = CliRunner().invoke(app, ["reproduce", *later(arguments)])
         assert result.exit_code == code, result.output
         assert code == 0 or len(result.stderr.splitlines()) == 1
         return result
@@ -133,7 +135,32 @@ def test_a_table_is_planned_measured_resumed_and_judged(cli, tmp_path, table) ->
         (None, ("",), "name a paper; there are recipes of madeup"),
         (None, ("nobody",), "unknown paper 'nobody'; known: madeup"),
         (None, ("evolq",), "'evolq' has no recipe, since no checked numbers of its paper on imagenet are in table"),
-        (("sources = [", 'sources = ["no such", '), ("madeup", "--models", "Huge"), "unknown model of this paper's"),
+        (None, ("madeup", "--models", "Huge"), "unknown model of this paper's"),
+        (
+            None,
+            ("madeup", "--models", "Tiny,Nameless", "--bits", "W4A4"),
+            "Nameless in --models has no number with the",
+        ),
+        (None, ("madeup", "--bits", "W8A8,W4A4", "--models", "Nameless"), "but, for one, Noise on Tiny at W4A4; leave"),
+        (
+            None,
+            ("madeup", "--models", "Tiny=timm:a@x,Tiny=timm:a@y"),
+            "two checkpoints for Tiny (timm:a@x and timm:a@y)",
+        ),
+        (None, ("madeup", "--models", "Tiny,Tiny=timm:a@x"), "two checkpoints for Tiny (the usual one and timm:a@x)"),
+        (None, ("madeup", "--models", "Tiny="), "'Tiny=' in --models is not of the form NAME or NAME=MODEL"),
+        (None, ("madeup", "--models", "=timm:a@x"), "'=timm:a@x' in --models is not of the form NAME or NAME=MODEL"),
+        (None, ("madeup", "--seeds", "0"), "--seeds must be 1 to 1,000 repetitions, not 0"),
+        (("sources = [", 'sources = ["no such", '), ("madeup",), "'no such' in sources, which stands for none of the"),
+        (("floats = [", 'quoted = ["no such"]\nfloats = ['), ("madeup",), "'no such' in quoted, which stands for none"),
+        (
+            ("floats = [", 'floats = ["another paper", '),
+            ("madeup",),
+            "'another paper' in floats, which stands for none",
+        ),
+        (("[bits]", '"Nois" = "noise"\n[bits]'), ("madeup",), "'Nois' in [methods], which stands for none"),
+        (("[bits]", '[models]\n"Tny" = "x"\n[bits]'), ("madeup",), "'Tny' in [models], which stands for none"),
+        (("[bits]", '[bits]\n"MP4.6A6" = "W4A6"'), ("madeup",), "'MP4.6A6' in [bits], which stands for none"),
         (('["made up"]\nfloats', '["no such"]\nfloats'), ("madeup",), "no published numbers of Nobody"),
         (('"noise[images=4]"', '"nois"'), ("madeup",), "the recipe of Nobody, A Made-Up Table, 2026 cannot be used"),
         (("points = 0.4", "points = -1"), ("madeup",), "is not valid (tolerance.points: "),

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
+from commands import later
 from miniature_data import CLASS_NAMES, detection_config, make_coco
 from typer.testing import CliRunner
 
@@ -282,7 +283,7 @@ def test_plain_data_goes_to_json_and_back(value):
 
 
 def plan(*arguments):
-    return CliRunner().invoke(app, ["plan", *map(str, arguments)])
+    return CliRunner().invoke(app, ["plan", *later([*map(str, arguments)])])
 
 
 def test_the_command_line_runs_configs_only_when_told(tmp_path, mark):
