@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 
 class Numbered(BaseModel):
     """A model whose numbers are not `true` or `false`, which Python would take for 1 and 0."""
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, data: Any) -> Any:
-        for name, value in data.items() if isinstance(data, dict) else ():
-            field = cls.model_fields.get(name)
-            kinds = set() if field is None else _kinds(field.annotation)
-            if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
-                raise ValueError(f"{name} is a number, not {str(value).lower()}")
-        return data
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if bool not in kinds and kinds & {int, float}:
+                raise PydanticCustomError(
+                    "number", "Input should be a number, not {value}", {"value": str(value).lower()}
+                )
+        return value
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -29,7 +29,7 @@ class Command(TyperCommand):
             UsageError: an option is given twice, or has an empty value.
         """
         given, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        for param in order:
+        for param in () if given.get("help") else order:
             if param.param_type_name != "option" or param.multiple or getattr(param, "is_flag", False):
                 continue
             name, value = max(param.opts, key=len), given[param.name]
@@ -71,5 +71,5 @@ class Commands(TyperGroup):
         """Say what is wrong with the arguments of the command `name`; the exit to raise."""
         command = "" if name is None else f"{name} "
         text = visible(error.format_message())
-        typer.echo(f"Error: {text}{'' if text.endswith('.') else ';'} {command}--help says what there is", err=True)
+        typer.echo(f"Error: {text}{' See' if text.endswith('.') else '; see'} {command}--help", err=True)
         return typer.Exit(USAGE)

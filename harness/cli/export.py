@@ -23,7 +23,7 @@ from harness.cli.options import (
     split,
     typed,
 )
-from harness.identity.names import split_outside_brackets
+from harness.identity.names import parse_name, split_outside_brackets
 
 if TYPE_CHECKING:
     from harness.identity.cell import Cell
@@ -177,6 +177,13 @@ def _as_recorded(cell: Cell) -> dict[str, Any]:
 
     parts = cell.options.get("parts", {})
     assert isinstance(parts, dict)
+    # What the method's name has in brackets would be given twice.
+    named = {part.name: part.changes for part in parse_name(cell.method)}
+    given = {
+        name: {option: value for option, value in values.items() if option not in named.get(name, {})}
+        for name, values in ((part.partition(":")[2], values) for part, values in parts.items())
+        if isinstance(values, dict)
+    }
     return {
         "methods": (cell.method,),
         "models": (cell.model,),
@@ -188,7 +195,5 @@ def _as_recorded(cell: Cell) -> dict[str, Any]:
         "limit": cell.limit,
         "corruptions": (cell.corruption or CLEAN,),
         "preset": cell.preset,
-        "overrides": {
-            name.partition(":")[2]: dict(values) for name, values in parts.items() if isinstance(values, dict)
-        },
+        "overrides": given,
     }

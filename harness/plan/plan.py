@@ -292,10 +292,8 @@ def _models(
             raise reason
     for suite in suites:
         if all(suite is not each for each, *_ in found):
-            raise UsageError(
-                f"task '{suite.task}' has none of the models named ({', '.join(request.models)}); name one of it too, "
-                "or leave the task out"
-            )
+            named = f"has none of the models named ({', '.join(request.models)})" if request.models else "has no models"
+            raise UsageError(f"task '{suite.task}' {named}; name one of it with --models, or leave the task out")
     return found
 
 

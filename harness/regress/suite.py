@@ -186,7 +186,8 @@ def _trusting(suite: Suite, catalog: Catalog) -> frozenset[str]:
     Raises:
         UsageError: none has.
     """
-    tasks = dict.fromkeys(group.task or suite.task for group in suite.cases)
+    own = [suite.task] * (suite.exported is not None)
+    tasks = dict.fromkeys([*(group.task or suite.task for group in suite.cases), *own])
     found = frozenset(task for task in tasks if catalog.tasks.get(task).runs_configs)
     if not found:
         raise UsageError(f"--trust-configs: no model of {', '.join(tasks)} has a config; leave it out")

@@ -132,7 +132,7 @@ def _suites(
 ) -> dict[tuple[str, str], Suite]:
     """The suites of all cells, by task and name."""
     known = sorted(set(cells["task"]))
-    if trust_configs and not any(catalog.tasks.get(task).runs_configs for task in known):
+    if trust_configs and known and not any(catalog.tasks.get(task).runs_configs for task in known):
         raise UsageError(f"--trust-configs: no model of {', '.join(known)} has a config; leave it out")
     return {
         place: catalog.tasks.get(place[0]).open_suite(place[1], data_root, trust_configs=trust_configs)

@@ -30,11 +30,9 @@ _PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True
 
 @dataclass(frozen=True)
 class ExportConflict:
-    """Two exports of one cell that are not the same: the folder's own (None if it cannot be used), and the other one,
-    which is in `folder`.
-    """
+    """Two exports of one cell that do not say the same: the folder's own, and the other one, which is in `folder`."""
 
-    kept: Exported | None
+    kept: Exported
     other: Exported
     folder: Path
 
@@ -106,8 +104,7 @@ def show(merged: Merged, target: Path, console: Console) -> int:
         text = f"CONFLICT exported {each.other.cell.suite} {each.other.cell.label}"
         console.print(visible(text), style="red", **_PLAIN)
         for side, one in ((target, each.kept), (each.folder, each.other)):
-            if one is not None:
-                console.print(visible(f"    {side / EXPORTED}: {_said(one)}"), **_PLAIN)
+            console.print(visible(f"    {side / EXPORTED}: {_said(one)}"), **_PLAIN)
     left_out = [*merged.left_out, *store.sentences()]
     for text in left_out:
         console.print(f"LEFT OUT {text}", style="yellow", **_PLAIN)
@@ -202,7 +199,22 @@ def _export_conflicts(store: Store) -> list[ExportConflict]:
     found = _exports(store)
     own = {one.key: one for folder, one in found if folder == store.folder}
     aside = [(folder, one) for folder, one in found if folder != store.folder]
-    return [ExportConflict(own.get(one.key), one, folder) for folder, one in aside if own.get(one.key) != one]
+    return [
+        ExportConflict(own[one.key], one, folder)
+        for folder, one in aside
+        if one.key in own and not _same(own[one.key], one)
+    ]
+
+
+def _same(one: Exported, other: Exported) -> bool:
+    """Whether two exports of a cell say the same of it: times, machines, versions and dates may differ, and with the
+    machine the last digits of a difference.
+    """
+    return bool(_measured(one) == _measured(other))
+
+
+def _measured(one: Exported) -> Any:
+    return one.metrics, one.float_metrics, [(each.runtime, each.metrics, each.verdict) for each in one.runtimes]
 
 
 def _bring_exports(
@@ -211,16 +223,19 @@ def _bring_exports(
     for folder, one in found:
         kept, own, name = there.get(one.key), folder == store.folder, f"{one.key}.json"
         path = into.folder / EXPORTED / name
-        if kept == one:
+        if kept is not None and _same(kept, one):
             done.same_exports += own
-        elif own and not is_there(path):
+        elif own and kept is None:
+            if is_there(path):  # and cannot be used
+                into.set_apart([path])
             keep_exported(one, path)
+            into.problems.pop(path, None)
             there[one.key] = one
             done.exports += 1
-        else:  # another one is there, or one that cannot be used; or it was set aside before
+        else:  # another one is there; or it was set aside before
             side = into.conflict_folder / digest(one.model_dump(mode="json"))[:12]
             keep_exported(one, side / EXPORTED / name)
-            if own:
+            if own and kept is not None:
                 done.export_conflicts.append(ExportConflict(kept, one, side))
 
 

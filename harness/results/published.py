@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import ConfigDict, StringConstraints, ValidationError
 
 from harness.api.errors import UsageError
+from harness.api.numbers import Numbered
 from harness.api.spec import SCHEMES, BitSpec, split_scheme
 from harness.identity.cell import FLOAT_BITS, FLOAT_SCHEME
 from harness.io.files import read_regular
@@ -30,7 +31,7 @@ Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)
 Sentences = Mapping[Sentence, Sentence]
 
 
-class Part(BaseModel):
+class Part(Numbered):
     """What a file that somebody wrote by hand may have, or a table of it; all else is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -111,6 +112,8 @@ def _rows(path: Path) -> pd.DataFrame:
         raise UsageError(f"published numbers {path} cannot be read: {str(error).splitlines()[0]}") from None
     if missing := [name for name in COLUMNS if name not in found]:
         raise UsageError(f"published numbers {path} have no column {', '.join(missing)}")
+    if odd := [name for name in map(str, found) if name.startswith("Unnamed: ") or name.rpartition(".")[0] in COLUMNS]:
+        raise UsageError(f"published numbers {path} have {_odd(odd[0])}; see {FORM}")
     if extra := [visible(str(name)) for name in found if name not in COLUMNS]:
         raise UsageError(f"published numbers {path} have a column '{extra[0]}', which is not known; see {FORM}")
     if not isinstance(found.index, pd.RangeIndex):  # pandas then takes the first value of each row for its name
@@ -121,6 +124,11 @@ def _rows(path: Path) -> pd.DataFrame:
         if fault := _fault(row, number):
             raise UsageError(f"published numbers {path}, row {line}: {fault}; see {FORM}")
     return rows.assign(value=value)
+
+
+def _odd(name: str) -> str:
+    """What is odd with a column that pandas calls so."""
+    return "a column without a name" if name.startswith("Unnamed: ") else f"two columns '{name.rpartition('.')[0]}'"
 
 
 def _fault(row: Mapping[Hashable, Any], value: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -24,6 +24,7 @@ from harness.io.files import flush, is_there, names_in, read_regular, reason, wr
 from harness.io.remembered import Findings
 from harness.io.text import visible
 from harness.results import sidecars
+from harness.results.exported import FOLDER as EXPORTED
 from harness.results.record import SCHEMA_VERSION, Record
 from harness.results.sidecars import IMAGES, OUTCOMES, PICTURES, SNAPSHOTS, SUFFIXES, Damaged
 from harness.results.upgrade import UnknownVersion, upgrade
@@ -166,14 +167,18 @@ class Store:
         found = self.record(key)
         files = [self._path(key), *(self._path(key, kind) for kind in SUFFIXES)]
         if is_there(files[0]) and not (found is not None and self.complete(found)):
-            folders = (self.folder / "unusable" / str(number) for number in count(1))
-            place = next(folder for folder in folders if not is_there(folder / files[0].name))
-            place.mkdir(parents=True, exist_ok=True)
-            for path in files:
-                with suppress(FileNotFoundError):  # not there, or another process that saves the cell has moved it
-                    path.replace(place / path.name)
+            self.set_apart(files)
         for path in files:
             path.unlink(missing_ok=True)
+
+    def set_apart(self, files: Sequence[Path]) -> None:
+        """Move files that cannot be used to `unusable/`."""
+        folders = (self.folder / "unusable" / str(number) for number in count(1))
+        place = next(folder for folder in folders if not is_there(folder / files[0].name))
+        place.mkdir(parents=True, exist_ok=True)
+        for path in files:
+            with suppress(FileNotFoundError):  # not there, or another process that saves the cell has moved it
+                path.replace(place / path.name)
 
     def has_result(self, key: str) -> bool:
         """Whether the cell's record is there now, ok and complete."""
@@ -403,7 +408,7 @@ class Conflict:
 
 
 def _called(path: Path) -> str:
-    return "record" if path.suffix == ".json" else "file"
+    return "record" if path.suffix == ".json" and path.parent.name != EXPORTED else "file"
 
 
 def _parsed(content: bytes, key: str) -> Record:

@@ -83,7 +83,10 @@ def read_settings(path: Path, brackets: Mapping[str, str], name: str, *, prepare
     if prepared:
         if chosen:
             raise UsageError(f"{where}: this suite prepares its images itself; leave out {', '.join(chosen)}")
-        ignored, origin = _beside(path, name)
+        try:
+            ignored, origin = _beside(path, name)
+        except UsageError:  # of a file that is not used anyway
+            return Settings(which=which)
         return Settings(origin=origin if ignored else "", which=which, unused=tuple(ignored))
     names, names_from = chosen.pop("classes", ()), Path(brackets.get("classes", "")).name
     found, origin = _beside(path, name)

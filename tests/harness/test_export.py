@@ -141,6 +141,18 @@ def test_what_is_refused(cli, tmp_path, arguments, sentence) -> None:
     assert sentence in cli("export", *arguments, *CPU, code=2).stderr
 
 
+@pytest.mark.parametrize("method", ["noise", "noise[images=8]", "noise[images=8]+omse"])
+def test_a_recorded_cell_is_planned_again_whatever_its_name_has_in_brackets(cli, tmp_path, monkeypatch, method):
+    cli(
+        "bench", "--methods", method, *CELL[1:], *CPU, "--seeds", "1", "--out", "run", "--no-references", "--in-process"
+    )
+    (key,) = [each.key for each in Store(tmp_path / "run").records() if not each.cell.is_float]
+    found = []
+    monkeypatch.setattr("harness.export.export.export_cells", lambda cells, *_: found.extend(cells) or 0)
+    cli("export", "--from", "run", "--key", key)
+    assert [(cell.key, cell.method) for cell in found] == [(key, method)]
+
+
 def test_a_missing_extra_is_one_sentence(cli, monkeypatch) -> None:
     monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == "onnxscript" else object())
     assert cli("export", *CELL, code=2).stderr == "Error: export needs onnxscript: pip install 'dfqbench[export]'\n"

@@ -221,11 +221,11 @@ def test_a_record_of_a_key_with_brackets_is_the_same_cell(fill, tmp_path, right,
 def exported(toy_cell):
     """Keeps what is known of an exported cell in a folder's `exported/`, as of that time."""
 
-    def keep(folder: Path, seed: int, made: str = "2026-01-01") -> Path:
+    def keep(folder: Path, seed: int, made: str = "2026-01-01", top1: float = 50.0) -> Path:
         cell = toy_cell(seed=seed)
         none = Difference(same=100.0, mean=0.0, rms=0.0, largest=0.0)
         one = InRuntime(
-            runtime="abacus", version="1", supported=True, metrics={"top1": 50.0}, float_metrics={}, to_fake=none,
+            runtime="abacus", version="1", supported=True, metrics={"top1": top1}, float_metrics={}, to_fake=none,
             relative=0.0, verdict="same", computed=[],
         )  # fmt: skip
         whole = Exported(
@@ -255,11 +255,11 @@ def test_exports_come_along(cli, catalog, fill, exported, tmp_path):
 def test_another_export_of_a_cell_is_kept_aside_and_shown(cli, fill, exported, tmp_path):
     a, b = fill("a", {0: [1]}), fill("b", {0: [1]})
     exported(a.folder, 0)
-    exported(b.folder, 0, made="2026-02-02")
+    exported(b.folder, 0, made="2026-02-02", top1=60.0)
     shown = cli("merge", "a", "b", "--into", "c", code=1).output
     assert "CONFLICT exported toy tiny toynoise W4A8 full seed 0" in shown
     assert "    c/exported: abacus top1 50.0000 (made 2026-01-01 on Slide rule)" in shown
-    assert "/exported: abacus top1 50.0000 (made 2026-02-02 on Slide rule)" in shown
+    assert "/exported: abacus top1 60.0000 (made 2026-02-02 on Slide rule)" in shown
     assert "0 were there already, 1 contradict what was there." in shown
     assert "Of 1 cells c now has exports that contradict each other" in shown
     into = tmp_path / "c"
@@ -275,16 +275,24 @@ def test_another_export_of_a_cell_is_kept_aside_and_shown(cli, fill, exported, t
     cli("merge", "a", "--into", "c")
 
 
+def test_an_export_of_another_day_says_the_same(cli, fill, exported, tmp_path):
+    a, b = fill("a", {0: [1]}), fill("b", {0: [1]})
+    exported(a.folder, 0)
+    exported(b.folder, 0, made="2026-02-02")
+    shown = cli("merge", "a", "b", "--into", "c").output
+    assert "1 exports copied to c/exported, 1 were there already, 0 contradict" in shown
+    assert read_exported(tmp_path / "c") == read_exported(a.folder)
+
+
 def test_exports_that_cannot_be_used_are_left_where_they_are(cli, fill, exported, tmp_path):
     a, b = fill("a", {0: [1]}), fill("b", {0: [1]})
     good, bad = exported(a.folder, 0), exported(b.folder, 0)
     bad.write_text("{}")
     good.with_name("other.json").write_bytes(good.read_bytes())
     shown = cli("merge", "a", "b", "--into", "c", code=3).output
-    assert "LEFT OUT record b/exported/" in shown
+    assert "LEFT OUT file b/exported/" in shown
     assert "other.json does not hold the cell that its name says; it is left out, nothing was deleted" in shown
     assert contents(tmp_path / "c" / "exported") == {good.name: good.read_bytes()}
-    shown = cli("merge", "a", "--into", "b", code=1).output  # of which the own one cannot be used
-    assert bad.read_text() == "{}"
-    assert "CONFLICT exported" in shown
-    assert "is no export" in shown
+    cli("merge", "a", "--into", "b", code=3)  # whose own one cannot be used, and makes room
+    assert bad.read_bytes() == good.read_bytes()
+    assert (b.folder / "unusable" / "1" / bad.name).read_text() == "{}"

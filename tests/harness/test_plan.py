@@ -136,7 +136,7 @@ def test_a_task_without_a_model_is_refused(catalog, store):
     """Its cells were left out without a word, where another task knew the models that were named."""
     tasks = {"tasks": ("classification", "segmentation"), "references": False}
     with pytest.raises(
-        UsageError, match=r"task 'segmentation' has none of the models named \(vit\); name one of it too"
+        UsageError, match=r"task 'segmentation' has none of the models named \(vit\); name one of it with"
     ):
         make_plan(Request(methods=("noise",), models=("vit",), **tasks), catalog, store)
 

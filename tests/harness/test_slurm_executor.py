@@ -346,8 +346,12 @@ def test_gpus_are_asked_for_once(commands):
     commands()
     with pytest.raises(UsageError, match="--gpus 1 and --slurm gres=gpu:h200:2 both ask for GPUs; leave one out"):
         scheduler({"gres": "gpu:h200:2"}, gpus=1.0)
-    scheduler({"gres": "gpu:h200:2"})
-    scheduler({"gres": "license:1"}, gpus=1.0)
+    for asked in ({"gpus-per-node": "h200:2"}, {"tres-per-task": "gres/gpu:2"}, {"gpus-per-socket": "1"}):
+        with pytest.raises(UsageError, match="both ask for GPUs; leave one out"):
+            scheduler(asked, gpus=1.0)
+        assert asked.items() <= scheduler(asked)._asked.items()  # a kind, or a place, that --gpus cannot say
+    assert scheduler({"gres": "gpu:h200:2"})._asked["gres"] == "gpu:h200:2"
+    assert scheduler({"gres": "license:1"}, gpus=1.0)._asked["gpus-per-node"] == "1"
 
 
 def test_what_has_no_effect_on_the_local_cluster_is_refused():

@@ -27,6 +27,8 @@ CLUSTERS = ("slurm", "local")
 _OURS = ("array", "error", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal")
 # What --cpus and --gpus say, in sbatch's words: of one task on one node, these mean the same.
 _OF_HOSTS = {"cpus-per-task": "--cpus", "gpus": "--gpus", "gpus-per-node": "--gpus", "gpus-per-task": "--gpus"}
+# How sbatch is asked for GPUs in its own words; `gpu-bind` and a partition called `gpu` ask for none.
+_GPUS = re.compile(r"gpus(-per-\w+)?=|(gres|tres-per-\w+)=(.*,)?(gres[/:])?gpu\b")
 _OVER = ("COMPLETED", "COMPLETING", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 # Reasons that do not pass by waiting.
 _NEVER = re.compile(
@@ -84,10 +86,10 @@ class Slurm:
                 raise UsageError(
                     f"--slurm {name}=...: dfqbench says this itself; leave it out (--jobs, --cpus, --gpus)"
                 )
-            if name in _OF_HOSTS:
+            if name in _OF_HOSTS and value.isdecimal():  # a kind of GPU, `gpus=h200:2`, only Slurm's own words can say
                 raise UsageError(f"--slurm {name}={value}: say it with {_OF_HOSTS[name]}, and leave it out here")
-        if gpus is not None and re.match(r"gpu\b", asked.get("gres", "")):
-            raise UsageError(f"--gpus {gpus:g} and --slurm gres={asked['gres']} both ask for GPUs; leave one out")
+            if gpus is not None and _GPUS.match(f"{name}={value}"):
+                raise UsageError(f"--gpus {gpus:g} and --slurm {name}={value} both ask for GPUs; leave one out")
         if gpus is not None and gpus != int(gpus):
             raise UsageError(f"--gpus {gpus:g}: Slurm gives whole GPUs; ask for shares with --slurm gres=shard:1")
         for command in ("sbatch", "squeue", "scancel", "srun"):
