@@ -38,7 +38,8 @@ def later(arguments: Sequence[str]) -> list[str]:
     name = ""
     for number, text in enumerate(arguments):
         if text.startswith("--"):
-            name = f"{text} {number}" if text == "--option" else text.partition("=")[0]  # that one is repeatable
+            name = text.partition("=")[0]
+            name += f" {number}" * (name == "--option")  # which is repeatable
             kept.pop(name, None)
         kept.setdefault(name, []).append(text)
     return [text for part in kept.values() for text in part]
