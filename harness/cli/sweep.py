@@ -64,7 +64,8 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
         typer.Option(
             metavar="METHOD",
             help="Run METHOD and its ablations (see `describe`) instead of --methods, without floor and ceiling;"
-            " --bits W4A5 --seeds 3 --out results/runs/SUITE-ablation unless given.",
+            f" --bits {','.join(ABLATION['bits'])} --seeds {ABLATION['seeds']} --out results/runs/SUITE-ablation"
+            " unless given.",
         ),
     ] = "",
     models: Annotated[
@@ -97,7 +98,11 @@ def sweep(  # noqa: PLR0917 - typer passes them by name
     suite: Annotated[str, typer.Option(help="Data and models of the tasks; see `list tasks`.")] = "embedded",
     data_root: DataRoot = None,
     seeds: Annotated[
-        int, typer.Option(help="Repetitions, with seeds 0 to N-1; one gives no verdict. 3 of an ablation if left out.")
+        int,
+        typer.Option(
+            help="Repetitions, with seeds 0 to N-1; one gives no verdict."
+            f" {ABLATION['seeds']} of an ablation if left out."
+        ),
     ] = 5,
     limit: Limit = None,
     corruptions: Annotated[

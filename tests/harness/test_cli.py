@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from harness.catalog.catalog import Catalog
 from harness.cli import main as cli_module
 from harness.results.store import Store
 
@@ -428,6 +429,13 @@ def test_an_empty_text_may_say_none_and_options_of_methods_are_repeatable(cli):
     many = ["--option", "toynoise.count=3", "--option", "toyswitch.count=3"]
     found = cli("plan", *WHERE, "--methods", "toynoise,toyswitch", *many, "--fitted", "", "--bits", "W4A8")
     assert "to run" in found.output
+
+
+def test_the_help_text_says_how_many_images_a_first_look_is_at():
+    """It stands with the task, which help texts do not import."""
+    (number,) = Catalog.default().tasks.get("classification").first_look.values()
+    text = " ".join(CliRunner().invoke(cli_module.app, ["plan", "--help"]).output.split())
+    assert f"{number} if left out" in text.replace(" │ │ ", " ")
 
 
 def test_no_command_at_all_is_answered_by_the_help_text():
