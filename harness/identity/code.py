@@ -18,7 +18,7 @@ _ROOTS = frozenset(("harness.run.runner", "harness.api.compose"))
 NO_NUMBERS = frozenset(f"harness.{name}" for name in ("catalog", "identity", "io", "results"))
 # Packages that hold values and compute none. All others that the code imports count: who has not thought of one should
 # measure once more rather than believe an old number.
-_NEUTRAL = frozenset(("pandas", "pydantic", "safetensors", "yaml"))
+_NEUTRAL = frozenset(("pandas", "pydantic", "pydantic_core", "safetensors", "yaml"))
 # What an imported name is installed as, where that is not its own; others are looked up, which takes a moment.
 _INSTALLED_AS = {"PIL": ("pillow",), "mmcv": ("mmcv", "mmcv-lite"), "mmseg": ("mmsegmentation",)}
 
