@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import ConfigDict, ValidationError
 
 from harness.api.errors import UsageError, closest, first_line
-from harness.api.numbers import Numbered
 from harness.api.spec import SCHEMES
+from harness.api.written import Written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,11 +58,11 @@ class _Later:
 LATER = _Later()
 
 
-class Options(Numbered):
+class Options(Written):
     """Base of every plugin's options. Field descriptions are shown by `describe`."""
 
     # NaN and infinities have no canonical JSON, so a cell could not be identified by them.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     def identified(self) -> dict[str, Any]:
         """Plain values as cells and images are known by: an option that is marked as `LATER` is left out at its

@@ -20,7 +20,7 @@ _NotUnderstood: Any = typer.BadParameter.__base__
 
 
 class Command(TyperCommand):
-    """Takes every option once, unless it is repeatable, and none that is empty: the rest of it would be ignored."""
+    """Takes every option once, unless it is repeatable, and none that is empty: what is ignored is refused."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what stands behind the command's name.

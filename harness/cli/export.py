@@ -89,6 +89,7 @@ def export(  # noqa: PLR0917 - typer passes them by name
     _check_choice(ctx, method, from_, key, seed)
     catalog = Catalog.default()
     request: dict[str, Any] = {"data_root": data_root, "trust_configs": trust_configs, "references": False}
+    stored: Cell | None = None
     if from_ is not None:
         store = Store(_folder(from_, out))
         stored = _stored(store, key)
@@ -101,7 +102,7 @@ def export(  # noqa: PLR0917 - typer passes them by name
         request |= {"seeds": seed + 1, "preset": preset, "overrides": parse_overrides(option or ())}
         request |= images(limit)
     plan = make_plan(Request(**request), catalog, store)
-    cells = _cells(plan, stored if from_ is not None else None, seed)
+    cells = _cells(plan, stored, seed)
     for text in (*store.sentences(), *plan.notices):
         typer.echo(text, err=True)
     prepare_folder(to, "--to")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from harness.api.errors import UsageError
 from harness.api.images import probes
-from harness.api.numbers import Numbered
+from harness.api.written import Written
 from harness.identity.cell import Cell
 from harness.results.store import Store
 from harness.run.runner import CellRunner, Settings
@@ -21,10 +21,8 @@ IMAGES = 16
 EQUAL, NEAR = 95.0, 99.9  # points of codes that are equal, and at most one apart; see `compare_codes`
 
 
-class ExportedCase(Numbered):
+class ExportedCase(Written):
     """`[exported]` of a suite: a cell, and how many of its layers and matrix products integer kernels compute."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     method: str

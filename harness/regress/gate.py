@@ -12,10 +12,10 @@ from rich.console import Console
 
 from harness.api.errors import UsageError
 from harness.catalog.catalog import Catalog
+from harness.identity.cell import Cell
 from harness.io.exit_codes import NOTHING_MEASURED, OK, SOME_FAILED
 from harness.io.files import prepare_folder
 from harness.plan.outcome import exit_code
-from harness.plan.plan import Plan
 from harness.regress.baseline import Baseline, Entry, Update, read_baseline, renewed, write_baseline
 from harness.regress.environment import Environment, differences
 from harness.regress.exported import exported_faults
@@ -94,11 +94,13 @@ def run_gate(options: Options, catalog: Catalog, environ: Mapping[str, str], con
         cache = Path(temporary, "cache")
         prepare_folder(store.folder, "--out")
         prepare_folder(cache, "--out")
-        requested = plan_of(cases).requested | (exported.requested if exported is not None else {})
+        requested = plan_of(cases).requested
+        if exported is not None:
+            requested |= {exported.cell.model: exported.requested}
         threads, trusted = options.threads or suite.threads, options.trust_configs
         settings = Settings(catalog, "cpu", threads, cache, options.data_root, requested, trusted)
         run = _measure(cases, store, settings, console, executor=options.executor)
-        broken = exported is not None and _exported(suite, exported, settings, Path(temporary), console)
+        broken = exported is not None and _exported(suite, exported.cell, settings, Path(temporary), console)
     report = _report(suite, cases, baseline, run)
     if report is not None:
         print_report(report, console)
@@ -182,7 +184,7 @@ def _measure(cases: Sequence[Case], store: Store, settings: Settings, console: C
     return _Run(SOME_FAILED if code == OK and unmeasured else code, measured, unmeasured, environment)
 
 
-def _exported(suite: Suite, plan: Plan, settings: Settings, folder: Path, console: Console) -> bool:
+def _exported(suite: Suite, cell: Cell, settings: Settings, folder: Path, console: Console) -> bool:
     """Whether the suite's exported cell is no longer what it was; says what was found.
 
     Without the extra it cannot be looked at, which is no fault of it.
@@ -198,8 +200,7 @@ def _exported(suite: Suite, plan: Plan, settings: Settings, folder: Path, consol
         _say(console, f"NOT CHECKED {name}: {error}")
         return False
     try:
-        (planned,) = plan.cells
-        faults = exported_faults(case, planned.cell, settings, folder)
+        faults = exported_faults(case, cell, settings, folder)
     except UsageError as error:
         faults = [str(error)]
     for fault in faults:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from harness.api.errors import UsageError
-from harness.api.numbers import Numbered
+from harness.api.written import Written
 from harness.catalog.catalog import Catalog
 from harness.identity.cell import Cell
 from harness.io.toml import read_toml
@@ -24,11 +24,7 @@ Points = Annotated[float, Field(ge=0, le=100)]
 FLOAT_HERE = 0.0  # the float model computes what it did, unless the environment differs
 
 
-class _Part(Numbered):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Group(_Part):
+class Group(Written):
     """Cases that share their tolerances, in points: every method at every precision on every model.
 
     `tolerance` holds in the environment of the baseline, `elsewhere` in any other; `reason` says where they come from.
@@ -48,14 +44,14 @@ class Group(_Part):
     xfail: Sentence | None = None
 
 
-class FloatModels(_Part):
+class FloatModels(Written):
     """How far the accuracy of float models may move in another environment; in the same one it may not."""
 
     elsewhere: Points
     reason: Sentence
 
 
-class Suite(_Part):
+class Suite(Written):
     """The file's content. `threads` are those that the cells are computed with unless the user says otherwise.
 
     `exported` is a cell whose file is looked at as well.
@@ -157,8 +153,8 @@ def plan_exported(
     *,
     data_root: Path | None = None,
     trust_configs: bool = False,
-) -> Plan | None:
-    """The suite's exported cell as a plan, if it has one.
+) -> Planned | None:
+    """The suite's exported cell, if it has one.
 
     Raises:
         UsageError: something of it is unknown, or it cannot be exported; the message names the file.
@@ -170,14 +166,13 @@ def plan_exported(
     try:
         trusted = trust_configs and suite.task in _trusting(suite, catalog)
         plan = make_plan(_exported_request(suite, suite.exported, data_root, trust_configs=trusted), catalog, store)
-        cells = tuple(planned for planned in plan.cells if not planned.cell.is_float)
-        for planned in cells or plan.cells:
-            check_exportable(planned.cell)
-            if planned.reason is not None:
-                raise UsageError(f"{planned.cell.label} cannot be measured: {planned.reason}")
+        *_, planned = plan.cells  # behind the float model, or that itself, which is refused
+        check_exportable(planned.cell)
+        if planned.reason is not None:
+            raise UsageError(f"{planned.cell.label} cannot be measured: {planned.reason}")
     except UsageError as error:
         raise UsageError(f"[exported] of suite {path}: {error}") from None
-    return Plan(cells)
+    return planned
 
 
 def _trusting(suite: Suite, catalog: Catalog) -> frozenset[str]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pandas as pd
-from pydantic import ConfigDict, StringConstraints, ValidationError
+from pydantic import StringConstraints, ValidationError
 
 from harness.api.errors import UsageError
-from harness.api.numbers import Numbered
 from harness.api.spec import SCHEMES, BitSpec, split_scheme
+from harness.api.written import Written
 from harness.identity.cell import FLOAT_BITS, FLOAT_SCHEME
 from harness.io.files import read_regular
 from harness.io.text import visible
@@ -31,16 +31,10 @@ Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)
 Sentences = Mapping[Sentence, Sentence]
 
 
-class Part(Numbered):
-    """What a file that somebody wrote by hand may have, or a table of it; all else is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+AnyWritten = TypeVar("AnyWritten", bound=Written)
 
 
-AnyPart = TypeVar("AnyPart", bound=Part)
-
-
-class Names(Part):
+class Names(Written):
     """The tables of `names.toml`: name -> name here. All must be there, since a table left out by mistake would lose
     its names without a word.
     """
@@ -89,7 +83,7 @@ def recollections(rows: pd.DataFrame) -> pd.Series[bool]:
     return marked
 
 
-def read_part(path: Path, what: str, form: type[AnyPart]) -> AnyPart:
+def read_written(path: Path, what: str, form: type[AnyWritten]) -> AnyWritten:
     """A TOML file of the form `form`, which is called `what` in messages.
 
     Raises:
@@ -154,7 +148,7 @@ def _written(bits: str) -> str:
 
 def _names(path: Path) -> dict[str, dict[str, str]]:
     what = "file with names of published numbers"
-    names = read_part(path, what, Names)
+    names = read_written(path, what, Names)
     for name, ours in names.bits.items():
         if not _is_precision(ours):
             raise UsageError(f"{what} {path}: '{name}' in [bits] is '{ours}'; write {FLOAT_BITS}, or bits as W4A8")

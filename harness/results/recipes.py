@@ -8,15 +8,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.api.errors import UsageError
+from harness.api.written import Written
 from harness.catalog.registry import check_known
 from harness.io.files import names_in
-from harness.results.published import FOLDER, Part, Sentence, Sentences, read_part
+from harness.results.published import FOLDER, Sentence, Sentences, read_written
 
 SUBFOLDER = "recipes"  # of the folder of published numbers
 TASK, SUITE, METRIC = "classification", "imagenet", "top1"  # the papers' tables that recipes are for
 
 
-class Tolerance(Part):
+class Tolerance(Written):
     """How many points a faithful run may lie from the printed number, and where that is known from.
 
     `of` says whose spread it is: the paper's `own`, that of `others` who ran the method again, or `borrowed` from
@@ -28,7 +29,7 @@ class Tolerance(Part):
     source: Sentence
 
 
-class Recipe(Part):
+class Recipe(Written):
     """What a paper's table takes to be measured.
 
     `sources` are how the `source` of the paper's own rows begins, `quoted` the same of rows that quote it, which count
@@ -76,4 +77,4 @@ def read_recipe(name: str, folder: Path = FOLDER) -> Recipe:
         UsageError: there is none, or it is malformed.
     """
     check_known("paper", name, recipe_names(folder))
-    return read_part(folder / SUBFOLDER / f"{name}.toml", "recipe", Recipe)
+    return read_written(folder / SUBFOLDER / f"{name}.toml", "recipe", Recipe)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from harness.api.numbers import Numbered
+from harness.api.written import Written
 
 
-class Some(Numbered):
+class Some(Written):
     count: int = 1
     share: float | None = None
     on: bool = False

@@ -1,15 +1,19 @@
-"""Numbers that users write."""
+"""What users write, in files and as options."""
 
 from __future__ import annotations
 
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 
-class Numbered(BaseModel):
-    """A model whose numbers are not `true` or `false`, which Python would take for 1 and 0."""
+class Written(BaseModel):
+    """A model that has no field but its own, and whose numbers are not `true` or `false`, which Python would take for 1
+    and 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @field_validator("*", mode="before")
     @classmethod
