@@ -1,7 +1,8 @@
 """The command line. Turns arguments into requests and errors into exit codes; decides nothing else.
 
-Exit codes: 0 ok, 1 accuracy regression (`merge`: records that contradict each other), 2 usage or configuration, 3 some
-cells failed (`merge`: some records cannot be used), 4 nothing measured, 70 an error of the program itself, 74 all went
+Exit codes: 0 ok, 1 accuracy regression (`merge`: records that contradict each other; `export`: a file that a runtime
+computes otherwise), 2 usage or configuration, 3 some cells failed (`merge`: some records cannot be used; `check`: the
+plugin breaks its contract), 4 nothing measured, 70 an error of the program itself, 74 all went
 well but its output could not be written (not of `regress`, nor where the reader has gone), 130 interrupted.
 """
 
@@ -100,7 +101,7 @@ def describe(
 @command()
 def check(
     plugin: Annotated[
-        str, typer.Argument(metavar="NAME", help="a method, source, calibrator or task, also of a package")
+        str, typer.Argument(metavar="NAME", help="a method, source, transform, calibrator or task, also of a package")
     ],
 ) -> None:
     """Does a plugin keep its contract? Runs it on tiny random networks; ends with 3 if something is wrong."""

@@ -49,7 +49,7 @@ class Population:
 
 
 class Evolution:
-    """Random variation of genes (CLAMP.md, 2.4, after Evol-Q's tournament).
+    """Random variation of genes (after Evol-Q's tournament).
 
     Crossover blends multipliers of two tournament winners and takes the width of one of them; mutation multiplies by
     1 + U(-r, r) and, in mixed precision, moves the width to a neighbouring candidate or leaves it; the diversity step

@@ -30,7 +30,7 @@ class OuroMambaOptions(Options):
 INFO = PluginInfo(
     name="ouromamba",
     kind="calibrator",
-    summary="OuroMamba's quantizer for Vision Mamba: a step per position, outlier channels of each image in 8 bits",
+    summary="OuroMamba's quantizer for Vision Mamba: a step per position, outlier channels of each image in more bits",
     target="methods.calibrators.ouromamba.calibrator:OuroMamba",
     requires="methods.core.graph.requirements:scans",
     origin="published code",

@@ -32,7 +32,7 @@ class ClampOptions(SynthesisStage, SearchStage):
 
 # The figure's loss between layer outputs, as it is drawn.
 _LITERAL: dict[str, object] = {"local_loss": "infonce", "search_temperature": 0.1}
-# One point each that the sources leave open, or that figures and digests tell differently (CLAMP.md, section 6).
+# One point each that the sources leave open, or that figures and digests tell differently.
 _ABLATIONS: dict[str, dict[str, object]] = {
     "stage 1: log of sums": {"contrast": "log-of-sums"},
     "stage 1: co-located positive": {"colocated": True},

@@ -1,7 +1,7 @@
 """Pseudo-targets, their losses and output distances of dense models, for the callables of `VisionModel`.
 
 With them a data-free method runs on a segmentation or detection model as it does on a classifier. **A reconstruction**:
-CLAMP-ViT reports COCO and ADE20K, but no source says what its output loss or targets are there (CLAMP.md, 1.3), and
+CLAMP-ViT reports COCO and ADE20K, but no source says what its output loss or targets are there, and
 PSAQ-ViT's code is classification only. Everything below is our own design, in the manner of PSAQ-ViT's random classes.
 
 Methods mirror the images at random without telling the targets. So all targets here are mirror images of themselves,
