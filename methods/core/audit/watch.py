@@ -47,7 +47,7 @@ class _Network(KeyedMode):
 
     def enter_root(self, net: nn.Module) -> None:
         """Count the network itself as running: it had already started when this mode was entered."""
-        self._enter("")(net)
+        self._enter([""])(net)
 
     def computed(self, kind: str, args: Call) -> None:
         """Hear of a call. Quantizers may make some of the same kind as the operation that they are for."""

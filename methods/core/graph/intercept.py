@@ -9,7 +9,7 @@ timm's, mmdet's or mmsegmentation's needs code in the methods. (Tasks have some,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -55,13 +55,20 @@ class _Frame:
         self.functions: dict[str, _Frame] = {}
 
 
+def _within(names: Sequence[str], module: str) -> str | None:
+    """The first of the names that lies in `module`, if any does; its own children come first."""
+    inside = [name for name in names if not module or name.startswith(f"{module}.")]
+    return min(inside, key=lambda name: name.count("."), default=None)
+
+
 class KeyedMode(TorchFunctionMode):
     """Gives every operation of `net` its key while entered; subclasses say what happens at one.
 
     A module without parameters is a function: its operations are numbered through all its calls by one caller, as
-    those of `functional.relu` are, so that a ReLU used twice in a block has two keys. A module with parameters has the
-    same keys in every call: a head that runs on each level of a pyramid, or a layer that is applied again, has its
-    weights in common, and its ranges too.
+    those of `functional.relu` are, so that a ReLU used twice in a block has two keys, and an instance that several
+    blocks share has a name, and keys, in each of them. A module with parameters has the same keys in every call: a head
+    that runs on each level of a pyramid, or a layer that is applied again, has its weights in common, and its ranges
+    too. What is called from outside of where it is kept counts as its caller's own arithmetic.
 
     Hooks are registered on entry and removed on exit, so `net` itself stays unchanged.
     """
@@ -74,8 +81,11 @@ class KeyedMode(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         self._frames = [_Frame("outside")]
-        for name, module in self._net.named_modules():
-            self._handles.append(module.register_forward_pre_hook(self._enter(name)))
+        names: dict[nn.Module, list[str]] = {}
+        for name, module in self._net.named_modules(remove_duplicate=False):
+            names.setdefault(module, []).append(name)
+        for module, known in names.items():
+            self._handles.append(module.register_forward_pre_hook(self._enter(known)))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
         super().__enter__()  # type: ignore[no-untyped-call]  # torch's modes have no types
         return self
@@ -86,12 +96,14 @@ class KeyedMode(TorchFunctionMode):
             handle.remove()
         self._handles.clear()
 
-    def _enter(self, name: str) -> Callable[..., None]:
+    def _enter(self, names: Sequence[str]) -> Callable[..., None]:
         def hook(module: nn.Module, *_: object) -> None:
             frame = None
             if self._running and next(module.parameters(), None) is None:
-                frame = self._frames[-1].functions.setdefault(name, _Frame(name))
-            self._frames.append(frame or _Frame(name))
+                caller = self._frames[-1]
+                own = _within(names, caller.module)
+                frame = caller if own is None else caller.functions.setdefault(own, _Frame(own))
+            self._frames.append(frame or _Frame(names[0]))
 
         return hook
 
