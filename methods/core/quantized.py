@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.api.contracts import Grid, LayerSummary, QuantSummary
-from methods.core.graph.intercept import Interceptor, OpKey, Transform
+from methods.core.graph.intercept import Interceptor, OpKey, Transform, UnsupportedNetworkError
 from methods.core.graph.sites import Sites
 from methods.core.numerics.granularity import PerBlock, PerGroup
 from methods.core.numerics.quantizers import Quantizer, Stored, Uniform
@@ -18,6 +19,10 @@ from methods.core.numerics.quantizers import Quantizer, Stored, Uniform
 
 class MissingParametersError(RuntimeError):
     """A site has no quantizer."""
+
+
+class UnboundedRangeError(UnsupportedNetworkError):
+    """The values at a site are not finite."""
 
 
 class Quantized:
@@ -32,6 +37,7 @@ class Quantized:
 
     Raises:
         MissingParametersError: a site was left without a quantizer.
+        UnboundedRangeError: the range of a site's quantizer is not finite.
     """
 
     deployment = "methods.core.deployment:deployed"  # see `harness.api.contracts.Deployable`
@@ -52,10 +58,21 @@ class Quantized:
         self.sites = sites
         self.weights = dict(weights)
         self.activations = None if activations is None else {s.point: activations[s.point] for s in sites.activations}
+        self._check_ranges()
         self._float = dict(net.named_parameters())
         self._own = dict(self.net.named_parameters())
         for site in sites.weights:
             self.set_weight(site.parameter, self.weights[site.parameter])
+
+    def _check_ranges(self) -> None:
+        for site in self.sites.activations if self.activations is not None else ():
+            quantizer = (self.activations or {})[site.point]
+            low, high = float(quantizer.low), float(quantizer.high)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise UnboundedRangeError(
+                    f"the values at {site} reach from {low:g} to {high:g} on the calibration images, which no range "
+                    "can hold; a mask of -inf has to be added directly before a softmax"
+                )
 
     @torch.no_grad()
     def set_weight(self, name: str, quantizer: Transform) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 import torch
+from arithmetic_networks import quantized as quantized_net
 from timm.models.vision_transformer import VisionTransformer
 from tiny_networks import NETWORKS, SHAPE, images, tiny_model
 from torch import nn
@@ -25,6 +26,7 @@ from methods.core.graph.intercept import (
 from methods.core.graph.sites import NoSitesError, find_sites
 from methods.core.graph.structure import NotATransformerError, find_blocks, patch_grid, to_grid
 from methods.core.graph.trace import trace, trace_net
+from methods.core.quantized import UnboundedRangeError
 
 SPEC = BitSpec(4, 6)
 
@@ -264,3 +266,50 @@ def test_what_results_are_held_against_is_no_trace_that_methods_have():
     """A method that takes operations out of its trace would otherwise hide them from the checks."""
     model = tiny_model("vit")
     assert audit.traced(model) is not trace(model)
+
+
+class Masked(nn.Module):
+    """Attention of tokens (n, 16, 16) with a position bias and a mask, added as `add` says."""
+
+    def __init__(self, add, mask=-100.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v, self.out = (nn.Linear(16, width) for width in (16, 16, 16, 5))
+        self.bias = nn.Parameter(torch.randn(16, 16))
+        self.register_buffer("mask", torch.zeros(16, 16).index_fill_(1, torch.arange(8, 16), mask))
+        self.add = add
+        self.requires_grad_(False).eval()
+
+    def forward(self, x):
+        x = x.squeeze(1)
+        logits = self.add(self.q(x) @ self.k(x).transpose(-2, -1), self.bias, self.mask)
+        return self.out((logits.softmax(-1) @ self.v(x)).mean(1))
+
+
+MASKINGS = {
+    "one after the other": lambda a, bias, mask: a + bias + mask,
+    "their sum": lambda a, bias, mask: a + (bias + mask),
+    "sum of several": lambda a, bias, mask: (mask + (bias + mask)) + a,
+}
+
+
+@pytest.mark.parametrize("mask", [-100.0, float("-inf")])
+@pytest.mark.parametrize("form", MASKINGS)
+def test_a_mask_stretches_no_range_however_it_is_added(form, mask):
+    net = Masked(MASKINGS[form], mask)
+    quantized = quantized_net(net, BitSpec(8, 8))
+    lows = [float(quantizer.low) for quantizer in quantized.activations.values()]
+    assert min(lows) > -20
+    biases = [str(s) for s in quantized.sites.activations if s.op.kind == "add" and s.slot != -1]
+    assert len(biases) == 1  # the position bias is stored, as in every form
+    x = images(8, 9)
+    with torch.no_grad():
+        assert torch.allclose(quantized(x), net(x), atol=0.05)
+
+
+def test_a_range_that_is_not_finite_is_refused_with_its_place():
+    """-inf anywhere but before a softmax."""
+    net = Masked(lambda a, bias, mask: (a + bias + mask).clamp(max=50.0))
+    net.mask[0, 0] = float("-inf")
+    with pytest.raises(UnboundedRangeError, match=r"the values at model/.* reach from -inf to .* mask of -inf"):
+        quantized_net(net, BitSpec(8, 8))

@@ -288,8 +288,9 @@ def _full(op: Op, trace: Trace, stored: set[OpKey]) -> list[tuple[int, int | Non
     slots: list[int] = []
     if kind in MULTIPLYING or op.role in PRODUCTS:
         slots += [i for i, operand in enumerate(op.operands) if _needs_own_site(operand, stored)]
-    if kind == "add" and not _is_masking(op, trace):
-        slots += [i for i, operand in enumerate(op.operands) if operand.is_parameter or operand.is_constant]
+    if kind == "add":
+        masks = _is_masking(op, trace)
+        slots += [i for i, each in enumerate(op.operands) if each.is_parameter or (each.is_constant and not masks)]
     if _output_is_stored(op, trace):
         slots.append(OUTPUT)
     return [(slot, None) for slot in slots]
@@ -323,14 +324,26 @@ def _output_is_stored(op: Op, trace: Trace) -> bool:
 
 
 def _is_masking(op: Op, trace: Trace) -> bool:
-    """Whether it adds an attention mask (a buffer of 0 and -100): constants, to what goes into a softmax.
+    """Whether it adds an attention mask (a buffer of 0 and -100) to what goes into a softmax: constants, or their sum
+    with a position bias.
 
     It is part of softmax; its sum must not stretch the range.
     """
     consumers = trace.consumers[op.key]
     return (
         op.key.kind == "add"
-        and any(o.is_constant for o in op.operands)
+        and any(o.is_constant or _is_sum_of_constants(o, trace) for o in op.operands)
         and bool(consumers)
         and all(c.key.kind == "softmax" or _is_masking(c, trace) for c in consumers)
+    )
+
+
+def _is_sum_of_constants(operand: Operand, trace: Trace) -> bool:
+    """Whether it is a sum, of whatever is the same for all images, in which there are constants."""
+    found = [trace.by_key[key] for key in operand.ops]
+    return bool(found) and all(
+        op.key.kind == "add"
+        and not op.batched
+        and any(o.is_constant or _is_sum_of_constants(o, trace) for o in op.operands)
+        for op in found
     )
