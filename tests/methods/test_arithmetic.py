@@ -65,6 +65,9 @@ REFUSED = {
     "conv1d": lambda x: functional.conv1d(x, W[:, :, None]),
     # further members
     "unrolled depthwise convolution": lambda x: (x.unfold(2, 4, 4) * W[0, :4]).sum(-1).repeat(1, 1, 4),
+    "mean of products": lambda x: (x * W[0]).mean(-1, keepdim=True).repeat(1, 1, 16),
+    "average pooling of products": lambda x: functional.adaptive_avg_pool1d(x / W[0], 1).repeat(1, 1, 16),
+    "mean of moved products": lambda x: (x * W[0]).transpose(1, 2).mean(axis=1)[:, None].repeat(1, 16, 1),
     "stacked products, summed along another axis": lambda x: torch.stack([x * W[0], x * W[1]]).sum(-1)[0][None],
     "stacked products, summed along two axes": lambda x: torch.stack([x * W[0], x * W[1]]).sum((0, 3))[:, None],
     "one column after the other": lambda x: torch.stack([x[..., i, None] * W[i] for i in range(16)]).sum(0),
@@ -140,6 +143,26 @@ def test_k1_scaled_branches_are_stacked_and_added_up(axis):
     (total,) = graph.of_kind("reduce")
     assert {str(key) for key in total.operands[0].ops} == {"model/activation.0", "model/activation.1"}
     assert {(total.key, -1), (total.key, 0)} & {s.point for s in find_sites(graph, "full", BitSpec(4, 4)).activations}
+
+
+@pytest.mark.parametrize("pooled", [lambda x: x.mean(1), lambda x: x.sum(dim=1)], ids=["mean", "sum"])
+def test_scaled_tokens_may_be_pooled(pooled):
+    """LayerScale before a mean over tokens: no sum runs along channels, whose scales these are."""
+    graph = trace_net(Between(lambda net, x: pooled(x * net.gain), own=True), SHAPE)
+    assert [op.key.kind for op in graph.ops] == ["linear", "pool" if graph.of_kind("pool") else "reduce", "linear"]
+
+
+@pytest.mark.parametrize("change", [lambda x: x.sub_(0.4), lambda x: x.mul_(2.0), lambda x: x[:, :, 0].zero_()])
+def test_a_network_that_changes_its_images_is_refused(change):
+    """Every pass of a calibration would change them further, and the caller's tensor with them."""
+
+    class Changing(Between):
+        def forward(self, x):
+            change(x)
+            return super().forward(x)
+
+    with pytest.raises(OpaqueOperationError, match="writes into the images that it is given"):
+        trace_net(Changing(lambda x: x), SHAPE)
 
 
 @pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])

@@ -59,6 +59,7 @@ KINDS = _kinds(
     pool="mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d",
     reduce="sum var std norm linalg_norm linalg_vector_norm",
 )
+AVERAGES = frozenset(name for name, kind in KINDS.items() if kind == "pool" and name != "lp_pool2d")
 MULTIPLYING = {*LAYERS, "matmul", "scan"}
 BINARY = {"matmul", "add", "sub", "mul", "div"}
 # What a function named `selective_scan` takes, in this order: y_t = c_t h_t + d x_t with

@@ -76,12 +76,18 @@ def trace_net(net: nn.Module, input_shape: tuple[int, int, int], part: str | Non
     and later passes lack those operations.
 
     Raises:
-        UnsupportedNetworkError: attention is fused (`FusedAttentionError`), or something is computed that cannot be
-            quantized (`OpaqueOperationError`).
+        UnsupportedNetworkError: attention is fused (`FusedAttentionError`), something is computed that cannot be
+            quantized, or the network changes its input (`OpaqueOperationError`).
     """
     device = next(net.parameters()).device
     images = torch.zeros(TRACED_IMAGES, *input_shape, device=device)
+    before = images._version
     net(images)
+    if images._version != before:
+        raise OpaqueOperationError(
+            "the network writes into the images that it is given, so that every pass over the same images would see "
+            "others; write such an operation out of place (`x = x - mean` for `x.sub_(mean)`)"
+        )
     tracer, outputs = _traced(net, images, part)
     if tracer.unknown:
         # They may be constants of the network, which are the same for all images.

@@ -16,6 +16,7 @@ from methods.core.graph.intercept import KeyedMode, OpaqueOperationError, OpKey
 from methods.core.graph.layers import LAYERS
 from methods.core.graph.lowest import LowestLevel
 from methods.core.graph.operations import (
+    AVERAGES,
     BINARY,
     BLENDS,
     KINDS,
@@ -41,6 +42,7 @@ _OF_ONE = _ELEMENTWISE_OF_ONE | {"pool", "reduce"}
 _NONE: frozenset[Any] = frozenset()
 _NOWHERE = Operand(_NONE, _NONE, _NONE)
 _CONSTANT, _INPUT, _UNKNOWN = (Operand(_NONE, _NONE, frozenset([sort])) for sort in (CONSTANT, INPUT, UNKNOWN))
+_ANYWHERE = frozenset(range(-8, 0))  # axes of a tensor that was reshaped since it was multiplied
 _OUTER = "multiplies tensors elementwise where it could only be a matrix product, which would stay in float"
 
 
@@ -49,15 +51,15 @@ class _Value:
     """What is known of a tensor.
 
     `family`: see `Op`. `pointwise`: a function of that tensor at the same place, no reduction of it. `scaled`: times a
-    number; `weighted`: times a parameter or constant of several values. `stacked`: the axis along which tensors were
-    stacked, so that a sum along it adds them up.
+    number; `weighted`: the axes along which it was multiplied by different values of a parameter or constant;
+    `stacked`: the axis along which tensors were stacked, so that a sum along it adds them up. Axes count from the end.
     """
 
     origin: Operand
     family: int
     pointwise: bool = True
     scaled: bool = False
-    weighted: bool = False
+    weighted: frozenset[int] = _NONE
     stacked: int | None = None
 
 
@@ -209,14 +211,14 @@ class Tracer(KeyedMode):
     def _check_product(
         self, key: OpKey, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
     ) -> None:
-        if name == "sum" and self._weighted_along(args[0], _axis_alone(args[0], args, kwargs)):
+        if name in AVERAGES | {"sum"} and self._weighted_along(args[0], _reduced(name, args, kwargs)):
             self._refuse(name, f"on products with a parameter or constant, and so {_OUTER}")
         if key.kind in PRODUCTS and result.numel() > max(t.numel() for t in operands(key.kind, args)):
             self._refuse(name, f"and so {_OUTER}; write it with matmul")
 
-    def _weighted_along(self, x: Tensor, axis: int | None) -> bool:
+    def _weighted_along(self, x: Tensor, axes: frozenset[int]) -> bool:
         known = self._get(x)
-        return known.weighted and (axis is None or axis != known.stacked)
+        return bool(known.weighted & axes) and axes != {known.stacked}
 
     # --- everything else ----------------------------------------------------------------------------------------
 
@@ -275,14 +277,16 @@ class Tracer(KeyedMode):
             return self._value(origin)
         first = self._get(live[0])
         data = [self._get(t) for t in taken if is_data(t) and (t.numel() > 1 or self._live(self._get(t)))]
-        weighted = any(value.weighted for value in data)
+        weighted = _NONE.union(*(value.weighted for value in data))
         if name in SAME:
             return first if origin is first.origin else replace(first, origin=origin)
         if name in SCALINGS:
             if len(data) == 1:
                 return replace(first, origin=origin, scaled=True)
             altered = replace(origin, altered=True)
-            return self._value(altered, weighted=weighted or name in PRODUCTS_BY_NAME)
+            if name in PRODUCTS_BY_NAME:
+                weighted = weighted.union(*(_varies(t) for t in taken if not self._live(self._get(t))))
+            return self._value(altered, weighted=weighted)
         mixed = len({value.origin for value in data}) > 1 or (len(data) > 1 and any(value.scaled for value in data))
         if mixed or (name in BLENDS and not _nearest(name, args, kwargs)) or name not in MOVES | BLENDS:
             origin = replace(origin, altered=True)
@@ -291,7 +295,7 @@ class Tracer(KeyedMode):
         if reduced:
             return replace(first, origin=origin)
         stacked = _stacked(taken[0], args, kwargs) if name == "stack" else None
-        return self._value(origin, scaled=scaled, weighted=weighted, stacked=stacked)
+        return self._value(origin, scaled=scaled, weighted=_ANYWHERE if weighted else _NONE, stacked=stacked)
 
     def _unseen(self, name: str, args: tuple[Any, ...], result: Any) -> None:
         """An operator ran that no Python function called."""
@@ -324,16 +328,24 @@ def _nearest(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _stacked(one: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The new axis of a stack of tensors such as `one`."""
+    """The new axis of a stack of tensors such as `one`, from the end."""
     axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    return int(axis) % (one.dim() + 1)
+    return int(axis) % (one.dim() + 1) - (one.dim() + 1)
 
 
-def _axis_alone(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """The axis that `x` is reduced along, None if there are several."""
-    axes = kwargs.get("dim", args[1] if len(args) > 1 else None)
+def _varies(factor: Tensor) -> frozenset[int]:
+    """The axes along which it has several values, from the end."""
+    return frozenset(axis - factor.dim() for axis, size in enumerate(factor.shape) if size > 1)
+
+
+def _reduced(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[int]:
+    """The axes that a sum, mean or average pooling runs over, from the end."""
+    dims = args[0].dim()
+    if name not in {"sum", "mean"}:  # avg_pool2d
+        return frozenset(range(-int(name[-2]), 0))
+    axes = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
     axes = [axes] if isinstance(axes, int) else axes
-    return axes[0] % x.dim() if axes and len(axes) == 1 else None
+    return frozenset(axis % dims - dims for axis in axes or range(dims))
 
 
 def _merged(origins: Sequence[Operand]) -> Operand:
