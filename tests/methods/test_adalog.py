@@ -20,13 +20,12 @@ from methods.calibrators.adalog.errors import InputErrors, ProductErrors, Weight
 from methods.calibrators.adalog.factors import LogFactor, UniformFactor
 from methods.calibrators.adalog.info import INFO as CALIBRATOR
 from methods.calibrators.adalog.info import AdalogOptions
-from methods.calibrators.adalog.quantizer import SHIFTS, AdaLog, levels, shift_of, table
+from methods.calibrators.adalog.quantizer import AdaLog, levels, table
 from methods.calibrators.adalog.search import Axis, combine
 from methods.core.graph.trace import trace
+from methods.core.numerics.functions import GELU_MINIMUM as GELU
 from methods.core.numerics.granularity import PER_TENSOR, PerChannel
 from methods.core.numerics.quantizers import Uniform
-
-GELU = SHIFTS[1]
 
 
 def values(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -81,14 +80,6 @@ def test_subtracting_the_shift_is_the_papers_bias_reparameterisation():
     assert torch.allclose(
         functional.linear(quantizer(x), weight, bias), functional.linear(codes, weight, moved), atol=1e-5
     )
-
-
-def test_the_shift_follows_the_activation_function():
-    x = values(5000) * 3
-    assert shift_of(functional.relu(x)) == 0.0
-    assert shift_of(functional.gelu(x)) == GELU
-    assert shift_of(functional.silu(x)) == SHIFTS[2]
-    assert shift_of(x) is None
 
 
 # --- errors of candidates -------------------------------------------------------------------------------------------

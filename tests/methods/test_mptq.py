@@ -18,7 +18,8 @@ from methods.calibrators.mptq.smoothing import scale_and_shift, smoothed
 from methods.core.budget import Budget, BudgetError
 from methods.core.graph.intercept import OUTPUT, tap
 from methods.core.graph.trace import trace
-from methods.core.layer_search.quantizers import GELU_MINIMUM, TwinGelu, TwinSoftmax
+from methods.core.layer_search.quantizers import TwinGelu, TwinSoftmax
+from methods.core.numerics.functions import GELU_MINIMUM
 from methods.core.reparameterization.fold import find_pairs
 
 

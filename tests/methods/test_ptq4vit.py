@@ -27,7 +27,6 @@ from methods.core.layer_search.grids import (
     GeluGrid,
     SoftmaxGrid,
     SymmetricGrid,
-    activation_minimum,
     extremes,
     linear_factors,
 )
@@ -44,8 +43,9 @@ from methods.core.layer_search.metrics import (
 from methods.core.layer_search.operations import Convolution, Itself, Linear, Product
 from methods.core.layer_search.options import SearchOptions
 from methods.core.layer_search.plan import plan
-from methods.core.layer_search.quantizers import GELU_MINIMUM, TwinGelu, TwinSoftmax
+from methods.core.layer_search.quantizers import TwinGelu, TwinSoftmax
 from methods.core.layer_search.search import Factor, Part, Problem, cut, scores, search
+from methods.core.numerics.functions import GELU_MINIMUM
 from methods.core.numerics.granularity import PerChannel, PerHead
 from methods.core.numerics.quantizers import Uniform
 
@@ -190,14 +190,6 @@ def test_the_positive_step_is_aligned_with_the_negative_one():
             )
         start = grid.quantizer(None)
         assert float(start.high) >= highest * 31 / 31.5 - 1e-6
-
-
-def test_activation_functions_are_told_apart_by_their_minimum():
-    x = torch.linspace(-5, 5, 100001)
-    for function, minimum in ((functional.gelu, GELU_MINIMUM), (functional.relu, None), (functional.elu, None)):
-        assert activation_minimum(float(function(x).min())) == minimum
-    assert activation_minimum(float(functional.gelu(x, approximate="tanh").min())) == GELU_MINIMUM
-    assert activation_minimum(float(functional.silu(x).min())) == pytest.approx(0.27846, abs=1e-5)
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from methods.core.graph.structure import find_blocks
 from methods.core.graph.trace import trace
 from methods.core.layer_search.metrics import by_maps, hessian
 from methods.core.layer_search.operations import Convolution
-from methods.core.layer_search.quantizers import GELU_MINIMUM
+from methods.core.numerics.functions import GELU_MINIMUM
 from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.quantizers import Uniform, weight_quantizer
 from methods.core.reconstruction.ranges import least_error_quantizer

@@ -16,7 +16,7 @@ from methods.calibrators.adalog.errors import InputErrors, ProductErrors, Weight
 from methods.calibrators.adalog.factors import Factor, LogFactor, UniformFactor
 from methods.calibrators.adalog.info import AdalogOptions
 from methods.calibrators.adalog.patches import Rows, matrix, rows
-from methods.calibrators.adalog.quantizer import AdaLog, shift_of
+from methods.calibrators.adalog.quantizer import AdaLog
 from methods.calibrators.adalog.search import Score, combine
 from methods.core.calibrate import SiteNotReachedError
 from methods.core.graph.flow import Op
@@ -141,10 +141,9 @@ class _Search:
         if comes_from(site, self._graph, "softmax"):
             return LogFactor.softmax(x, site.bits, codes)
         # A convolution's input keeps 8 bits at any precision, of which logarithms would make poor use.
-        if op.key.kind == "linear" and comes_from(site, self._graph, "activation"):
-            shift = shift_of(x)
-            if shift is not None:
-                return LogFactor.activation(x, site.bits, codes, shift, self.options.keep_log)
+        function = self._graph.function(*site.point) if op.key.kind == "linear" else None
+        if function is not None:
+            return LogFactor.activation(x, site.bits, codes, function.depth, self.options.keep_log)
         by_head = self.options.per_head and op.key.kind == "matmul" and x.dim() == 4
         factor = UniformFactor.of(x, site.bits, PerChannel(1) if by_head else PER_TENSOR, self.options.keep)
         if op.key in self._pairs:

@@ -57,7 +57,8 @@ INFO = PluginInfo(
         "the search starts from the percentile of least squared error and never gives it up for a worse one; the shape "
         "of its neighbourhoods is our own",
         "the shift of GELU outputs is undone with the rounded weights, so that it cancels exactly in the next layer; "
-        "SiLU and ReLU outputs have their own shift, 0.27846 and 0",
+        "outputs of other functions with a known least value (QuickGELU, SiLU, Mish, Hardswish, ReLU) have their own "
+        "shift, those of any other function a uniform quantizer",
         "errors come from Gram matrices and an orthogonal factor of the weight: the reference's values but for a "
         "constant, with fewer operations",
         "presets quick and default search in one round, with fewer refinements and on some rows of a layer's input; "

@@ -14,8 +14,6 @@ from methods.core.numerics.quantizers import Stored
 
 RESOLUTION = 37  # r: bases are 2^(q / r)
 BASES = (10, 138)  # smallest and largest q: bases from 1.2 to 13.3
-# Minus the least value of GELU and of SiLU.
-SHIFTS = (0.0, 0.16997124254703522, 0.27846454276107380)
 
 
 def table(bits: int) -> Tensor:
@@ -81,13 +79,3 @@ class AdaLog:
     def high(self) -> Tensor:
         """Largest representable value."""
         return self._values[0]
-
-
-def shift_of(x: Tensor) -> float | None:
-    """The shift of an activation function with values `x`: of ReLU, GELU or SiLU, the first whose outputs they can be
-    (GELU by tanh reaches 7e-5 lower than GELU).
-
-    None if they lie below all of them.
-    """
-    least = float(x.min())
-    return next((shift for shift in SHIFTS if least >= -shift - 1e-4), None)

@@ -20,8 +20,7 @@ from methods.core.budget import Budget
 from methods.core.calibrate import observe, watch
 from methods.core.graph.sites import ActivationSite, Point, Sites, find_sites
 from methods.core.graph.trace import Trace, trace
-from methods.core.layer_search.grids import activation_minimum
-from methods.core.numerics.observers import OBSERVERS, MinMax
+from methods.core.numerics.observers import OBSERVERS
 from methods.core.numerics.quantizers import Quantizer, Uniform
 from methods.core.reparameterization.calibrator import comes_from
 
@@ -82,20 +81,16 @@ class Mptq:
     def _regions(
         self, model: VisionModel, graph: Trace, sites: Sites, images: Tensor, spec: BitSpec
     ) -> Mapping[Point, Choice]:
-        """Two regions for the sites that GELU (or another such function) and softmax make."""
+        """Two regions for the sites that GELU (or another function with a known least value) and softmax make."""
         o = self.options
         free = spec.mixed and spec.activation is None
         found: dict[Point, Choice] = {}
         widths = {min(MAX_BITS, bits + o.activation_margin) for bits in o.widths}
-        gelu = [s for s in sites.activations if o.regions != "none" and comes_from(s, graph, "activation")]
-        lows = observe(model, images, replace(sites, activations=tuple(gelu)), MinMax, o.batch) if gelu else {}
         for site in sites.activations:
             own = widths if free and not site.fixed else {site.bits}
-            if site.point in lows:
-                low, _ = lows[site.point].range(site.bits)
-                minimum = activation_minimum(float(low))
-                if minimum is not None:
-                    found[site.point] = behind_gelu(own, torch.full_like(low, minimum))
+            function = graph.function(*site.point) if o.regions != "none" else None
+            if function is not None and function.depth:
+                found[site.point] = behind_gelu(own, images.new_tensor(function.depth))
             elif o.regions == "both" and comes_from(site, graph, "softmax"):
                 found[site.point] = behind_softmax(own)
         watch(model, images, {point: choice.update for point, choice in found.items()}, o.batch)

@@ -84,6 +84,8 @@ INFO = PluginInfo(
         "are folded into LayerNorm and the layers behind it, so that the float network stays the same function",
         "OPT-m: PTQ4ViT's two regions behind GELU with a ratio of 2^m, m from 0 to bits + 2 by squared error; the "
         "negative step depends on the bits alone. Softmax has its twin quantizer, the split chosen likewise",
+        "QuickGELU, SiLU, Mish and Hardswish have two regions as GELU does, from their own least values; behind any "
+        "other activation function the quantizer is uniform",
         "Greedy MP is data-free: it lowers by one the width of the layer that adds least to the model's distance from "
         "the float output per bit that is saved (the paper: accuracy and compressibility), beginning at 8 bits",
         "the budget bounds the parameter-weighted mean weight width, and activations get min(8, weight width + 2), as "

@@ -10,6 +10,9 @@ _TWINS = (
     "1/2^(k-1)); every value is rounded in one range (the code sums both: twin=reference)",
     "the gradient is taken in a min-max quantized network; the reference's, of KL(y, y), is zero but for round-off. An "
     "operation without any gradient is judged by unweighted squared differences",
+    "the twin quantizer for GELU is behind every activation function with a known least value, however it is written "
+    "(GELU's two forms, QuickGELU, SiLU, Mish, Hardswish): its negative range is that value's, whatever the images. "
+    "Behind any other function the quantizer is uniform",
     "alpha is the reference code's; the paper's 0 has a first candidate without a step",
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from methods.core.graph.intercept import OpKey
+from methods.core.numerics.functions import ActivationFunction
 
 # What an operand is made of, beside operations and parameters. UNKNOWN: a tensor of which nothing was seen, such as an
 # attribute that is not a buffer; it can be anything, so nothing is assumed of it.
@@ -47,6 +48,9 @@ class Op:
     `family` numbers the tensor of which this is a function by itself, through elementwise functions and reductions of
     it. `composite`: two such functions of one tensor meet here, which makes "activation" (`x * sigmoid(1.702 * x)`) or
     "norm" (`x * rsqrt(mean(x * x))`).
+
+    `function` is the known activation function that it is or completes. `given` are those that made its operands, which
+    were at most moved and scaled by a number since.
     """
 
     key: OpKey
@@ -57,6 +61,8 @@ class Op:
     batched: bool = True
     family: int = -1
     composite: str | None = None
+    function: ActivationFunction | None = None
+    given: tuple[ActivationFunction | None, ...] = ()
 
     @property
     def role(self) -> str:

@@ -15,8 +15,9 @@ from torch import nn
 
 from harness.api.contracts import VisionModel
 from methods.core.graph.flow import CONSTANT, INPUT, TRACED_IMAGES, UNKNOWN, Op, Operand, lies_in
-from methods.core.graph.intercept import OpaqueOperationError, OpKey, UnsupportedNetworkError
+from methods.core.graph.intercept import OUTPUT, OpaqueOperationError, OpKey, UnsupportedNetworkError
 from methods.core.graph.tracer import Tracer
+from methods.core.numerics.functions import ActivationFunction
 
 __all__ = ["CONSTANT", "INPUT", "TRACED_IMAGES", "UNKNOWN", "Op", "Operand", "Trace", "trace", "trace_net"]
 
@@ -62,6 +63,13 @@ class Trace:
     def inside(self, key: OpKey) -> bool:
         """Whether the operation runs in the part of the network that is to be quantized."""
         return lies_in(key.module, self.part)
+
+    def function(self, key: OpKey, slot: int) -> ActivationFunction | None:
+        """The known activation function that makes an operation's operand `slot`, or with OUTPUT what it gives; None if
+        another operation does, or not the same one whenever this runs.
+        """
+        found = {op.function if slot == OUTPUT else op.given[slot] for op in self.ops if op.key == key}
+        return found.pop() if len(found) == 1 else None
 
     def of_kind(self, kind: str) -> list[Op]:
         """Operations of one kind, in execution order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, NoReturn, Self
 
@@ -34,6 +34,7 @@ from methods.core.graph.operations import (
     operands,
     tensors,
 )
+from methods.core.numerics.functions import PROBE, ActivationFunction, recognised, replayed
 
 # Kinds that are nodes whatever they are computed from; the others only where activations are.
 _ALWAYS = {*MULTIPLYING, "layer_norm", "batch_norm", "activation", "softmax", "add", "cat", "pool"}
@@ -43,6 +44,7 @@ _NONE: frozenset[Any] = frozenset()
 _NOWHERE = Operand(_NONE, _NONE, _NONE)
 _CONSTANT, _INPUT, _UNKNOWN = (Operand(_NONE, _NONE, frozenset([sort])) for sort in (CONSTANT, INPUT, UNKNOWN))
 _ANYWHERE = frozenset(range(-8, 0))  # axes of a tensor that was reshaped since it was multiplied
+_Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # function, arguments
 _OUTER = "multiplies tensors elementwise where it could only be a matrix product, which would stay in float"
 
 
@@ -53,6 +55,8 @@ class _Value:
     `family`: see `Op`. `pointwise`: a function of that tensor at the same place, no reduction of it. `scaled`: times a
     number; `weighted`: the axes along which it was multiplied by different values of a parameter or constant;
     `stacked`: the axis along which tensors were stacked, so that a sum along it adds them up. Axes count from the end.
+    `probed`: values where the family's tensor has those of PROBE, None if that is not known. `function`: the known
+    activation function that made it.
     """
 
     origin: Operand
@@ -61,6 +65,8 @@ class _Value:
     scaled: bool = False
     weighted: frozenset[int] = _NONE
     stacked: int | None = None
+    probed: Tensor | None = field(default=PROBE, compare=False)
+    function: ActivationFunction | None = None
 
 
 class Tracer(KeyedMode):
@@ -132,7 +138,7 @@ class Tracer(KeyedMode):
         for tensor in tensors(result):
             if id(tensor) not in self._known:
                 self._aliases[tensor.untyped_storage()._cdata].append(id(tensor))
-            own = value if tensor is result else replace(value, family=next(self._families))
+            own = value if tensor is result else replace(value, family=next(self._families), probed=PROBE)
             self._known[id(tensor)] = (tensor, own)
 
     def _mark_written(self, target: Tensor, value: _Value) -> None:
@@ -180,9 +186,10 @@ class Tracer(KeyedMode):
             self._batched.add(key)
             macs //= TRACED_IMAGES
         value, composite = self._outcome(key, name, sources)
+        value = self._probe(value, composite or key.kind, sources, (func, args, kwargs))
         shape = tuple(result.shape)
-        origins = tuple(source.origin for source in sources)
-        self.ops.append(Op(key, origins, weight, shape, macs, batched, value.family, composite))
+        origins, given = tuple(s.origin for s in sources), tuple(s.function for s in sources)
+        self.ops.append(Op(key, origins, weight, shape, macs, batched, value.family, composite, value.function, given))
         if result is args[0]:
             self._mark_written(result, value)
         else:
@@ -200,6 +207,26 @@ class Tracer(KeyedMode):
             pointwise = [source.pointwise for source in sources]
             return _Value(origin, first.family, any(pointwise)), "activation" if all(pointwise) else "norm"
         return self._value(origin), None
+
+    def _probe(self, value: _Value, role: str, sources: Sequence[_Value], call: _Call) -> _Value:
+        """`value` of an operation's result, with its values at PROBE and what they tell."""
+        probed: Tensor | None = PROBE
+        if value.family == sources[0].family:
+            values = {id(x): source.probed for x, source in zip(call[1], sources, strict=False)}
+            probed = self._replayed(call, values) if value.pointwise else None
+        if role != "activation":
+            return replace(value, probed=probed)
+        # A function that is written out is one of the family's tensor, one of its own is the same of any tensor.
+        alone = probed if len(sources) > 1 else self._replayed(call, {id(call[1][0]): PROBE})
+        return replace(value, probed=probed, function=recognised(alone))
+
+    def _replayed(self, call: _Call, instead: dict[int, Tensor | None]) -> Tensor | None:
+        """What an operation gives for the values `instead` of the tensors with these ids."""
+        rest = [t for t in tensors([*call[1], *call[2].values()]) if id(t) not in instead]
+        if any(t.numel() != 1 or t.is_meta or self._live(self._get(t)) for t in rest):
+            return None
+        known = {key: values for key, values in instead.items() if values is not None}
+        return replayed(*call, known) if len(known) == len(instead) else None
 
     def _check_call(self, key: OpKey, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if kwargs.get("out") is not None:
@@ -236,7 +263,7 @@ class Tracer(KeyedMode):
         live = [t for t in taken if (t.is_floating_point() or t.is_complex()) and self._live(self._get(t))]
         if live and self._running and lies_in(self._frames[-1].module, self._part):
             self._check(name, args, kwargs, live, result)
-        value = self._passed_on(name, args, kwargs, taken, live)
+        value = self._passed_on(func, args, kwargs, taken, live)
         # Assignment to a part of a tensor returns nothing: boxes' features are put together so, level by level.
         target = args[0] if name == "__setitem__" else result
         if isinstance(target, Tensor) and args and target is args[0] and (name.endswith("_")):
@@ -266,13 +293,13 @@ class Tracer(KeyedMode):
 
     def _passed_on(
         self,
-        name: str,
+        func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         taken: Sequence[Tensor],
         live: Sequence[Tensor],
     ) -> _Value:
-        origin = _merged([self._get(t).origin for t in taken])
+        name, origin = name_of(func), _merged([self._get(t).origin for t in taken])
         if not live:
             return self._value(origin)
         first = self._get(live[0])
@@ -282,7 +309,10 @@ class Tracer(KeyedMode):
             return first if origin is first.origin else replace(first, origin=origin)
         if name in SCALINGS:
             if len(data) == 1:
-                return replace(first, origin=origin, scaled=True)
+                call, scaled = (func, args, kwargs), id(live[0])
+                probed = self._replayed(call, {scaled: first.probed})
+                function = first.function and first.function.times(self._replayed(call, {scaled: PROBE}))
+                return replace(first, origin=origin, scaled=True, probed=probed, function=function)
             altered = replace(origin, altered=True)
             if name in PRODUCTS_BY_NAME:
                 weighted = weighted.union(*(_varies(t) for t in taken if not self._live(self._get(t))))
@@ -295,7 +325,10 @@ class Tracer(KeyedMode):
         if reduced:
             return replace(first, origin=origin)
         stacked = _stacked(taken[0], args, kwargs) if name == "stack" else None
-        return self._value(origin, scaled=scaled, weighted=_ANYWHERE if weighted else _NONE, stacked=stacked)
+        weighted = _ANYWHERE if weighted else _NONE
+        kept = (name in MOVES or _nearest(name, args, kwargs)) and not _filled(name, args, kwargs)
+        function = _common(data) if kept else None
+        return self._value(origin, scaled=scaled, weighted=weighted, stacked=stacked, function=function)
 
     def _unseen(self, name: str, args: tuple[Any, ...], result: Any) -> None:
         """An operator ran that no Python function called."""
@@ -325,6 +358,18 @@ def _nearest(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a resize only repeats values."""
     mode = kwargs.get("mode", args[3] if len(args) > 3 else "nearest")
     return name in {"interpolate", "upsample"} and mode in {"nearest", "nearest-exact"}
+
+
+def _filled(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether padding adds values other than 0, which all known activation functions reach."""
+    value = kwargs.get("value", args[-1] if len(args) > 2 else None)
+    return name in {"pad", "constant_pad_nd"} and isinstance(value, (int, float)) and value != 0
+
+
+def _common(values: Sequence[_Value]) -> ActivationFunction | None:
+    """The function that made all of them."""
+    found = {value.function for value in values}
+    return found.pop() if len(found) == 1 else None
 
 
 def _stacked(one: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

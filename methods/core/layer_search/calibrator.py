@@ -11,17 +11,15 @@ from torch import Tensor
 
 from harness.api.contracts import QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
-from methods.core.graph.intercept import OpKey
 from methods.core.graph.layers import LAYERS, output_axis
 from methods.core.graph.sites import Point, Sites, find_sites
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import Trace, trace
 from methods.core.layer_search.capture import Capture, Gradients, Target, capture
 from methods.core.layer_search.grids import (
     GeluGrid,
     Grid,
     SoftmaxGrid,
     SymmetricGrid,
-    activation_minimum,
     extremes,
     linear_factors,
 )
@@ -69,7 +67,7 @@ class StepSearch:
         guided = o.metric == "hessian"
         gradients = Gradients(o.gradient, model, sites, images, o.batch) if guided else None
         units = {Target(unit.point, unit.product): unit for unit in plan(graph, sites)}
-        run = _Run(o, sites)
+        run = _Run(o, graph, sites)
         for done, (target, held) in enumerate(capture(model, images, list(units), gradients, o.batch)):
             ctx.progress("calibrate", done / len(units))
             run.search(units[target], held)
@@ -84,15 +82,16 @@ class _Run:
 
     Args:
         options: the calibrator's.
+        graph: the network's trace.
         sites: what is quantized.
     """
 
-    def __init__(self, options: SearchOptions, sites: Sites) -> None:
+    def __init__(self, options: SearchOptions, graph: Trace, sites: Sites) -> None:
         self.weights: dict[str, Uniform] = {}
         self.activations: dict[Point, Quantizer] = {}
         self.computed = 0
         self.unguided = 0
-        self._o = options
+        self._o, self._graph = options, graph
         self._widths: dict[Point, int] = {site.point: site.bits for site in sites.activations}
         self._weight_widths = {site.parameter: site.bits for site in sites.weights}
         self._factors = linear_factors(options.alpha, options.beta, options.candidates)
@@ -146,7 +145,7 @@ class _Run:
         if not activation.searched:
             return Factor(quantizer=self.activations.get(activation.point))
         bits = self._widths[activation.point]
-        twin = self._twin(activation.source, tensors, bits)
+        twin = self._twin(activation, tensors, bits)
         if twin is not None:
             summed = self._o.twin == "reference" and isinstance(twin, SoftmaxGrid)
             return Factor(twin, alone=summed)
@@ -154,18 +153,21 @@ class _Run:
             return Factor(SymmetricGrid(bits, extremes(tensors, PerChannel(HEADS)), self._factors, PerChannel(HEADS)))
         return Factor(SymmetricGrid(bits, extremes(tensors), self._factors))
 
-    def _twin(self, source: OpKey | None, tensors: list[Tensor], bits: int) -> Grid | None:
-        """Candidates of a twin quantizer where softmax or GELU made the tensor."""
-        if self._o.twin == "none" or source is None:
+    def _twin(self, activation: Activation, tensors: list[Tensor], bits: int) -> Grid | None:
+        """Candidates of a twin quantizer where softmax, or an activation function with a known least value, made the
+        tensor.
+        """
+        if self._o.twin == "none" or activation.source is None or activation.point is None:
             return None
         lowest, highest = (torch.stack(ends).float() for ends in zip(*map(torch.aminmax, tensors), strict=True))
         low, high = float(lowest.min()), float(highest.max())
-        if source.kind == "softmax" and low >= 0 and high <= 1 + _ROUNDING:
+        if activation.source.kind == "softmax" and low >= 0 and high <= 1 + _ROUNDING:
             return SoftmaxGrid(bits, summed=self._o.twin == "reference")
-        minimum = activation_minimum(low) if source.kind == "activation" else None
-        if minimum is None:
+        function = self._graph.function(*activation.point)
+        if function is None or not function.depth:
             return None
-        return GeluGrid(bits, highest.max(), minimum, None if self._o.gelu_step == "aligned" else self._factors)
+        factors = None if self._o.gelu_step == "aligned" else self._factors
+        return GeluGrid(bits, highest.max(), function.depth, factors)
 
     def _weight_groups(self, unit: Unit, weight: Tensor) -> int:
         kind = unit.point[0].kind

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from methods.core.layer_search.quantizers import GELU_MINIMUM, TwinGelu, TwinSoftmax, twin_gelu, twin_softmax
+from methods.core.layer_search.quantizers import TwinGelu, TwinSoftmax, twin_gelu, twin_softmax
 from methods.core.numerics.affine import fake_quantize, symmetric_step
 from methods.core.numerics.granularity import PER_TENSOR, Granularity
 from methods.core.numerics.quantizers import Quantizer, Uniform
@@ -115,20 +115,6 @@ class GeluGrid:
         """See `Grid`."""
         positive = self._start if choice is None else self._steps[int(choice)]
         return TwinGelu(self._bits, self._negative, positive)
-
-
-_SILU_MINIMUM = 0.27846454276107
-_ABOVE = 1e-3  # GELU's tanh form reaches 0.0001 deeper than GELU
-
-
-def activation_minimum(lowest: float) -> float | None:
-    """Depth of the activation function that made values down to `lowest`: GELU's or SiLU's.
-
-    None if nothing is negative (ReLU) or something is lower than either goes, so that a twin quantizer has no place.
-    """
-    if lowest >= 0:
-        return None
-    return next((m for m in (GELU_MINIMUM, _SILU_MINIMUM) if -lowest <= m + _ABOVE), None)
 
 
 def extremes(tensors: Sequence[Tensor], granularity: Granularity = PER_TENSOR) -> Tensor:

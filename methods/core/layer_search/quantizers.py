@@ -11,9 +11,6 @@ from harness.api.formats import Format
 from methods.core.numerics.affine import fake_quantize, to_codes_
 from methods.core.numerics.quantizers import Stored
 
-# The least value of GELU. What precedes GELU reaches it in every network, so that the negative range is fixed.
-GELU_MINIMUM = 0.16997124254703522
-
 
 @dataclass(frozen=True)
 class TwinSoftmax:
