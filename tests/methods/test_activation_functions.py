@@ -23,13 +23,19 @@ from methods.calibrators.adalog.info import AdalogOptions
 from methods.calibrators.adalog.quantizer import AdaLog
 from methods.calibrators.mptq.calibrator import Mptq
 from methods.calibrators.mptq.info import MptqOptions
-from methods.core.graph.intercept import OUTPUT, OpKey
-from methods.core.graph.trace import trace_net
+from methods.calibrators.uqvit.calibrator import _others
+from methods.core.graph.intercept import OUTPUT, OpKey, tap
+from methods.core.graph.segments import cut
+from methods.core.graph.sites import find_sites
+from methods.core.graph.structure import find_blocks
+from methods.core.graph.trace import trace, trace_net
 from methods.core.layer_search.calibrator import StepSearch
 from methods.core.layer_search.options import SearchOptions
 from methods.core.layer_search.quantizers import TwinGelu
 from methods.core.numerics.functions import _KNOWN, GELU_MINIMUM, ActivationFunction
 from methods.core.numerics.quantizers import Uniform
+from methods.core.reconstruction.units import LayerUnit, SegmentUnit
+from methods.core.reconstruction.walk import Walk
 from tasks.models.attention import unfused
 
 QUICK = 0.16361018963635357  # minus the least value of x sigmoid(1.702 x)
@@ -174,3 +180,30 @@ def test_behind_any_other_function_the_quantizer_is_uniform_whatever_the_images(
     for factor in (1.0, 0.02):
         found = behind(with_activation(act), method, factor, scheme)
         assert [type(q) for q in found] == [Uniform] * 2
+
+
+@pytest.mark.parametrize("act", [nn.GELU, QuickGELU])
+def test_a_layer_is_reconstructed_with_the_function_behind_it(act):
+    model, x = with_activation(act), images()
+    graph = trace(model)
+    blocks = find_blocks(graph)
+    walks = Walk(model.net, blocks, x, 4), Walk(model.net, blocks, x, 4)
+    sites = find_sites(graph, "matmul", W4A4)
+    units = {}
+    for segment in cut(graph, blocks, sites.weights):
+        whole = SegmentUnit(*walks, segment, graph, {})
+        for site in segment.layers:
+            units[site.parameter] = LayerUnit(whole, *walks, site, graph=graph, transforms={})
+    points = [(OpKey(f"blocks.0.mlp.{name}", "linear", 0), slot) for name, slot in (("fc1", OUTPUT), ("fc2", 0))]
+    seen = tap(model.net, x, points)[1]
+    for point, value in zip(("fc1", "before"), (seen[points[1]], seen[points[0]]), strict=True):
+        close = torch.allclose(units["blocks.0.mlp.fc1.weight"].targets[0].flatten(0, 1), value, atol=1e-5)
+        assert close == (point == "fc1")
+
+
+@pytest.mark.parametrize("act", [nn.GELU, QuickGELU])
+def test_channels_behind_a_function_are_balanced_in_scheme_full_too(act):
+    model = with_activation(act)
+    graph = trace(model)
+    found = _others(model.net, graph, find_sites(graph, "full", W4A4))
+    assert {"blocks.0.mlp.fc2.weight", "blocks.1.mlp.fc2.weight"} <= found.keys()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from methods.core.graph.flow import Op
 from methods.core.graph.intercept import Interceptor, OpKey, Transform
 from methods.core.graph.layers import LAYERS
 from methods.core.graph.outputs import tensors
@@ -137,17 +138,20 @@ class LayerUnit:
         self.names: tuple[str, ...] = (site.parameter,)
         self._weight = dict(quants.net.named_parameters())[site.parameter]
         batched = graph.by_key[site.op].batched
+        behind = _activation(graph, site.op)
         before = _watch(
             floats,
             whole.segment,
             whole.float_inputs,
             site.op,
             batched=batched,
-            activation=_activation(graph, site.op),
+            activation=behind.key if behind is not None and behind.composite is None else None,
         )
         after = _watch(quants, whole.segment, whole.inputs, site.op, batched=batched, transforms=transforms)
         self.float_inputs, self.inputs = before.inputs, after.inputs
-        self._others, self._activation = before.others, before.activation
+        self._others = before.others
+        # One that is written out is no call that could be watched.
+        self._activation = behind.function if behind is not None and behind.composite else before.activation
         self._weights: Weights = {}
         with self.session({}, {self.name: dict(floats.net.named_parameters())[site.parameter]}), torch.no_grad():
             self.targets = floats.batched(lambda numbers, *parts: self.outputs(list(parts), numbers), self.float_inputs)
@@ -242,7 +246,15 @@ def _watch(
     return _Watched(found, others[: len(found)], functions[0] if functions else None)
 
 
-def _activation(graph: Trace, layer: OpKey) -> OpKey | None:
-    """The activation function that takes the layer's output, if nothing else does."""
+def _activation(graph: Trace, layer: OpKey) -> Op | None:
+    """The activation function that takes the layer's output, if nothing else does: an operation of its own, or the last
+    one of a known function that is written out, whose steps take that output as well.
+    """
     consumers = graph.consumers[layer]
-    return consumers[0].key if len(consumers) == 1 and consumers[0].key.kind == "activation" else None
+    found = [op for op in consumers if op.key not in graph.steps]
+    if len(found) != 1 or found[0].role != "activation":
+        return None
+    (op,) = found
+    if op.composite is None:
+        return op if len(consumers) == 1 else None
+    return op if op.function is not None and op.family == graph.by_key[layer].family else None
