@@ -377,6 +377,17 @@ def test_one_image_ranks_no_candidates(options):
         Search(model, graph, working, BitSpec.parse("W4A6"), SearchStage(**SMALL | other), FakeContext(), x[:1])
 
 
+@pytest.mark.parametrize("loss", ["cosine", "mse"])
+def test_one_image_is_not_measured_from_its_own_mean(loss):
+    """The cosine with a vector of zeros is the same of all candidates."""
+    changes = {"local_loss": loss, "centred": True, "output_loss": "accept"}
+    model, graph, working, x = working_tiny("vit", **SMALL | changes)
+    stage, spec = SearchStage(**SMALL | changes), BitSpec.parse("W4A6")
+    with pytest.raises(ValueError, match="one image is its own mean"):
+        Search(model, graph, working, spec, stage, FakeContext(), x[:1])
+    Search(model, graph, working, spec, stage, FakeContext(), x[:2])
+
+
 def test_contrast_needs_a_patch_with_neighbours(monkeypatch):
     model = tiny_model("vit")
     graph = trace(model)

@@ -84,6 +84,40 @@ def test_fitness_from_cached_blocks_is_that_of_the_whole_network(name, scheme):
     assert fitness.evaluated == len(blocks)
 
 
+@pytest.mark.parametrize(
+    ("count", "batch", "sizes"),
+    [(5, 4, [5]), (7, 3, [3, 4]), (3, 2, [3]), (6, 4, [4, 2]), (6, 3, [3, 3]), (4, 9, [4]), (2, 2, [2])],
+)
+def test_every_image_is_contrasted_with_others(count, batch, sizes):
+    model, x = tiny_model("vit"), images(count)
+    quantized = FqVit(options()).calibrate(model, x, spec=BitSpec(4, 6), scheme="full", ctx=FakeContext())
+    fitness = Fitness(model, quantized, trace(model), find_blocks(trace(model)), x, batch=batch, temperature=3.0)
+    fitness.renew()
+    parts = x.split(sizes)
+    expected = sum(len(part) * explicit_loss(quantized(part), model.net(part), 3.0) for part in parts) / count
+    assert fitness.value() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_last_image_counts():
+    """One beyond a batch was alone in the next, where its loss is 0 whatever is measured."""
+    model, x, values = tiny_model("vit"), images(5), []
+    quantized = FqVit(options()).calibrate(model, x, spec=BitSpec(4, 6), scheme="full", ctx=FakeContext())
+    for other in (x, torch.cat([x[:4], images(1, seed=7)])):
+        fitness = Fitness(
+            model, quantized, trace(model), find_blocks(trace(model)), other, batch=4, temperature=3.0
+        )  # fmt: skip
+        fitness.renew()
+        values.append(fitness.value())
+    assert values[0] != pytest.approx(values[1], rel=1e-5)
+
+
+def test_one_image_ranks_no_candidates():
+    with pytest.raises(ValueError, match=r"one image has no other to contrast with: evolq .* take at least 2 images"):
+        EvolQ(options()).calibrate(
+            tiny_model("vit"), images(1), spec=BitSpec(4, 8), scheme="full", ctx=FakeContext()
+        )  # fmt: skip
+
+
 # --- evolution ------------------------------------------------------------------------------------------------------
 
 

@@ -28,10 +28,17 @@ def check_images(images: Tensor, options: SearchStage, *, whole: bool) -> None:
     Raises:
         ValueError: there is one image, and candidates are ranked by a loss between images alone.
     """
-    if len(images) < 2 and not whole and options.local_loss in BETWEEN_IMAGES:
+    if len(images) > 1 or whole:
+        return
+    if options.local_loss in BETWEEN_IMAGES:
         raise ValueError(
             f"one image has no other to contrast with: local_loss={options.local_loss} ranks no candidates; "
             "take at least 2 images, or local_loss=mse"
+        )
+    if options.centred:
+        raise ValueError(
+            "one image is its own mean, from which centred=true measures: nothing is left to rank candidates by; "
+            "take at least 2 images, or centred=false"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.api.contracts import QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.calibrators.evolq.info import EvolqOptions
-from methods.calibrators.evolq.search import Fitness, evolve, mutated
+from methods.calibrators.evolq.search import Fitness, check_images, evolve, mutated
 from methods.core.graph.structure import Block, find_blocks
 from methods.core.graph.trace import Trace, trace
 from methods.core.integer.calibrator import FqVit
@@ -51,6 +51,7 @@ class EvolQ:
     ) -> QuantizedModel:
         """Quantizers of FQ-ViT's calibrator on `images` (n, c, h, w), some of whose weight scales then evolve."""
         o = self.options
+        check_images(images)
         quantized = FqVit(o).calibrate(model, images, spec=spec, scheme=scheme, ctx=ctx)
         assert isinstance(quantized, Quantized)
         if o.moments:

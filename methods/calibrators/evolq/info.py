@@ -57,7 +57,9 @@ class EvolqOptions(FqvitOptions):
         "absolute", description="whether that is in the weight's own units or relative to the scale (own addition)"
     )
     temperature: float = Field(3.0, gt=0, description="of the contrastive loss")
-    fitness_batch: int = Field(100, ge=2, description="images that are contrasted with each other")
+    fitness_batch: int = Field(
+        100, ge=2, description="images that are contrasted with each other; one left over joins the last"
+    )
     select: Annotated[Literal["calibration"], BeforeValidator(_no_validation)] = Field(
         "calibration", description="what candidates are selected by: their loss on the calibration images"
     )

@@ -21,6 +21,16 @@ from methods.core.segment_runner import SegmentRunner
 _SMALLEST = 1e-8  # scale
 
 
+def check_images(images: Tensor) -> None:
+    """Whether candidates can be ranked.
+
+    Raises:
+        ValueError: there is one image.
+    """
+    if len(images) < 2:
+        raise ValueError("one image has no other to contrast with: evolq ranks no candidates; take at least 2 images")
+
+
 def contrast(output: Any, reference: Any, temperature: float) -> float:
     """2 T times the mean over images j of -log softmax_m(cos(q_j, k_m) / T)_j.
 
@@ -43,7 +53,7 @@ class Fitness:
         graph: the network's trace.
         blocks: its transformer blocks.
         images: calibration images (n, c, h, w).
-        batch: images that are contrasted with each other.
+        batch: images that are contrasted with each other; one that is left over joins the last of them.
         temperature: T.
     """
 
@@ -58,7 +68,7 @@ class Fitness:
         batch: int,
         temperature: float,
     ) -> None:
-        parts = ImageSet.whole(images).batches(batch)
+        parts = _batches(images, batch)
         self._sizes = [len(part) for part in parts]
         self._references = [part.through(model.net) for part in parts]
         self._runners = [SegmentRunner(quantized, graph, blocks, part) for part in parts]
@@ -82,6 +92,13 @@ class Fitness:
             total += size * contrast(output, reference, self._temperature)
         self.evaluated += 1
         return total / sum(self._sizes)
+
+
+def _batches(images: Tensor, size: int) -> list[ImageSet]:
+    """All images in their order, `size` at once; none alone, since the loss of one image is 0 whatever is measured."""
+    whole = ImageSet.whole(images)
+    starts = [start for start in range(0, len(images), size) if start == 0 or start + 1 < len(images)]
+    return [whole[start:end] for start, end in zip(starts, [*starts[1:], len(images)], strict=True)]
 
 
 def mutated(scales: Tensor, epsilon: float, *, relative: bool, generator: torch.Generator) -> Tensor:
