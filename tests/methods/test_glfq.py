@@ -110,6 +110,87 @@ def test_a_network_without_gelu_is_refused():
     assert Glfq(GlfqOptions(mlp="gelu")).skip(relu, spec=spec, scheme="full") is None
 
 
+class Prepared(nn.Module):
+    """An MLP behind another layer with the same GELU module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pre, self.norm = nn.Linear(16, 16), nn.LayerNorm(16)
+        self.fc1, self.act, self.fc2 = nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(self.norm(self.act(self.pre(x))))))
+
+
+class Twice(nn.Module):
+    """Two MLPs, of which each has its own name for one GELU module; with `tied`, one first layer for both."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.fc3 = self.fc1 if tied else nn.Linear(16, 32)
+        self.fc4, self.act = nn.Linear(32, 16), nn.GELU()
+        self.again = self.act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc4(self.again(self.fc3(self.fc2(self.act(self.fc1(x))))))
+
+
+def with_mlps(*mlps: nn.Module | None) -> Any:
+    """The tiny ViT with these in place of its blocks' MLPs; None leaves one as it is."""
+    torch.manual_seed(0)
+    model = tiny_model("vit")
+    net: Any = copy.deepcopy(model.net)
+    for block, mlp in zip(net.blocks, mlps, strict=True):
+        if mlp is not None:
+            block.mlp = mlp.eval().requires_grad_(False)
+    return replace(model, net=net)
+
+
+def replaced_in(model: Any) -> tuple[nn.Module, dict[str, str], dict[str, Any]]:
+    """The student after next to no training, what its activation modules are, and diagnostics."""
+    ctx, options = FakeContext(), GlfqOptions(mlp_steps=1, mlp_lr=1e-9, batch=4)
+    student = with_relu(model.net, trace(model), images(8), options, ctx)
+    modules = student.named_modules(remove_duplicate=False)
+    return student, {n: type(m).__name__ for n, m in modules if isinstance(m, nn.GELU | nn.ReLU)}, ctx.found
+
+
+def test_a_gelu_with_other_work_stays_and_is_named():
+    model = with_mlps(None, Prepared())
+    _, kinds, found = replaced_in(model)
+    assert kinds == {"blocks.0.mlp.act": "ReLU", "blocks.1.mlp.act": "GELU"}
+    assert found == {"glfq-gelus": {"left": ["blocks.1.mlp.act"]}}
+    assert "nothing else" in str(
+        Glfq(GlfqOptions()).skip(with_mlps(Prepared(), Prepared()), spec=BitSpec(4, 4), scheme="full")
+    )
+
+
+def test_a_gelu_that_blocks_share_stays():
+    model = with_mlps(None, None)
+    model.net.blocks[1].mlp.act = model.net.blocks[0].mlp.act
+    _, kinds, found = replaced_in(model)
+    assert kinds == {"blocks.0.mlp.act": "GELU", "blocks.1.mlp.act": "GELU"}
+    assert found == {"glfq-gelus": {"left": ["blocks.0.mlp.act"]}}
+
+
+def test_a_gelu_of_mlps_alone_is_replaced_under_all_its_names():
+    student, kinds, found = replaced_in(with_mlps(None, Twice(tied=False)))
+    assert kinds == dict.fromkeys(["blocks.0.mlp.act", "blocks.1.mlp.act", "blocks.1.mlp.again"], "ReLU")
+    assert found == {}
+    mlp: Any = student.get_submodule("blocks.1.mlp")
+    x = drawn(2, 3, 16)
+    torch.testing.assert_close(mlp(x), mlp.fc4(mlp.fc3(mlp.fc2(mlp.fc1(x).relu())).relu()))
+
+
+def test_layers_that_two_mlps_share_are_not_trained():
+    model = with_mlps(None, Twice(tied=True))
+    student, kinds, found = replaced_in(model)
+    assert kinds == {"blocks.0.mlp.act": "ReLU", "blocks.1.mlp.act": "GELU", "blocks.1.mlp.again": "GELU"}
+    assert found == {"glfq-gelus": {"left": ["blocks.1.mlp.act"]}}
+    before = model.net.state_dict()
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items() if k.startswith("blocks.1"))
+
+
 @pytest.mark.parametrize("mlp", ["gelu", "relu"])
 def test_training_brings_the_last_features_nearer(mlp):
     """Nearer than rounding to nearest does, which is where training starts."""

@@ -25,7 +25,8 @@ class Glfq(Reconstruction):
         """Where GELUs are to be replaced there must be some."""
         if self.options.mlp == "relu" and not find_mlps(model.net, trace(model)):
             return (
-                "glfq replaces the GELU of MLPs, and no module of the network is one between two layers; use mlp=gelu"
+                "glfq replaces the GELU of MLPs, and no module of the network is one between two layers of its own and "
+                "nothing else; use mlp=gelu"
             )
         return None
 

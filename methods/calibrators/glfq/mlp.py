@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ from torch.nn import functional
 
 from harness.api.contracts import RunContext
 from methods.calibrators.glfq.info import GlfqOptions
+from methods.core.graph.flow import Op
 from methods.core.graph.intercept import OUTPUT, OpKey, tap
+from methods.core.graph.plain import plain_layers
 from methods.core.graph.trace import Trace
 
 
@@ -27,20 +30,36 @@ class Mlp:
 
 def find_mlps(net: nn.Module, graph: Trace) -> list[Mlp]:
     """MLPs in the part of the network that is quantized, in execution order: a linear layer whose result goes to an
-    `nn.GELU` alone, and that one's to a linear layer alone.
+    `nn.GELU` alone, and that one's to a linear layer alone. Both layers run once and have weights of their own.
+
+    One whose GELU module has other work too is none: a ReLU would come there as well, with no layers trained for it.
     """
+    runs = Counter(op.key for op in graph.ops)
+    plain = plain_layers(net, graph, nn.Linear)
     found = []
-    for op in graph.of_kind("activation"):
+    for op in _gelus(net, graph):
         sources, consumers = op.operands[0].ops, graph.consumers[op.key]
-        if not graph.inside(op.key) or not isinstance(net.get_submodule(op.key.module), nn.GELU):
-            continue
-        if len(sources) != 1 or len(consumers) != 1:
+        if len(sources) != 1 or len(consumers) != 1 or runs[op.key] != 1:
             continue
         (first,), second = sources, consumers[0].key
         alone = [consumer.key for consumer in graph.consumers[first]] == [op.key]
-        if alone and all(isinstance(net.get_submodule(key.module), nn.Linear) for key in (first, second)):
+        if graph.inside(op.key) and alone and {first, second} <= plain:
             found.append(Mlp(first, op.key, second))
-    return found
+    # A module has one name, however many modules hold it, so that its calls are told by that.
+    calls, taken = Counter(op.key.module for op in _gelus(net, graph)), Counter(mlp.gelu.module for mlp in found)
+    return [mlp for mlp in found if taken[mlp.gelu.module] == calls[mlp.gelu.module]]
+
+
+def left_alone(net: nn.Module, graph: Trace) -> list[str]:
+    """GELU modules in the part of the network that is quantized which are not those of MLPs, or not only."""
+    taken = {mlp.gelu.module for mlp in find_mlps(net, graph)}
+    names = dict.fromkeys(op.key.module for op in _gelus(net, graph) if graph.inside(op.key))
+    return [name for name in names if name not in taken]
+
+
+def _gelus(net: nn.Module, graph: Trace) -> list[Op]:
+    """All calls of GELU modules."""
+    return [op for op in graph.of_kind("activation") if isinstance(net.get_submodule(op.key.module), nn.GELU)]
 
 
 def with_relu(net: nn.Module, graph: Trace, images: Tensor, options: GlfqOptions, ctx: RunContext) -> nn.Module:
@@ -50,11 +69,21 @@ def with_relu(net: nn.Module, graph: Trace, images: Tensor, options: GlfqOptions
     mlps = find_mlps(net, graph)
     for number, mlp in enumerate(mlps):
         ctx.progress(f"mlp {number + 1}/{len(mlps)}", number / len(mlps))
-        parent, _, name = mlp.gelu.module.rpartition(".")
-        setattr(student.get_submodule(parent), name, nn.ReLU())
         _train(net, student, mlp, images, options=options, generator=generator)
+    _replace(student, {student.get_submodule(mlp.gelu.module) for mlp in mlps})
     ctx.count(mlps_reconstructed=len(mlps))
+    if left := left_alone(net, graph):
+        ctx.diagnostics("glfq-gelus", {"left": left})
     return student
+
+
+def _replace(student: nn.Module, gelus: set[nn.Module]) -> None:
+    """Put a ReLU in place of each module, wherever it is held: two attributes may hold the same one."""
+    relus = {gelu: nn.ReLU() for gelu in gelus}
+    for parent in list(student.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in relus:
+                setattr(parent, name, relus[child])
 
 
 def _train(
