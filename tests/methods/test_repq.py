@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -11,18 +12,19 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from tiny_networks import NETWORKS, SHAPE, FakeContext, images, tiny_model
 from torch import nn
+from torch.nn import functional
 
 from harness.api.spec import BitSpec
 from methods.calibrators.repq.info import INFO as CALIBRATOR
 from methods.core.graph.intercept import OUTPUT, tap
-from methods.core.graph.trace import Trace, trace_net
-from methods.core.graph.tracer import Tracer
+from methods.core.graph.trace import trace, trace_net
 from methods.core.numerics.granularity import PER_TENSOR, PerChannel
 from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2, UnclippedZero
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import Uniform
 from methods.core.reparameterization.calibrator import RepQ, merge
 from methods.core.reparameterization.fold import find_pairs, fold
+from methods.core.reparameterization.migration import migrated
 from methods.core.reparameterization.options import RepqOptions
 from tasks.models.attention import unfused
 
@@ -171,6 +173,84 @@ def test_padded_windows_and_shared_norms_are_left_alone():
     assert len(pairs_of(Gated("plain").requires_grad_(False))) == 1
 
 
+class PlusOne(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+class Unbiased(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight)
+
+
+class Gain(nn.Module):
+    """Scales by what is a LayerNorm's."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.norms = [norm]  # no module of its own
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.norms[0].weight
+
+
+def entangle(net: nn.Module, how: str) -> None:
+    """Parameters of a LayerNorm, or of the layer behind it, are not used by that alone, or not as they are."""
+    a, b = net.blocks
+    if how == "norms":
+        b.norm1.weight, b.norm1.bias = a.norm1.weight, a.norm1.bias
+    elif how == "norms' shifts":
+        b.norm1.bias = a.norm1.bias
+    elif how == "norms' memory":
+        b.norm1.weight = nn.Parameter(a.norm1.weight.data, requires_grad=False)
+    elif how == "part of the memory":
+        both = torch.cat([a.norm1.weight, b.norm1.bias[:4]])
+        a.norm1.weight = nn.Parameter(both[:-4], requires_grad=False)
+        b.norm1.bias = nn.Parameter(both[4:], requires_grad=False)
+    elif how == "layers' biases":
+        b.mlp.fc1.bias = a.mlp.fc1.bias
+    elif how == "used elsewhere":
+        b.attn.proj = nn.Sequential(b.attn.proj, Gain(a.norm1))
+    elif how == "weight plus one":
+        a.norm1.__class__ = PlusOne
+    else:
+        a.mlp.fc1.bias, a.mlp.fc1.__class__ = None, Unbiased
+
+
+@pytest.mark.parametrize(
+    ("how", "left"),
+    {
+        "norms": 2,
+        "norms' shifts": 2,
+        "norms' memory": 2,
+        "part of the memory": 2,
+        "layers' biases": 2,
+        "used elsewhere": 3,
+        "weight plus one": 3,
+        "a bias that would not be used": 3,
+    }.items(),
+)
+def test_the_float_network_stays_the_same_whatever_shares_its_parameters(how, left):
+    model = dataclasses.replace(tiny_model("vit"), net=network("vit"))
+    entangle(model.net, how)
+    x, ctx = images(4, 5), FakeContext()
+    net, _ = RepQ(RepqOptions()).folded(model, images(), spec=BitSpec(8, 8), scheme="matmul", ctx=ctx)
+    assert ctx.counters["reparameterized"] == left  # of four
+    assert torch.allclose(net(x), model.net(x), rtol=1e-5, atol=1e-5)
+    migration, moved = migrated(model, trace(model), images(), 0.7, 8)
+    assert moved == left
+    assert torch.allclose(migration(x), model.net(x), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_side_by_side_in_one_memory_are_each_their_own():
+    net = network("vit")
+    flat, start = torch.cat([parameter.flatten() for parameter in net.parameters()]), 0
+    for parameter in net.parameters():
+        parameter.data = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    assert pairs_of(net) == pairs_of(network("vit"))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_reparameterized_network_is_the_same_function(name):
     net, x = network(name), images()
@@ -221,10 +301,7 @@ def test_folding_equals_the_formulas(reduction):
 
 
 def one_pair(net):
-    x = torch.zeros(2, 12)
-    with Tracer(net, x) as tracer:
-        net(x)
-    return Trace(tracer.ops)
+    return trace_net(net, (1, 1, 12))
 
 
 def test_one_integer_zero_point_is_as_good_as_one_for_each_channel():

@@ -7,6 +7,7 @@ refused, and the multiply-accumulates are those that torch counts at its lowest 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,13 +32,21 @@ class Trace:
     """Operations in execution order, with consumers. Sites are sought in the module `part` only, if one is named.
 
     `outputs` are the operations whose results the network returns, None where that is not known. `steps` are operations
-    inside an activation function or a normalisation that is written out, whose results nothing else takes.
+    inside an activation function or a normalisation that is written out, whose results nothing else takes. `takers` are
+    the operations that alone take a parameter, and take it as it is, by its name.
     """
 
-    def __init__(self, ops: list[Op], part: str | None = None, outputs: frozenset[OpKey] | None = None) -> None:
+    def __init__(
+        self,
+        ops: list[Op],
+        part: str | None = None,
+        outputs: frozenset[OpKey] | None = None,
+        takers: Mapping[str, OpKey] | None = None,
+    ) -> None:
         self.ops = ops
         self.part = part
         self.outputs = outputs
+        self.takers = takers or {}
         self.by_key = {op.key: op for op in ops}
         self.consumers: dict[OpKey, list[Op]] = {op.key: [] for op in ops}
         for op in ops:
@@ -59,6 +68,10 @@ class Trace:
     def is_used(self, op: Op) -> bool:
         """Whether something takes the operation's result: another one, or whoever called the network."""
         return bool(self.consumers[op.key]) or self.outputs is None or op.key in self.outputs
+
+    def owns(self, key: OpKey, *names: str) -> bool:
+        """Whether the operation takes these parameters of its module as they are, and nothing else takes them."""
+        return all(self.takers.get(f"{key.module}.{name}") == key for name in names)
 
     def inside(self, key: OpKey) -> bool:
         """Whether the operation runs in the part of the network that is to be quantized."""
@@ -106,7 +119,7 @@ def trace_net(net: nn.Module, input_shape: tuple[int, int, int], part: str | Non
                 "the network computes with a tensor that depends on the images but that no operation was seen to make, "
                 "as in a thread or a tensor class of its own; write it in Python, on plain tensors and in one thread"
             )
-    return Trace(tracer.ops, part, outputs)
+    return Trace(tracer.ops, part, outputs, tracer.takers.alone())
 
 
 def _traced(net: nn.Module, images: torch.Tensor, part: str | None) -> tuple[Tracer, frozenset[OpKey] | None]:

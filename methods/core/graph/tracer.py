@@ -35,6 +35,7 @@ from methods.core.graph.operations import (
     tensors,
 )
 from methods.core.numerics.functions import PROBE, ActivationFunction, recognised, replayed
+from methods.core.graph.takers import Takers
 
 # Kinds that are nodes whatever they are computed from; the others only where activations are.
 _ALWAYS = {*MULTIPLYING, "layer_norm", "batch_norm", "activation", "softmax", "add", "cat", "pool"}
@@ -81,6 +82,7 @@ class Tracer(KeyedMode):
         self.ops: list[Op] = []
         self.unknown: list[Tensor] = []  # values of the tensors of which nothing was seen, in order
         self._part = part
+        self.takers = Takers(net)
         self._lowest = LowestLevel(self._unseen)
         self._batched: set[OpKey] = set()
         self._families = count()
@@ -175,6 +177,7 @@ class Tracer(KeyedMode):
         before = self._lowest.macs
         with self._lowest.within(key.kind):
             result = func(*args, **kwargs)
+        self.takers.note(key, name, list(tensors([*args, *kwargs.values()])), list(tensors(result)))
         macs = macs_of(key.kind, args, result)
         if self._lowest.macs - before != macs:
             self._refuse(name, "which multiplies in a way that is not understood; write it with linear and matmul")
@@ -266,6 +269,7 @@ class Tracer(KeyedMode):
         value = self._passed_on(func, args, kwargs, taken, live)
         # Assignment to a part of a tensor returns nothing: boxes' features are put together so, level by level.
         target = args[0] if name == "__setitem__" else result
+        self.takers.note(None, name, taken, list(tensors(target)))
         if isinstance(target, Tensor) and args and target is args[0] and (name.endswith("_")):
             self._mark_written(target, value)
         else:
@@ -332,6 +336,7 @@ class Tracer(KeyedMode):
 
     def _unseen(self, name: str, args: tuple[Any, ...], result: Any) -> None:
         """An operator ran that no Python function called."""
+        self.takers.note(None, name, list(tensors(args)), list(tensors(result)))
         given = [self._get(t) for t in tensors(args)]
         if not given or not self._running:
             return

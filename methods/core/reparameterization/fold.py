@@ -34,9 +34,10 @@ def find_pairs(net: nn.Module, graph: Trace, images: Tensor) -> list[Pair]:
     A LayerNorm in the part of the network that is quantized, its layers too, counts if scaling and shifting its output
     can be undone exactly in the layers that follow:
 
-    - it is an `nn.LayerNorm` with a scale and a shift per channel, the last axis, and runs once;
+    - it is an `nn.LayerNorm` with a scale and a shift per channel, the last axis, and runs once. It computes with these
+      two as they are, and nothing else uses them;
     - its output goes to linear layers only and is not returned by the network. These are plain `nn.Linear`, run once
-      and share their weight with nothing;
+      and share their weight and bias with nothing;
     - what they take has exactly the values of its output, channel by channel, moved at most (windows, shifts). That
       leaves out transposed tokens and scaled or gated outputs; tokens picked from it, such as the class token before a
       classifier; and windows padded with zeros, since a padded zero would stand for another value after the shift.
@@ -57,6 +58,8 @@ def find_pairs(net: nn.Module, graph: Trace, images: Tensor) -> list[Pair]:
     for norm in graph.of_kind("layer_norm"):
         consumers = graph.consumers[norm.key]
         if not graph.inside(norm.key) or not _is_affine(net.get_submodule(norm.key.module)) or runs[norm.key] > 1:
+            continue
+        if not graph.owns(norm.key, "weight", "bias"):
             continue
         if consumers and all(takes(op, norm.key) for op in consumers):
             candidates.append(Pair(norm.key, tuple(op.key for op in consumers)))
