@@ -215,3 +215,16 @@ def test_biases_take_part_and_convolutions_do_not():
     for kind in ("weight", "bias"):
         ours, theirs = (getattr(q.net.get_submodule("patch_embed.proj"), kind) for q in (quantized, repq))
         assert torch.equal(ours, theirs)
+
+
+def test_a_bias_that_another_layer_takes_too_stays_as_it_is():
+    model = tiny_model("vit")
+    first, second = (block.mlp.fc2 for block in model.net.blocks)
+    second.bias = first.bias
+    quantized = Erq(CALIBRATOR.resolve("quick", {})).calibrate(
+        model, images(), spec=BitSpec(4, 8), scheme="matmul", ctx=FakeContext()
+    )
+    for layer in (quantized.net.blocks[0].mlp.fc2, quantized.net.blocks[1].mlp.fc2):
+        assert torch.equal(layer.bias, first.bias)
+    own = "blocks.0.attn.proj"
+    assert not torch.equal(quantized.net.get_submodule(own).bias, model.net.get_submodule(own).bias)

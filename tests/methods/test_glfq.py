@@ -99,6 +99,15 @@ def test_mlps_with_relu_are_trained_to_give_what_they_gave():
     assert changed == {f"blocks.{b}.mlp.fc{i}" for b in (0, 1) for i in (1, 2)}
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_mlps_whose_layers_share_parameters_are_left_alone(name):
+    """Training one of them would change the other."""
+    model = tiny_model("vit")
+    first, second = (block.mlp.fc1 for block in model.net.blocks)
+    setattr(second, name, getattr(first, name))
+    assert find_mlps(model.net, trace(model)) == []
+
+
 def test_a_network_without_gelu_is_refused():
     model = tiny_model("vit")
     relu = replace(model, net=copy.deepcopy(model.net))

@@ -12,7 +12,7 @@ from methods.calibrators.erq.regression import Coded, Moments, activation_regres
 from methods.core.graph.segments import cut
 from methods.core.graph.sites import WeightSite
 from methods.core.graph.structure import find_blocks
-from methods.core.graph.trace import trace
+from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.quantized import Quantized
@@ -49,16 +49,19 @@ class Erq:
             for site in segment.layers:
                 if site.op.kind == "linear":
                     unit = LayerUnit(whole, floats, quants, site, graph=graph, transforms=transforms)
-                    self._regress(unit, site, net, quantized)
+                    self._regress(unit, site, net, quantized, shared_bias=_shares_bias(model.net, graph, site))
                     ctx.count(regressed=1)
         return quantized
 
-    def _regress(self, unit: LayerUnit, site: WeightSite, net: nn.Module, quantized: Quantized) -> None:
+    def _regress(
+        self, unit: LayerUnit, site: WeightSite, net: nn.Module, quantized: Quantized, *, shared_bias: bool
+    ) -> None:
         """Replace the layer's quantized weight, and its bias if it has one of its own."""
         o = self.options
         weight = net.get_parameter(site.parameter).detach().double()
         owner = quantized.net.get_submodule(site.op.module)
-        bias = owner.bias if isinstance(owner, nn.Linear) and site.parameter == f"{site.op.module}.weight" else None
+        plain = site.parameter == f"{site.op.module}.weight" and not shared_bias
+        bias = owner.bias if isinstance(owner, nn.Linear) and plain else None
         if bias is not None:
             weight = torch.cat([weight, bias.detach().double()[:, None]], 1)
         inputs, reference = (
@@ -84,3 +87,9 @@ class Erq:
         quantized.set_weight(site.parameter, Coded(grid, codes))
         if bias is not None:
             bias.copy_(weight[:, -1])
+
+
+def _shares_bias(net: nn.Module, graph: Trace, site: WeightSite) -> bool:
+    """Whether something else takes the bias that the layer has in the float network, which must then stay."""
+    bias = getattr(net.get_submodule(site.op.module), "bias", None)
+    return bias is not None and not graph.owns(site.op, "bias")

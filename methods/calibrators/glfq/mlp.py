@@ -30,7 +30,7 @@ class Mlp:
 
 def find_mlps(net: nn.Module, graph: Trace) -> list[Mlp]:
     """MLPs in the part of the network that is quantized, in execution order: a linear layer whose result goes to an
-    `nn.GELU` alone, and that one's to a linear layer alone. Both layers run once and have weights of their own.
+    `nn.GELU` alone, and that one's to a linear layer alone. Both layers change, so both are plain (`plain_layers`).
 
     One whose GELU module has other work too is none: a ReLU would come there as well, with no layers trained for it.
     """
@@ -45,9 +45,11 @@ def find_mlps(net: nn.Module, graph: Trace) -> list[Mlp]:
         alone = [consumer.key for consumer in graph.consumers[first]] == [op.key]
         if graph.inside(op.key) and alone and {first, second} <= plain:
             found.append(Mlp(first, op.key, second))
-    # A module has one name, however many modules hold it, so that its calls are told by that.
-    calls, taken = Counter(op.key.module for op in _gelus(net, graph)), Counter(mlp.gelu.module for mlp in found)
-    return [mlp for mlp in found if taken[mlp.gelu.module] == calls[mlp.gelu.module]]
+    # A module may have several names: one in each that holds it.
+    calls = Counter(net.get_submodule(op.key.module) for op in _gelus(net, graph))
+    taken = Counter(net.get_submodule(mlp.gelu.module) for mlp in found)
+    own = {module for module, count in taken.items() if count == calls[module]}
+    return [mlp for mlp in found if net.get_submodule(mlp.gelu.module) in own]
 
 
 def left_alone(net: nn.Module, graph: Trace) -> list[str]:
