@@ -22,13 +22,13 @@ from methods.core.calibrate import SiteNotReachedError
 from methods.core.graph.flow import Op
 from methods.core.graph.intercept import Interceptor, OpKey
 from methods.core.graph.layers import LAYERS, output_axis
-from methods.core.graph.sites import ActivationSite, Point, find_sites
+from methods.core.graph.sites import ActivationSite, Point, comes_from, find_sites
 from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.granularity import PER_TENSOR, PerChannel
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import Uniform
 from methods.core.quantized import Quantized
-from methods.core.reparameterization.calibrator import comes_from, merge
+from methods.core.reparameterization.calibrator import merge
 from methods.core.reparameterization.fold import Pair, find_pairs, fold, ratio_and_shift
 
 _LAYER_NORM = (0.999, 0.9999, 0.99999)  # percentiles of LayerNorm's channels, as in RepQ-ViT

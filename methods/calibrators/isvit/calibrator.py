@@ -13,7 +13,7 @@ from harness.api.contracts import QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.calibrators.isvit.info import IsvitOptions
 from methods.calibrators.isvit.sulq import Sulq
-from methods.core.graph.sites import ActivationSite, Point, Sites, find_sites
+from methods.core.graph.sites import ActivationSite, Point, Sites, comes_from, find_sites
 from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.percentile import percentile_quantizer
@@ -21,7 +21,7 @@ from methods.core.numerics.quantizers import Quantizer, Uniform
 from methods.core.quantized import Quantized
 from methods.core.reconstruction.engine import Engine, Phase
 from methods.core.reconstruction.tuning import unrounded
-from methods.core.reparameterization.calibrator import RepQ, comes_from, merge, pair_points
+from methods.core.reparameterization.calibrator import RepQ, merge, pair_points
 from methods.core.reparameterization.fold import Pair, find_pairs, fold
 from methods.core.reparameterization.options import RepqOptions
 

@@ -18,11 +18,10 @@ from methods.calibrators.mptq.smoothing import smoothed
 from methods.calibrators.mptq.working import Working
 from methods.core.budget import Budget
 from methods.core.calibrate import observe, watch
-from methods.core.graph.sites import ActivationSite, Point, Sites, find_sites
+from methods.core.graph.sites import ActivationSite, Point, Sites, comes_from, find_sites
 from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.observers import OBSERVERS
 from methods.core.numerics.quantizers import Quantizer, Uniform
-from methods.core.reparameterization.calibrator import comes_from
 
 
 class Mptq:

@@ -33,6 +33,8 @@ INFO = PluginInfo(
         "LayerNorms are paired with linear layers by data flow, values and modules, not by name; one whose output is "
         "padded, scaled, partly dropped or used elsewhere too stays per-tensor (so does the classifier behind a class "
         "token, as in the reference)",
+        "a layer or module that runs several times in a pass (a head on the levels of a pyramid) has its ranges from "
+        "all runs together, seen with rounded weights and activations in float",
         "scheme full is not the paper's: there softmax outputs stay in float and all else has the same quantizers",
     ),
 )

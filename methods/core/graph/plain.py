@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from torch import nn
 
 from methods.core.graph.flow import Op
@@ -17,12 +15,11 @@ def plain_layers(net: nn.Module, graph: Trace, kind: type[nn.Linear] | type[nn.C
 
     One without a bias has the forward of its class, so that it takes a bias that it is given.
     """
-    runs = Counter(op.key for op in graph.ops)
     modules = dict(net.named_modules())
 
     def plain(op: Op) -> bool:
         layer = modules.get(op.key.module)
-        if not isinstance(layer, kind) or runs[op.key] > 1 or not graph.owns(op.key, "weight"):
+        if not isinstance(layer, kind) or len(graph.runs[op.key]) > 1 or not graph.owns(op.key, "weight"):
             return False
         return type(layer).forward is kind.forward if layer.bias is None else graph.owns(op.key, "bias")
 

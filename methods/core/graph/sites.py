@@ -241,6 +241,14 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
     return Sites(tuple(weights.values()), tuple(activations.values()), products, traced)
 
 
+def comes_from(site: ActivationSite, graph: Trace, kind: str) -> bool:
+    """Whether the site's tensor is the output of operations of one kind in every run, and nothing else."""
+    if site.slot == OUTPUT:
+        return site.op.kind == kind
+    sources = [op.operands[site.slot].ops for op in graph.runs[site.op]]
+    return all(keys and all(key.kind == kind for key in keys) for keys in sources)
+
+
 def _fed(op: Op, slot: int, trace: Trace) -> tuple[str, ...]:
     """Quantized weights of the layers that take the tensor as their input."""
     layers = (op,) if slot != OUTPUT else trace.consumers[op.key]

@@ -31,9 +31,10 @@ _traces: WeakKeyDictionary[nn.Module, dict[Any, Trace | UnsupportedNetworkError]
 class Trace:
     """Operations in execution order, with consumers. Sites are sought in the module `part` only, if one is named.
 
-    `outputs` are the operations whose results the network returns, None where that is not known. `steps` are operations
-    inside an activation function or a normalisation that is written out, whose results nothing else takes. `takers` are
-    the operations that alone take a parameter, and take it as it is, by its name.
+    `runs` are the operations of each key: several where a module with parameters is called several times. `outputs` are
+    the operations whose results the network returns, None where that is not known. `steps` are operations inside an
+    activation function or a normalisation that is written out, whose results nothing else takes. `takers` are the
+    operations that alone take a parameter, and take it as it is, by its name.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class Trace:
         self.outputs = outputs
         self.takers = takers or {}
         self.by_key = {op.key: op for op in ops}
+        self.runs: dict[OpKey, list[Op]] = {op.key: [] for op in ops}
         self.consumers: dict[OpKey, list[Op]] = {op.key: [] for op in ops}
         for op in ops:
+            self.runs[op.key].append(op)
             for source in {k for operand in op.operands for k in operand.ops}:
                 self.consumers[source].append(op)
         self.steps: set[OpKey] = set()

@@ -13,7 +13,7 @@ from harness.api.contracts import QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.core.calibrate import activation_quantizers, observe, watch, weight_quantizers
 from methods.core.graph.intercept import OUTPUT, Interceptor, OpKey
-from methods.core.graph.sites import ActivationSite, Point, Sites, find_sites
+from methods.core.graph.sites import ActivationSite, Point, Sites, comes_from, find_sites
 from methods.core.graph.trace import Trace, trace
 from methods.core.integer.grids import Arrival, arrivals
 from methods.core.integer.operations import IntegerLayerNorm, LogIntSoftmax
@@ -124,16 +124,7 @@ class IntegerQuantized(Quantized):
 
 def _softmax_results(sites: Sites, graph: Trace) -> list[ActivationSite]:
     """Sites that hold nothing but softmax outputs: at the softmax (scheme full) or at its consumer (matmul)."""
-    return [
-        site
-        for site in sites.activations
-        if site.op.kind == "softmax"
-        or (
-            site.slot != OUTPUT
-            and (sources := graph.by_key[site.op].operands[site.slot].ops)
-            and all(key.kind == "softmax" for key in sources)
-        )
-    ]
+    return [site for site in sites.activations if comes_from(site, graph, "softmax")]
 
 
 def _without_other_softmaxes(sites: Sites, graph: Trace) -> Sites:

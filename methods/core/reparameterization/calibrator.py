@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from harness.api.contracts import QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
 from methods.core.calibrate import SiteNotReachedError
 from methods.core.graph.intercept import OUTPUT, Interceptor, Transform
-from methods.core.graph.sites import ActivationSite, Point, Sites, WeightSite, find_sites
+from methods.core.graph.sites import ActivationSite, Point, Sites, WeightSite, comes_from, find_sites
 from methods.core.graph.trace import Trace, trace
 from methods.core.numerics.granularity import PerChannel
 from methods.core.numerics.logarithmic import FractionalZero, LogSqrt2, UnclippedZero
@@ -79,11 +79,13 @@ class RepQ:
     def _first_pass(
         self, net: nn.Module, images: Tensor, sites: Sites, graph: Trace, channels: Mapping[Pair, list[Point]]
     ) -> dict[Point, Quantizer]:
-        """Quantizers of all activations, from the network with rounded weights. Each is made from the first tensor
-        that passes it and used at once, so all images run together.
+        """Quantizers of all activations, from the network with rounded weights. Each is made from the tensor that
+        passes it and used at once, so all images run together. Where several pass, it is made from all of them before.
         """
         leaders = {point: points[0] for points in channels.values() for point in points}
         made: dict[Point, Quantizer] = dict(self._before(net, images, sites, graph))
+        repeated = [s for s in sites.activations if len(graph.runs[s.op]) > 1 and s.point not in made]
+        made |= self._of_all_runs(net, images, repeated, graph)
 
         def first_use(site: ActivationSite) -> Transform:
             point = leaders.get(site.point, site.point)  # layers behind one LayerNorm share a quantizer
@@ -102,6 +104,32 @@ class RepQ:
         if lost:
             raise SiteNotReachedError(f"{len(lost)} activation sites were not reached, the first is {lost[0]}")
         return made
+
+    def _of_all_runs(
+        self, net: nn.Module, images: Tensor, sites: Sequence[ActivationSite], graph: Trace
+    ) -> dict[Point, Quantizer]:
+        """Quantizers from the values of all runs together, with all activations in float: the first run would be
+        quantized before the others are known.
+        """
+        if not sites:
+            return {}
+        values: dict[Point, list[Tensor]] = {site.point: [] for site in sites}
+
+        def keep(point: Point) -> Transform:
+            def transform(x: Tensor) -> Tensor:
+                values[point].append(x.flatten().clone())  # the network may add to it in place
+                return x
+
+            return transform
+
+        with Interceptor(net, {point: keep(point) for point in values}):
+            net(images)
+        # No LayerNorm that runs several times is in a pair, so these are per tensor.
+        return {
+            site.point: self._activation(site, graph, torch.cat(runs), per_channel=False)
+            for site in sites
+            if (runs := values.pop(site.point))
+        }
 
     def _before(self, net: nn.Module, images: Tensor, sites: Sites, graph: Trace) -> Mapping[Point, Quantizer]:
         """Quantizers that are known before the pass."""
@@ -125,14 +153,6 @@ def pair_points(pair: Pair, sites: Sites) -> list[Point]:
     """The pair's sites: LayerNorm's output (scheme `full`), or the linear layers' inputs (`matmul`)."""
     points = {site.point for site in sites.activations}
     return [p for p in ((pair.norm, OUTPUT), *((key, 0) for key in pair.linears)) if p in points]
-
-
-def comes_from(site: ActivationSite, graph: Trace, kind: str) -> bool:
-    """Whether the site's tensor is the output of operations of one kind, and nothing else."""
-    if site.slot == OUTPUT:
-        return site.op.kind == kind
-    sources = graph.by_key[site.op].operands[site.slot].ops
-    return bool(sources) and all(key.kind == kind for key in sources)
 
 
 def merge(

@@ -5,7 +5,6 @@ Pairs are found from the data flow and confirmed on real values; names and class
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,7 +46,6 @@ def find_pairs(net: nn.Module, graph: Trace, images: Tensor) -> list[Pair]:
         graph: its trace.
         images: one or a few images (n, c, h, w) to compare values on; noise would do.
     """
-    runs = Counter(op.key for op in graph.ops)
     plain = plain_layers(net, graph, nn.Linear)
 
     def takes(op: Op, norm: OpKey) -> bool:
@@ -57,9 +55,9 @@ def find_pairs(net: nn.Module, graph: Trace, images: Tensor) -> list[Pair]:
     candidates = []
     for norm in graph.of_kind("layer_norm"):
         consumers = graph.consumers[norm.key]
-        if not graph.inside(norm.key) or not _is_affine(net.get_submodule(norm.key.module)) or runs[norm.key] > 1:
+        if not graph.inside(norm.key) or not _is_affine(net.get_submodule(norm.key.module)):
             continue
-        if not graph.owns(norm.key, "weight", "bias"):
+        if len(graph.runs[norm.key]) > 1 or not graph.owns(norm.key, "weight", "bias"):
             continue
         if consumers and all(takes(op, norm.key) for op in consumers):
             candidates.append(Pair(norm.key, tuple(op.key for op in consumers)))

@@ -1,0 +1,189 @@
+"""What runs several times in a pass has one quantizer at each site, made from the values of all its runs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from arithmetic_networks import model_of
+from tiny_networks import CLASSES, FakeContext, images, tiny_model
+from torch import Tensor, nn
+
+from harness.api.plugins import PluginInfo
+from harness.api.spec import BitSpec
+from methods.calibrators.dopqvit.tangent import TanQ
+from methods.core.graph.intercept import Interceptor
+from methods.core.graph.sites import Point, comes_from
+from methods.core.graph.trace import trace
+from methods.core.numerics.percentile import percentile_quantizer
+from methods.core.numerics.quantizers import Uniform
+from methods.core.quantized import Quantized
+
+PERCENTILES = (0.999, 0.9999, 0.99999)
+QUICK: dict[str, dict[str, Any]] = {"isvit": {"steps": 2, "wide_steps": 2}}
+
+
+def calibrated(name: str, net: nn.Module, *, scheme: str = "matmul", bits: int = 8, **options: Any) -> Quantized:
+    info: PluginInfo = importlib.import_module(f"methods.calibrators.{name}.info").INFO
+    module, _, attribute = info.target.partition(":")
+    made: Any = getattr(importlib.import_module(module), attribute)
+    calibrator = made(info.resolve("quick", {**QUICK.get(name, {}), **options}))
+    found: Any = calibrator.calibrate(
+        model_of(net), images(8), spec=BitSpec(bits, bits), scheme=scheme, ctx=FakeContext()
+    )
+    return found
+
+
+def values_at(net: nn.Module, x: Tensor, point: Point) -> list[Tensor]:
+    """What passes a point in each run, in float."""
+    seen: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        seen.append(value.clone())
+        return value
+
+    with torch.no_grad(), Interceptor(net, {point: keep}):
+        net(x)
+    return seen
+
+
+class Pyramid(nn.Module):
+    """One head on two levels, of which the second one has larger values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.down = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.head = nn.Conv2d(8, CLASSES, 3, padding=1)
+        self.requires_grad_(False)
+        self.down.weight.mul_(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x)
+        levels = first, self.down(first)
+        return torch.cat([self.head(level).mean((2, 3)) for level in levels], 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("repq", "full"), ("repq", "matmul"), ("dopqvit", "full"), ("dopqvit", "matmul")],
+)
+def test_a_head_serves_every_level_of_a_pyramid(name: str, scheme: str) -> None:
+    net, x = Pyramid(), images(8, 9)
+    exact, got = net(x), calibrated(name, net, scheme=scheme)(x)
+    for level in (slice(CLASSES), slice(CLASSES, None)):
+        error = (got[:, level] - exact[:, level]).abs().mean() / exact[:, level].abs().mean()
+        assert float(error) < 0.03
+
+
+def test_percentiles_are_those_of_all_levels_together() -> None:
+    quantized = calibrated("repq", Pyramid())
+    (point,) = (site.point for site in quantized.sites.activations if site.op.module == "head")
+    levels = values_at(quantized.net, images(8), point)  # there is no LayerNorm to move, so weights are rounded alone
+    assert [level.shape[-1] for level in levels] == [16, 8]
+    expected = percentile_quantizer(torch.cat([level.flatten() for level in levels]), 8, PERCENTILES, widen=True)
+    found = quantized.activations[point] if quantized.activations else None
+    assert isinstance(found, Uniform)
+    assert torch.equal(found.scale, expected.scale)
+    assert torch.equal(found.zero_point, expected.zero_point)
+
+
+@pytest.mark.parametrize("name", ["repq", "dopqvit", "erq", "isvit", "uqvit"])
+def test_a_function_that_blocks_share_covers_all_of_them(name: str) -> None:
+    """GELU as one module: its calls by several blocks have one site."""
+    net: Any = tiny_model("vit").net
+    shared = nn.GELU()
+    for block, scale in zip(net.blocks, (0.1, 4.0), strict=True):
+        block.mlp.act = shared
+        block.mlp.fc1.weight.mul_(scale)
+    net.blocks[0].mlp.fc1.bias.zero_()
+    quantized = calibrated(name, net, scheme="full")
+    (point,) = (site.point for site in quantized.sites.activations if site.op.kind == "activation")
+    first, second = (float(x.max()) for x in values_at(net, images(8), point))
+    assert first < 0.1
+    assert second > 2
+    assert quantized.activations is not None
+    assert float(quantized.activations[point].high) == pytest.approx(second, rel=0.1)
+
+
+class Attention(nn.Module):
+    """Two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT).softmax(-1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+
+class Twice(nn.Module):
+    """A layer on tokens and on others that are larger: in two runs, or in one on both at once."""
+
+    def __init__(self, layer: type[nn.Module], *, together: bool, fewer: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.other, self.layer = nn.Linear(16, 16), nn.Linear(16, 16), layer()
+        self.last = nn.Linear(16, CLASSES)
+        self.together, self.fewer = together, fewer
+        self.requires_grad_(False)
+        self.other.weight.mul_(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        small, large = self.stem(x[:, 0]), self.other(x[:, 0])
+        if self.together:
+            first, second = self.layer(torch.cat([small, large])).chunk(2)
+        else:
+            first, second = self.layer(small), self.layer(large[:, ::3] if self.fewer else large)
+        return self.last(first.mean(1) + second.mean(1))
+
+
+def test_the_tangent_is_the_best_for_all_runs_of_an_attention() -> None:
+    net = Twice(Attention, together=False)
+    tangents = tuple(2.0**i for i in range(0, 11, 2))
+    quantized = calibrated("dopqvit", net, bits=3, tangents=tangents)
+    assert quantized.activations is not None
+    ((op, slot),) = (point for point, found in quantized.activations.items() if isinstance(found, TanQ))
+    rounded = Quantized(net, quantized.sites, quantized.weights, None).net
+    runs = zip(*(values_at(rounded, images(8), (op, each)) for each in (slot, 1 - slot)), strict=True)
+    errors = torch.stack([torch.stack([(TanQ(3, t)(a) @ b - a @ b).square().sum() for t in tangents]) for a, b in runs])
+    first, both = (tangents[int(each.argmin())] for each in (errors[0], errors.sum(0)))
+    assert first != both  # else there would be nothing to tell apart
+    found = quantized.activations[op, slot]
+    assert isinstance(found, TanQ)
+    assert found.tangent == both
+
+
+class Either(nn.Module):
+    """A layer on softmax outputs, and before or after on values of both signs."""
+
+    def __init__(self, *, softmax_last: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.layer = nn.Linear(16, 16), nn.Linear(16, CLASSES)
+        self.softmax_last = softmax_last
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = self.stem(x[:, 0])
+        first, second = (plain, plain.softmax(-1)) if self.softmax_last else (plain.softmax(-1), plain)
+        return self.layer(first).mean(1) + self.layer(second).mean(1)
+
+
+@pytest.mark.parametrize("softmax_last", [False, True])
+@pytest.mark.parametrize("name", ["repq", "dopqvit", "fqvit"])
+def test_what_softmax_made_in_one_run_alone_is_not_taken_for_its(name: str, softmax_last: bool) -> None:
+    """Its quantizers have no negative values."""
+    net, x = Either(softmax_last=softmax_last), images(8, 9)
+    quantized = calibrated(name, net)
+    (site,) = (site for site in quantized.sites.activations if site.op.module == "layer")
+    assert not comes_from(site, trace(model_of(net)), "softmax")
+    least = float(torch.cat(values_at(net, images(8), site.point)).min())
+    assert quantized.activations is not None
+    assert float(quantized.activations[site.point].low) == pytest.approx(least, rel=0.1)
+    assert float((quantized(x) - net(x)).square().mean()) < 1e-3 * float(net(x).var())
