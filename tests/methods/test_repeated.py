@@ -10,9 +10,11 @@ import torch
 from arithmetic_networks import model_of
 from tiny_networks import CLASSES, FakeContext, images, tiny_model
 from torch import Tensor, nn
+from torch.nn import functional
 
 from harness.api.plugins import PluginInfo
 from harness.api.spec import BitSpec
+from methods.calibrators.adalog.quantizer import AdaLog
 from methods.calibrators.dopqvit.tangent import TanQ
 from methods.core.graph.intercept import Interceptor
 from methods.core.graph.sites import Point, comes_from
@@ -69,7 +71,7 @@ class Pyramid(nn.Module):
 
 @pytest.mark.parametrize(
     ("name", "scheme"),
-    [("repq", "full"), ("repq", "matmul"), ("dopqvit", "full"), ("dopqvit", "matmul")],
+    [("repq", "full"), ("repq", "matmul"), ("dopqvit", "full"), ("dopqvit", "matmul"), ("adalog", "matmul")],
 )
 def test_a_head_serves_every_level_of_a_pyramid(name: str, scheme: str) -> None:
     net, x = Pyramid(), images(8, 9)
@@ -109,6 +111,21 @@ def test_a_function_that_blocks_share_covers_all_of_them(name: str) -> None:
     assert float(quantized.activations[point].high) == pytest.approx(second, rel=0.1)
 
 
+class Linear(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(16, 16)
+
+
+class Behind(nn.Linear):
+    """A layer behind an activation function."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.gelu(x))
+
+
 class Attention(nn.Module):
     """Two heads."""
 
@@ -120,6 +137,17 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
         weights = (q @ k.mT).softmax(-1)
         return (weights @ v).transpose(1, 2).flatten(2)
+
+
+class Convolved(nn.Module):
+    """A convolution over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, (1, 3), padding=(0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.mT[:, :, None])[:, :, 0].mT
 
 
 class Twice(nn.Module):
@@ -141,6 +169,34 @@ class Twice(nn.Module):
         else:
             first, second = self.layer(small), self.layer(large[:, ::3] if self.fewer else large)
         return self.last(first.mean(1) + second.mean(1))
+
+
+@pytest.mark.parametrize("layer", [Linear, Behind, Convolved, Attention])
+def test_adalog_searches_two_runs_as_one_on_both(layer: type[nn.Module]) -> None:
+    apart, at_once = (calibrated("adalog", Twice(layer, together=how), bits=4, tokens=None) for how in (False, True))
+    assert apart.activations is not None
+    assert at_once.activations is not None
+    ours = [site.point for site in apart.sites.activations if site.op.module.startswith("layer")]
+    assert ours
+    for point in ours:
+        one, both = apart.activations[point], at_once.activations[point]
+        assert isinstance(one, AdaLog) == (layer is Behind or (point[1] == 0 and point[0].number == 1))
+        for name in ("scale", "base") if isinstance(one, AdaLog) else ("scale", "zero_point"):
+            torch.testing.assert_close(getattr(one, name), getattr(both, name), rtol=1e-4, atol=0)
+    weights = (torch.cat([p.flatten() for p in q.net.get_submodule("layer").parameters()]) for q in (apart, at_once))
+    torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize("tokens", [None, 64])
+def test_adalog_keeps_heads_apart_where_runs_differ_in_size(tokens: int | None) -> None:
+    net, x = Twice(Attention, together=False, fewer=True), images(8, 9)
+    quantized = calibrated("adalog", net, tokens=tokens)
+    assert quantized.activations is not None
+    for (key, _), found in quantized.activations.items():
+        if key.kind == "matmul" and not isinstance(found, AdaLog):
+            assert isinstance(found, Uniform)
+            assert len(found.scale) == 2
+    assert float((quantized(x) - net(x)).square().mean()) < 0.03 * float(net(x).var())  # by the first run's alone 0.46
 
 
 def test_the_tangent_is_the_best_for_all_runs_of_an_attention() -> None:
@@ -176,7 +232,7 @@ class Either(nn.Module):
 
 
 @pytest.mark.parametrize("softmax_last", [False, True])
-@pytest.mark.parametrize("name", ["repq", "dopqvit", "fqvit"])
+@pytest.mark.parametrize("name", ["repq", "dopqvit", "adalog", "fqvit"])
 def test_what_softmax_made_in_one_run_alone_is_not_taken_for_its(name: str, softmax_last: bool) -> None:
     """Its quantizers have no negative values."""
     net, x = Either(softmax_last=softmax_last), images(8, 9)

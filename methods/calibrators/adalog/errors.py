@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from methods.calibrators.adalog.factors import Factor
+from methods.calibrators.adalog.search import Score
 
 # Values of the largest intermediate tensor. On a CPU four times as many take half as long again, since fresh memory has
 # to be mapped for every operation.
@@ -97,3 +100,8 @@ class ProductErrors:
                 else:
                     total[chosen, 0] += error.flatten(1).sum(1, dtype=torch.float64)
         return total.to(first.dtype)
+
+
+def total(runs: Sequence[ProductErrors]) -> Score:
+    """The errors of all runs of a product, whose shapes may differ."""
+    return lambda first, second: torch.stack([errors(first, second) for errors in runs]).sum(0)

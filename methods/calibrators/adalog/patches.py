@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,17 @@ class Rows(NamedTuple):
 
     values: Tensor
     present: Tensor | None = None
+
+
+def joined(runs: Sequence[Rows | None]) -> Rows | None:
+    """The rows of all runs of a layer together; None if one has none."""
+    if len(runs) == 1:
+        return runs[0]
+    found = [run for run in runs if run is not None]
+    if len(found) < len(runs):
+        return None
+    present = [run.present for run in found if run.present is not None]
+    return Rows(torch.cat([run.values for run in found]), torch.cat(present) if present else None)
 
 
 def matrix(kind: str, weight: Tensor) -> Tensor:
