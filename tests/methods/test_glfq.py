@@ -174,12 +174,20 @@ def test_a_gelu_with_other_work_stays_and_is_named():
     )
 
 
-def test_a_gelu_that_blocks_share_stays():
+def test_a_gelu_that_mlps_share_is_replaced_in_all_of_them():
     model = with_mlps(None, None)
     model.net.blocks[1].mlp.act = model.net.blocks[0].mlp.act
     _, kinds, found = replaced_in(model)
+    assert kinds == {"blocks.0.mlp.act": "ReLU", "blocks.1.mlp.act": "ReLU"}
+    assert found == {}
+
+
+def test_a_gelu_that_an_mlp_shares_with_other_work_stays():
+    model = with_mlps(None, Prepared())
+    model.net.blocks[1].mlp.act = model.net.blocks[0].mlp.act
+    _, kinds, found = replaced_in(model)
     assert kinds == {"blocks.0.mlp.act": "GELU", "blocks.1.mlp.act": "GELU"}
-    assert found == {"glfq-gelus": {"left": ["blocks.0.mlp.act"]}}
+    assert found == {"glfq-gelus": {"left": ["blocks.0.mlp.act", "blocks.1.mlp.act"]}}
 
 
 def test_a_gelu_of_mlps_alone_is_replaced_under_all_its_names():

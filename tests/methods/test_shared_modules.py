@@ -9,6 +9,7 @@ from torch import nn
 
 from harness.api.spec import BitSpec
 from methods.calibrators.minmax.info import INFO as MINMAX
+from methods.core.graph import requirements
 from methods.core.graph.attention import find_attention
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import find_blocks
@@ -86,3 +87,21 @@ def test_a_layer_with_weights_keeps_its_name_in_all_calls():
     model.net.blocks[1].mlp = model.net.blocks[0].mlp
     found = [str(op.key) for op in trace_net(model.net, SHAPE).ops if ".mlp" in op.key.module]
     assert found == ["blocks.0.mlp.fc1/linear.0", "blocks.0.mlp.act/activation.0", "blocks.0.mlp.fc2/linear.0"] * 2
+
+
+@pytest.mark.parametrize("layer", ["mlp", "attn.proj", "mlp.fc2"])
+def test_blocks_that_share_a_layer_cannot_be_run_one_by_one(layer):
+    """What is found for it in one block would change the other: methods that go block by block are skipped."""
+    model = vit()
+    parent, _, name = layer.rpartition(".")
+    first, second = (block.get_submodule(parent) for block in model.net.blocks)
+    setattr(second, name, getattr(first, name))
+    sentence = requirements.pieces(model, "matmul")
+    assert sentence is not None
+    assert f"layer blocks.0.{layer}" in sentence
+    assert "runs in several blocks" in sentence
+    assert requirements.sites(model, "matmul") is None
+
+
+def test_blocks_that_share_nothing_can_be():
+    assert requirements.pieces(vit(activation=nn.GELU()), "matmul") is None

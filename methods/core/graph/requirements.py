@@ -7,7 +7,7 @@ quantized at all in the scheme (`full` or `matmul`): an operation is unknown, or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,11 +20,12 @@ from harness.api.errors import UsageError, first_line
 from harness.api.spec import BitSpec
 from methods.core.graph.attention import find_attention
 from methods.core.graph.flow import TRACED_IMAGES
-from methods.core.graph.intercept import UnsupportedNetworkError
+from methods.core.graph.intercept import OpKey, UnsupportedNetworkError
 from methods.core.graph.operations import is_data
 from methods.core.graph.sites import find_sites
 from methods.core.graph.structure import (
     NotATransformerError,
+    Piece,
     branch_grid,
     find_blocks,
     find_pieces,
@@ -136,8 +137,11 @@ def _units(model: VisionModel, graph: Trace) -> None:
 
 @torch.no_grad()
 def _why_not_alone(model: VisionModel, graph: Trace) -> str | None:
-    net = model.net
-    calls: dict[str, list[bool]] = {piece.path: [] for piece in find_pieces(graph)}
+    net, found_pieces = model.net, find_pieces(graph)
+    shared = _shared_by_pieces(graph, found_pieces)
+    if shared is not None:
+        return f"layer {shared} of the network runs in several blocks, which cannot be quantized one by one"
+    calls: dict[str, list[bool]] = {piece.path: [] for piece in found_pieces}
     paths = list(calls)
     if any(f"{path}.".startswith(f"{other}.") for path in paths for other in paths if path != other):
         return "transformer blocks of the network lie in each other, and cannot be run one by one"
@@ -159,6 +163,17 @@ def _why_not_alone(model: VisionModel, graph: Trace) -> str | None:
                 f"block {path} of the network cannot be run alone: it runs {len(found)} times, or takes or gives "
                 "other than one tensor of the images"
             )
+    return None
+
+
+def _shared_by_pieces(graph: Trace, pieces: Sequence[Piece]) -> str | None:
+    """A weight of a layer of which some runs lie behind the end of a block and others before it."""
+    outputs, ended = {piece.output for piece in pieces}, 0
+    seen: dict[OpKey, int] = {}
+    for op in graph.ops:
+        if op.weight is not None and seen.setdefault(op.key, ended) != ended:
+            return op.weight
+        ended += op.key in outputs
     return None
 
 

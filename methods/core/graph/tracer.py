@@ -34,8 +34,8 @@ from methods.core.graph.operations import (
     operands,
     tensors,
 )
-from methods.core.numerics.functions import PROBE, ActivationFunction, recognised, replayed
 from methods.core.graph.takers import Takers
+from methods.core.numerics.functions import PROBE, ActivationFunction, recognised, replayed
 
 # Kinds that are nodes whatever they are computed from; the others only where activations are.
 _ALWAYS = {*MULTIPLYING, "layer_norm", "batch_norm", "activation", "softmax", "add", "cat", "pool"}
