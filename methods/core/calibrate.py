@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import torch
@@ -30,7 +31,8 @@ def observe(
     instead: Mapping[tuple[OpKey, int], Observer] | None = None,
 ) -> dict[tuple[OpKey, int], Observer]:
     """Run the float model once over `images` (n, c, h, w) and let one observer watch each activation site: one of its
-    own, or that which `instead` has for it.
+    own, or that which `instead` has for it. A site that runs several times in a pass is one site: its own observer sees
+    the values of all runs of a batch at once, so that a moving average is one over batches.
 
     Raises:
         SiteNotReachedError: the network did not pass one of the sites.
@@ -40,10 +42,16 @@ def observe(
         site.point: given[site.point] if site.point in given else make_observer() for site in sites.activations
     }
     reached: set[tuple[OpKey, int]] = set()
+    runs: dict[tuple[OpKey, int], list[Tensor]] = defaultdict(list)  # of the present batch
 
     def watch(point: tuple[OpKey, int]) -> Transform:
+        together = point[0] in sites.repeated and point not in given
+
         def transform(x: Tensor) -> Tensor:
-            observers[point].update(x)
+            if together:
+                runs[point].append(x.flatten().clone())
+            else:
+                observers[point].update(x)
             reached.add(point)
             return x
 
@@ -52,6 +60,9 @@ def observe(
     with Interceptor(model.net, {point: watch(point) for point in observers}):
         for part in ImageSet.whole(images).batches(batch):
             part.through(model.net)
+            while runs:
+                point, values = runs.popitem()
+                observers[point].update(torch.cat(values))
     lost = [site for site in sites.activations if site.point not in reached]
     if lost:
         raise SiteNotReachedError(f"{len(lost)} activation sites were not reached, the first is {lost[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from harness.api.plugins import PluginInfo
 from harness.api.spec import BitSpec
 from methods.calibrators.adalog.quantizer import AdaLog
 from methods.calibrators.dopqvit.tangent import TanQ
+from methods.core.calibrate import observe
 from methods.core.graph.intercept import Interceptor
-from methods.core.graph.sites import Point, comes_from
+from methods.core.graph.sites import Point, comes_from, find_sites
 from methods.core.graph.trace import trace
+from methods.core.numerics.observers import Ema
 from methods.core.numerics.percentile import percentile_quantizer
 from methods.core.numerics.quantizers import Uniform
 from methods.core.quantized import Quantized
@@ -79,6 +82,29 @@ def test_a_head_serves_every_level_of_a_pyramid(name: str, scheme: str) -> None:
     for level in (slice(CLASSES), slice(CLASSES, None)):
         error = (got[:, level] - exact[:, level]).abs().mean() / exact[:, level].abs().mean()
         assert float(error) < 0.03
+
+
+@pytest.mark.parametrize(("name", "bound"), [("ema", 0.03), ("percentile", 0.03), ("omse", 0.03), ("minmax", 0.03)])
+def test_runs_of_a_batch_are_no_batches_of_a_moving_average(name: str, bound: float) -> None:
+    net, x = Pyramid(), images(8, 9)
+    exact, got = net(x), calibrated(name, net)(x)
+    second = slice(CLASSES, None)
+    error = (got[:, second] - exact[:, second]).abs().mean() / exact[:, second].abs().mean()
+    assert float(error) < bound
+
+
+@pytest.mark.parametrize("batch", [8, 3])
+def test_a_moving_average_is_one_over_batches(batch: int) -> None:
+    """Extremes of both levels of each batch, averaged as those of a site that runs once are."""
+    net, x = Pyramid(), images(8)
+    model = model_of(net)
+    sites = find_sites(trace(model), "matmul", BitSpec(8, 8))
+    (point,) = (site.point for site in sites.activations if site.op.module == "head")
+    low, high = observe(model, x, sites, partial(Ema, 0.1), batch)[point].range(8)
+    expected = Ema(0.1)
+    for part in x.split(batch):
+        expected.update(torch.cat([level.flatten() for level in values_at(net, part, point)]))
+    assert (low, high) == expected.range(8)
 
 
 def test_percentiles_are_those_of_all_levels_together() -> None:

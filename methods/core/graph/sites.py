@@ -120,13 +120,15 @@ class Sites:
     """All sites of one network under one scheme and precision, in execution order, and the products of which they are
     factors.
 
-    `traced` are all layers and matrix products of the network, so that one that only some images reach is noticed.
+    `traced` are all layers and matrix products of the network, so that one that only some images reach is noticed;
+    `repeated` are operations that run several times in a pass.
     """
 
     weights: tuple[WeightSite, ...]
     activations: tuple[ActivationSite, ...]
     products: tuple[Product, ...] = ()
     traced: frozenset[OpKey] | None = None
+    repeated: frozenset[OpKey] = frozenset()
 
     def with_widths(self, widths: Mapping[str, int], activation: Callable[[int], int]) -> Sites:
         """The same sites in mixed precision: weights have `widths`, activations what `activation` makes of the widest
@@ -238,7 +240,8 @@ def find_sites(trace: Trace, scheme: str, spec: BitSpec, *, softmax_bits: int | 
         product for op in trace.ops if op.macs or op.role in PRODUCTS for product in _products(op, points, names)
     )
     traced = frozenset(op.key for op in trace.ops if op.key.kind in MULTIPLYING)
-    return Sites(tuple(weights.values()), tuple(activations.values()), products, traced)
+    repeated = frozenset(key for key, runs in trace.runs.items() if len(runs) > 1)
+    return Sites(tuple(weights.values()), tuple(activations.values()), products, traced, repeated)
 
 
 def comes_from(site: ActivationSite, graph: Trace, kind: str) -> bool:
