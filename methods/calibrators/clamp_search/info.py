@@ -14,10 +14,11 @@ class SearchStage(Options):
     """Stage 2."""
 
     search: Literal["layer", "network"] = Field(
-        "layer",
-        description="what a candidate is: one layer's width and multiplier, each layer with a population and a fitness "
-        "of its own; or those of all layers with one fitness, as the method's figure draws it (what a figure leaves "
-        "open is our reconstruction)",
+        "network",
+        description="what a candidate is: the widths and multipliers of all layers with one fitness, as the method's "
+        "figure draws it (what a figure leaves open is our reconstruction), which is also the reading that comes "
+        "nearest to the float model on held-out synthetic images (docs/clamp.md); or one layer's, each layer with a "
+        "population and a fitness of its own (presets quick and default, for its cost)",
     )
     population: int = Field(15, ge=2, description="candidates, per layer or (search=network) in all (Evol-Q's value)")
     passes: int = Field(10, ge=1, description="passes over all layers (figure 5a)")
@@ -141,23 +142,23 @@ SEARCH = (
     "reading chosen by held-out synthetic images of two natural models; the literal form of the method's figure takes "
     "the search away from a good start (local_loss=infonce, search_temperature=0.1)",
     "crossover, mutation width and initial spread are inferred",
-    "search=layer keeps a population for each layer, whose crossover blends multipliers into one child; the method's "
-    "figure draws one vector of all layers with one fitness, cells exchanged between two vectors, two children, and a "
-    "mixing step (search=network)",
-    "search=network is a reconstruction of that drawing: how many cells change and by how much, who is mixed with "
-    "whom, the first population, that mutation follows crossover, and the repair of budgets are inferred or ours",
-    "the layer-output loss of a candidate is that of its own block's output (search=layer), with negatives of one "
-    "model and in one direction; the figure sums over layers and shows negatives in both models (options local_scope, "
-    "anchors, negatives)",
-    "presets quick and default rank candidates by their layer's loss, and the output loss of the whole model counts "
-    "once, when the best one is accepted (output_loss=accept), for its cost; preset paper has both for every "
-    "candidate, as the paper's figure has",
+    "the method's figure draws one vector of all layers with one fitness, cells exchanged between two vectors, two "
+    "children, and a mixing step; search=network is a reconstruction of that drawing: how many cells change and by how "
+    "much, who is mixed with whom, the first population, that mutation follows crossover, and the repair of budgets "
+    "are inferred or ours",
+    "presets quick and default search each layer by itself, for its cost (search=layer): a population for each layer, "
+    "whose crossover blends multipliers into one child; candidates are ranked by the loss at their own block's output, "
+    "and the output loss of the whole model counts once, when the best one is accepted (output_loss=accept); preset "
+    "paper has both losses for every candidate, as the figure has",
+    "the layer-output loss has negatives of one model and one direction; the figure shows negatives in both models "
+    "(options anchors, negatives)",
     "presets quick and default make 2 passes (preset paper: 10), quick with a population of 8 and 4 cycles (15 and 6); "
     "in mixed precision quick measures sensitivity once, so that hardly any other widths than the first are tried",
     "mixed precision: the budget bounds the parameter-weighted mean weight width; a child above it is repaired by "
     "taking bits from the layers whose fitness suffers least; activations get min(8, weight width + 2). All inferred",
 )
-SHORT: dict[str, object] = {"passes": 2, "output_loss": "accept"}  # a search that a CPU can run
+# A search that a CPU can run: a layer's candidates cost that layer, the figure's whole networks.
+SHORT: dict[str, object] = {"search": "layer", "passes": 2, "output_loss": "accept"}
 QUICK: dict[str, object] = SHORT | {"population": 8, "cycles": 4, "sensitivity": "start"}
 
 INFO = PluginInfo(

@@ -66,6 +66,7 @@ _ABLATIONS: dict[str, dict[str, object]] = {
     "stage 2: last layer first": {"order": "last-to-first"},
     "stage 2: own and later layers' outputs": {"local_scope": "later"},
     "stage 2: layer loss x 0.1": {"local_weight": 0.1},
+    "stage 2: each layer by itself": {"search": "layer"},
     "stage 2: network": {"search": "network"},
     "stage 2: network, as drawn": {
         **_LITERAL,
