@@ -207,3 +207,9 @@ def test_channels_behind_a_function_are_balanced_in_scheme_full_too(act):
     graph = trace(model)
     found = _others(model.net, graph, find_sites(graph, "full", W4A4))
     assert {"blocks.0.mlp.fc2.weight", "blocks.1.mlp.fc2.weight"} <= found.keys()
+
+
+@pytest.mark.parametrize("choose", [torch.minimum, torch.maximum, torch.fmin, torch.fmax])
+def test_what_is_chosen_between_a_function_and_a_number_is_none(choose):
+    graph = trace_net(Between(lambda x: choose(functional.gelu(x), torch.tensor(-9.0))), SHAPE)
+    assert graph.ops[-1].given == (None,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from arithmetic_networks import SHAPE, Between, Maps, audited, quantized
@@ -67,7 +68,7 @@ REFUSED = {
     "unrolled depthwise convolution": lambda x: (x.unfold(2, 4, 4) * W[0, :4]).sum(-1).repeat(1, 1, 4),
     "mean of products": lambda x: (x * W[0]).mean(-1, keepdim=True).repeat(1, 1, 16),
     "average pooling of products": lambda x: functional.adaptive_avg_pool1d(x / W[0], 1).repeat(1, 1, 16),
-    "mean of moved products": lambda x: (x * W[0]).transpose(1, 2).mean(axis=1)[:, None].repeat(1, 16, 1),
+    "sum of moved products": lambda x: (x * W[0]).transpose(1, 2).sum(axis=1)[:, None].repeat(1, 16, 1),
     "stacked products, summed along another axis": lambda x: torch.stack([x * W[0], x * W[1]]).sum(-1)[0][None],
     "stacked products, summed along two axes": lambda x: torch.stack([x * W[0], x * W[1]]).sum((0, 3))[:, None],
     "one column after the other": lambda x: torch.stack([x[..., i, None] * W[i] for i in range(16)]).sum(0),
@@ -145,7 +146,15 @@ def test_k1_scaled_branches_are_stacked_and_added_up(axis):
     assert {(total.key, -1), (total.key, 0)} & {s.point for s in find_sites(graph, "full", BitSpec(4, 4)).activations}
 
 
-@pytest.mark.parametrize("pooled", [lambda x: x.mean(1), lambda x: x.sum(dim=1)], ids=["mean", "sum"])
+POOLED = {
+    "mean": lambda x: x.mean(1),
+    "sum": lambda x: x.sum(dim=1),
+    "mean without the class token": lambda x: x[:, 1:].mean(np.int64(1)),
+    "pooling behind a transpose": lambda x: functional.adaptive_avg_pool1d(x.transpose(1, 2), 1).flatten(1),
+}
+
+
+@pytest.mark.parametrize("pooled", POOLED.values(), ids=POOLED)
 def test_scaled_tokens_may_be_pooled(pooled):
     """LayerScale before a mean over tokens: no sum runs along channels, whose scales these are."""
     graph = trace_net(Between(lambda net, x: pooled(x * net.gain), own=True), SHAPE)

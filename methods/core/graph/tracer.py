@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from numbers import Integral
 from typing import Any, NoReturn, Self
 
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ _OF_ONE = _ELEMENTWISE_OF_ONE | {"pool", "reduce"}
 _NONE: frozenset[Any] = frozenset()
 _NOWHERE = Operand(_NONE, _NONE, _NONE)
 _CONSTANT, _INPUT, _UNKNOWN = (Operand(_NONE, _NONE, frozenset([sort])) for sort in (CONSTANT, INPUT, UNKNOWN))
+_CHOOSING = {"minimum", "maximum", "fmin", "fmax"}  # perhaps a number in place of an activation's value
 _ANYWHERE = frozenset(range(-8, 0))  # axes of a tensor that was reshaped since it was multiplied
 _Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # function, arguments
 _OUTER = "multiplies tensors elementwise where it could only be a matrix product, which would stay in float"
@@ -241,7 +243,9 @@ class Tracer(KeyedMode):
     def _check_product(
         self, key: OpKey, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
     ) -> None:
-        if name in AVERAGES | {"sum"} and self._weighted_along(args[0], _reduced(name, args, kwargs)):
+        # Behind a reshape nobody knows along which axes factors differ; a mean is usual there (over tokens), a sum is not.
+        known = name == "sum" or (name in AVERAGES and self._get(args[0]).weighted != _ANYWHERE)
+        if known and self._weighted_along(args[0], _reduced(name, args, kwargs)):
             self._refuse(name, f"on products with a parameter or constant, and so {_OUTER}")
         if key.kind in PRODUCTS and result.numel() > max(t.numel() for t in operands(key.kind, args)):
             self._refuse(name, f"and so {_OUTER}; write it with matmul")
@@ -330,7 +334,7 @@ class Tracer(KeyedMode):
             return replace(first, origin=origin)
         stacked = _stacked(taken[0], args, kwargs) if name == "stack" else None
         weighted = _ANYWHERE if weighted else _NONE
-        kept = (name in MOVES or _nearest(name, args, kwargs)) and not _filled(name, args, kwargs)
+        kept = (name in MOVES - _CHOOSING or _nearest(name, args, kwargs)) and not _filled(name, args, kwargs)
         function = _common(data) if kept else None
         return self._value(origin, scaled=scaled, weighted=weighted, stacked=stacked, function=function)
 
@@ -394,8 +398,8 @@ def _reduced(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozen
     if name not in {"sum", "mean"}:  # avg_pool2d
         return frozenset(range(-int(name[-2]), 0))
     axes = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
-    axes = [axes] if isinstance(axes, int) else axes
-    return frozenset(axis % dims - dims for axis in axes or range(dims))
+    axes = [axes] if isinstance(axes, Integral) else axes
+    return frozenset(int(axis) % dims - dims for axis in axes or range(dims))
 
 
 def _merged(origins: Sequence[Operand]) -> Operand:
