@@ -243,7 +243,7 @@ class Tracer(KeyedMode):
     def _check_product(
         self, key: OpKey, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
     ) -> None:
-        # Behind a reshape nobody knows along which axes factors differ. A mean is usual there, over tokens; a sum is not.
+        # Behind a reshape nobody knows along which axes factors differ. A mean is usual there, of tokens; a sum is not.
         known = name == "sum" or (name in AVERAGES and self._get(args[0]).weighted != _ANYWHERE)
         if known and self._weighted_along(args[0], _reduced(name, args, kwargs)):
             self._refuse(name, f"on products with a parameter or constant, and so {_OUTER}")
