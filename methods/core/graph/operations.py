@@ -110,6 +110,7 @@ SCALINGS = frozenset(
     + ["__rsub__", "neg", "neg_", "negative", "negative_"]
 )
 PRODUCTS = {"mul", "div"}  # elementwise
+PRODUCTS_BY_NAME = frozenset(name for name, kind in KINDS.items() if kind in PRODUCTS)
 # They carry values of activations out of torch, where nothing can be followed.
 LEAVING = _names("item tolist numpy __array__ __float__ __int__ __complex__ __dlpack__")
 

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from numbers import Integral
 from typing import Any, NoReturn, Self
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from methods.core.graph.arguments import adds_values, reduced_axes, repeats_values, stacked_axis, varying_axes
 from methods.core.graph.flow import CONSTANT, INPUT, TRACED_IMAGES, UNKNOWN, Op, Operand, lies_in
 from methods.core.graph.intercept import KeyedMode, OpaqueOperationError, OpKey
 from methods.core.graph.layers import LAYERS
@@ -20,12 +20,12 @@ from methods.core.graph.operations import (
     AVERAGES,
     BINARY,
     BLENDS,
-    KINDS,
     LEAVING,
     LIKE,
     MOVES,
     MULTIPLYING,
     PRODUCTS,
+    PRODUCTS_BY_NAME,
     SAME,
     SCALINGS,
     arity,
@@ -243,16 +243,21 @@ class Tracer(KeyedMode):
     def _check_product(
         self, key: OpKey, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
     ) -> None:
-        # Behind a reshape nobody knows along which axes factors differ. A mean is usual there, of tokens; a sum is not.
-        known = name == "sum" or (name in AVERAGES and self._get(args[0]).weighted != _ANYWHERE)
-        if known and self._weighted_along(args[0], _reduced(name, args, kwargs)):
+        if self._sums_products(name, args, kwargs):
             self._refuse(name, f"on products with a parameter or constant, and so {_OUTER}")
         if key.kind in PRODUCTS and result.numel() > max(t.numel() for t in operands(key.kind, args)):
             self._refuse(name, f"and so {_OUTER}; write it with matmul")
 
-    def _weighted_along(self, x: Tensor, axes: frozenset[int]) -> bool:
-        known = self._get(x)
-        return bool(known.weighted & axes) and axes != {known.stacked}
+    def _sums_products(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether it runs along an axis on which its values were multiplied by different ones."""
+        if name != "sum" and name not in AVERAGES:
+            return False
+        x = self._get(args[0])
+        # Behind a reshape nobody knows on which axes factors differ. A mean is usual there, of tokens; a sum is not.
+        if name != "sum" and x.weighted == _ANYWHERE:
+            return False
+        axes = reduced_axes(name, args, kwargs)
+        return bool(x.weighted & axes) and axes != {x.stacked}
 
     # --- everything else ----------------------------------------------------------------------------------------
 
@@ -323,18 +328,18 @@ class Tracer(KeyedMode):
                 return replace(first, origin=origin, scaled=True, probed=probed, function=function)
             altered = replace(origin, altered=True)
             if name in PRODUCTS_BY_NAME:
-                weighted = weighted.union(*(_varies(t) for t in taken if not self._live(self._get(t))))
+                weighted = weighted.union(*(varying_axes(t) for t in taken if not self._live(self._get(t))))
             return self._value(altered, weighted=weighted)
         mixed = len({value.origin for value in data}) > 1 or (len(data) > 1 and any(value.scaled for value in data))
-        if mixed or (name in BLENDS and not _nearest(name, args, kwargs)) or name not in MOVES | BLENDS:
+        if mixed or (name in BLENDS and not repeats_values(name, args, kwargs)) or name not in MOVES | BLENDS:
             origin = replace(origin, altered=True)
         reduced = not first.pointwise and len(data) == 1  # a statistic keeps what it is of when it gets an axis more
         scaled = any(value.scaled for value in data)
         if reduced:
             return replace(first, origin=origin)
-        stacked = _stacked(taken[0], args, kwargs) if name == "stack" else None
+        stacked = stacked_axis(taken[0], args, kwargs) if name == "stack" else None
         weighted = _ANYWHERE if weighted else _NONE
-        kept = (name in MOVES - _CHOOSING or _nearest(name, args, kwargs)) and not _filled(name, args, kwargs)
+        kept = (name in MOVES - _CHOOSING or repeats_values(name, args, kwargs)) and not adds_values(name, args, kwargs)
         function = _common(data) if kept else None
         return self._value(origin, scaled=scaled, weighted=weighted, stacked=stacked, function=function)
 
@@ -360,46 +365,10 @@ class Tracer(KeyedMode):
         raise self._refusal(name, why)
 
 
-PRODUCTS_BY_NAME = frozenset(name for name, kind in KINDS.items() if kind in PRODUCTS)
-
-
-def _nearest(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a resize only repeats values."""
-    mode = kwargs.get("mode", args[3] if len(args) > 3 else "nearest")
-    return name in {"interpolate", "upsample"} and mode in {"nearest", "nearest-exact"}
-
-
-def _filled(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether padding adds values other than 0, which all known activation functions reach."""
-    value = kwargs.get("value", args[-1] if len(args) > 2 else None)
-    return name in {"pad", "constant_pad_nd"} and isinstance(value, (int, float)) and value != 0
-
-
 def _common(values: Sequence[_Value]) -> ActivationFunction | None:
     """The function that made all of them."""
     found = {value.function for value in values}
     return found.pop() if len(found) == 1 else None
-
-
-def _stacked(one: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The new axis of a stack of tensors such as `one`, from the end."""
-    axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    return int(axis) % (one.dim() + 1) - (one.dim() + 1)
-
-
-def _varies(factor: Tensor) -> frozenset[int]:
-    """The axes along which it has several values, from the end."""
-    return frozenset(axis - factor.dim() for axis, size in enumerate(factor.shape) if size > 1)
-
-
-def _reduced(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[int]:
-    """The axes that a sum, mean or average pooling runs over, from the end."""
-    dims = args[0].dim()
-    if name not in {"sum", "mean"}:  # avg_pool2d
-        return frozenset(range(-int(name[-2]), 0))
-    axes = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
-    axes = [axes] if isinstance(axes, Integral) else axes
-    return frozenset(int(axis) % dims - dims for axis in axes or range(dims))
 
 
 def _merged(origins: Sequence[Operand]) -> Operand:
