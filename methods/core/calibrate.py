@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.api.contracts import VisionModel
 from harness.api.images import ImageSet
@@ -71,9 +71,9 @@ def observe(
 
 @torch.no_grad()
 def watch(
-    model: VisionModel, images: Tensor, watchers: Mapping[tuple[OpKey, int], Callable[[Tensor], object]], batch: int
+    net: nn.Module, images: Tensor, watchers: Mapping[tuple[OpKey, int], Callable[[Tensor], object]], batch: int
 ) -> None:
-    """Show each watcher the tensor at its point, batch by batch, in one pass of the float model over `images`."""
+    """Show each watcher the tensor at its point, batch by batch, in one pass of `net` over `images`."""
 
     def show(watcher: Callable[[Tensor], object]) -> Transform:
         def transform(x: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ def watch(
 
         return transform
 
-    with Interceptor(model.net, {point: show(watcher) for point, watcher in watchers.items()}):
+    with Interceptor(net, {point: show(watcher) for point, watcher in watchers.items()}):
         for part in ImageSet.whole(images).batches(batch):
-            part.through(model.net)
+            part.through(net)
 
 
 def activation_quantizers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +35,11 @@ def find_mlps(net: nn.Module, graph: Trace) -> list[Mlp]:
 
     One whose GELU module has other work too is none: a ReLU would come there as well, with no layers trained for it.
     """
-    runs = Counter(op.key for op in graph.ops)
     plain = plain_layers(net, graph, nn.Linear)
     found = []
     for op in _gelus(net, graph):
         sources, consumers = op.operands[0].ops, graph.consumers[op.key]
-        if len(sources) != 1 or len(consumers) != 1 or runs[op.key] != 1:
+        if len(sources) != 1 or len(consumers) != 1 or len(graph.runs[op.key]) > 1:
             continue
         (first,), second = sources, consumers[0].key
         alone = [consumer.key for consumer in graph.consumers[first]] == [op.key]
@@ -52,9 +52,9 @@ def find_mlps(net: nn.Module, graph: Trace) -> list[Mlp]:
     return [mlp for mlp in found if net.get_submodule(mlp.gelu.module) in own]
 
 
-def left_alone(net: nn.Module, graph: Trace) -> list[str]:
-    """GELU modules in the part of the network that is quantized which are not those of MLPs, or not only."""
-    taken = {mlp.gelu.module for mlp in find_mlps(net, graph)}
+def left_alone(net: nn.Module, graph: Trace, mlps: Sequence[Mlp]) -> list[str]:
+    """GELU modules in the part of the network that is quantized which are not those of `mlps`."""
+    taken = {mlp.gelu.module for mlp in mlps}
     names = dict.fromkeys(op.key.module for op in _gelus(net, graph) if graph.inside(op.key))
     return [name for name in names if name not in taken]
 
@@ -74,7 +74,7 @@ def with_relu(net: nn.Module, graph: Trace, images: Tensor, options: GlfqOptions
         _train(net, student, mlp, images, options=options, generator=generator)
     _replace(student, {student.get_submodule(mlp.gelu.module) for mlp in mlps})
     ctx.count(mlps_reconstructed=len(mlps))
-    if left := left_alone(net, graph):
+    if left := left_alone(net, graph, mlps):
         ctx.diagnostics("glfq-gelus", {"left": left})
     return student
 

@@ -92,7 +92,7 @@ class Mptq:
                 found[site.point] = behind_gelu(own, images.new_tensor(function.depth))
             elif o.regions == "both" and comes_from(site, graph, "softmax"):
                 found[site.point] = behind_softmax(own)
-        watch(model, images, {point: choice.update for point, choice in found.items()}, o.batch)
+        watch(model.net, images, {point: choice.update for point, choice in found.items()}, o.batch)
         return found
 
     def _choose(self, budget: Budget, working: Working, distance: Callable[[], Tensor], ctx: RunContext) -> None:

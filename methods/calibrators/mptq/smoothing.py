@@ -21,7 +21,7 @@ def smoothed(model: VisionModel, graph: Trace, images: Tensor, alpha: float, bat
     """A copy of the float network that is the same function, with smoothed channels behind its LayerNorms."""
     pairs = find_pairs(model.net, graph, images[:1])
     ends = {pair: ChannelEnds(-1) for pair in pairs}
-    watch(model, images, {(pair.norm, OUTPUT): each.update for pair, each in ends.items()}, batch)
+    watch(model.net, images, {(pair.norm, OUTPUT): each.update for pair, each in ends.items()}, batch)
     net = copy.deepcopy(model.net)
     for pair, each in ends.items():
         weight = torch.cat([model.net.get_parameter(f"{key.module}.weight") for key in pair.linears])

@@ -62,7 +62,7 @@ class OuroMamba:
         """Quantizers of tokens, from a pass for the largest inliers and one for the errors."""
         o = self.options
         largest = {site.point: Largest(o.deviations) for site in tokens}
-        watch(model, images, {point: each.update for point, each in largest.items()}, o.batch)
+        watch(model.net, images, {point: each.update for point, each in largest.items()}, o.batch)
         shrinking: dict[Point, Shrinking] = {}
         for site in tokens:
             value = largest[site.point].value
@@ -70,7 +70,7 @@ class OuroMamba:
             shrinking[site.point] = Shrinking(
                 value, largest_code(site.bits), ratios=o.ratios, norm=o.norm, deviations=o.deviations
             )
-        watch(model, images, {point: each.update for point, each in shrinking.items()}, o.batch)
+        watch(model.net, images, {point: each.update for point, each in shrinking.items()}, o.batch)
         return {
             site.point: Tokens(
                 shrinking[site.point].step(), site.bits, o.outlier_bits or 2 * site.bits, o.refresh, o.deviations
@@ -126,7 +126,7 @@ def _of_tokens(model: VisionModel, graph: Trace, sites: Sites, images: Tensor) -
     def note(point: Point) -> Callable[[Tensor], None]:
         return lambda x: shapes.update({point: tuple(x.shape)})
 
-    watch(model, few, {site.point: note(site.point) for site in sites.activations}, len(few))
+    watch(model.net, few, {site.point: note(site.point) for site in sites.activations}, len(few))
     return [
         site
         for site in sites.activations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +43,6 @@ def find_convolutions(model: VisionModel, graph: Trace, sites: Sites) -> list[Pl
     Each is a plain `nn.Conv2d` that runs once with a weight of its own, and takes exactly what one operation made and
     nothing else takes.
     """
-    runs = Counter(op.key for op in graph.ops)
     plain = plain_layers(model.net, graph, nn.Conv2d)
     points = {site.point for site in sites.activations}
     found: list[tuple[OpKey, Place]] = []
@@ -56,7 +54,7 @@ def find_convolutions(model: VisionModel, graph: Trace, sites: Sites) -> list[Pl
             continue
         shape = _shape(module, source)
         point = next((p for p in ((source.key, OUTPUT), (op.key, 0)) if p in points), None)
-        if shape is not None and point is not None and runs[source.key] == 1:
+        if shape is not None and point is not None and len(graph.runs[source.key]) == 1:
             found.append((source.key, Place(point, op.key, shape)))
     pixels = torch.linspace(-1.0, 1.0, 2 * _values(model), device=model.device).view(2, *model.input_shape)
     taps = [point for source, place in found for point in ((source, OUTPUT), (place.conv, 0))]

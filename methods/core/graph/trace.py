@@ -84,7 +84,7 @@ class Trace:
         """The known activation function that makes an operation's operand `slot`, or with OUTPUT what it gives; None if
         another operation does, or not the same one whenever this runs.
         """
-        found = {op.function if slot == OUTPUT else op.given[slot] for op in self.ops if op.key == key}
+        found = {op.function if slot == OUTPUT else op.given[slot] for op in self.runs[key]}
         return found.pop() if len(found) == 1 else None
 
     def of_kind(self, kind: str) -> list[Op]:

@@ -87,7 +87,7 @@ class FqVit:
             s.point: FactorSearch(*extremes[s.point].range(s.bits), s.bits, self.options.ptf, axes[s.op])
             for s in chosen
         }
-        watch(model, images, {point: search.update for point, search in searches.items()}, self.options.batch)
+        watch(model.net, images, {point: search.update for point, search in searches.items()}, self.options.batch)
         return {point: search.best() for point, search in searches.items()}
 
     def _integer_arithmetic(

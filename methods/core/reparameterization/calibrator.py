@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.api.contracts import QuantizedModel, RunContext, VisionModel
 from harness.api.spec import BitSpec
-from methods.core.calibrate import SiteNotReachedError
+from methods.core.calibrate import SiteNotReachedError, watch
 from methods.core.graph.intercept import OUTPUT, Interceptor, Transform
 from methods.core.graph.sites import ActivationSite, Point, Sites, WeightSite, comes_from, find_sites
 from methods.core.graph.trace import Trace, trace
@@ -115,15 +115,10 @@ class RepQ:
             return {}
         values: dict[Point, list[Tensor]] = {site.point: [] for site in sites}
 
-        def keep(point: Point) -> Transform:
-            def transform(x: Tensor) -> Tensor:
-                values[point].append(x.flatten().clone())  # the network may add to it in place
-                return x
+        def keeper(point: Point) -> Callable[[Tensor], object]:
+            return lambda x: values[point].append(x.flatten().clone())  # the network may add to it in place
 
-            return transform
-
-        with Interceptor(net, {point: keep(point) for point in values}):
-            net(images)
+        watch(net, images, {point: keeper(point) for point in values}, len(images))
         # No LayerNorm that runs several times is in a pair, so these are per tensor.
         return {
             site.point: self._activation(site, graph, torch.cat(runs), per_channel=False)

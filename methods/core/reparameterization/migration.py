@@ -34,7 +34,7 @@ def migrated(model: VisionModel, graph: Trace, images: Tensor, alpha: float, bat
     """
     net = model.net
     ends = {pair: ChannelEnds(-1) for pair in find_pairs(net, graph, images[:1])}
-    watch(model, images, {(pair.norm, OUTPUT): each.update for pair, each in ends.items()}, batch)
+    watch(model.net, images, {(pair.norm, OUTPUT): each.update for pair, each in ends.items()}, batch)
     found = copy.deepcopy(net)
     for pair, each in ends.items():
         low, high = each.range(0)

@@ -49,7 +49,6 @@ class _Search:
         self._net = net
         self._graph = graph
         self._plain = plain_layers(net, graph, nn.Linear)
-        self._runs = Counter(op.key for op in graph.ops)
         self._uses = Counter(name for op in graph.ops for operand in op.operands for name in operand.parameters)
         self._stream = Stream()
         self._own_uses: Counter[str] = Counter()  # of parameters, within the stream
@@ -69,7 +68,7 @@ class _Search:
     def _look(self, op: Op) -> set[OpKey]:
         """Take one operation that makes the stream; those beside it that do so, too."""
         graph = self._graph
-        if not graph.inside(op.key) or self._runs[op.key] != 1:
+        if not graph.inside(op.key) or len(graph.runs[op.key]) > 1:
             raise NotAStreamError(f"{op.key} runs several times, or outside of what is quantized")
         if graph.outputs is None or op.key in graph.outputs:
             raise NotAStreamError(f"the network gives back what {op.key} makes")
@@ -113,7 +112,8 @@ class _Search:
         norm, consumers = self._net.get_submodule(op.key.module), self._graph.consumers[op.key]
         if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1 or norm.weight is None:
             raise NotAStreamError(f"{op.key} is no LayerNorm over channels with a scale of each")
-        if op.operands[0].altered or op.operands[0].others or op.operands[0].parameters or self._runs[op.key] != 1:
+        source = op.operands[0]
+        if source.altered or source.others or source.parameters or len(self._graph.runs[op.key]) > 1:
             raise NotAStreamError(f"{op.key} takes more than the stream")
         self._check_width(op, norm.normalized_shape[0])
         given_back = self._graph.outputs is None or op.key in self._graph.outputs
