@@ -2,8 +2,8 @@
 
 Exit codes: 0 ok, 1 accuracy regression (`merge`: records that contradict each other; `export`: a file that a runtime
 computes otherwise), 2 usage or configuration, 3 some cells failed (`merge`: some records cannot be used; `check`: the
-plugin breaks its contract), 4 nothing measured, 70 an error of the program itself, 74 all went
-well but its output could not be written (not of `regress`, nor where the reader has gone), 130 interrupted.
+plugin breaks its contract), 4 nothing measured, 70 an error of the program itself, 74 all went well but its output
+could not be written (not of `regress`, nor where the reader has gone), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ class Quantized:
             self.set_weight(site.parameter, self.weights[site.parameter])
 
     def _check_ranges(self) -> None:
-        for site in self.sites.activations if self.activations is not None else ():
-            quantizer = (self.activations or {})[site.point]
+        for site in self.sites.activations:
+            quantizer = (self.activations or {}).get(site.point)
             if not isinstance(quantizer, Uniform):  # the ends of microscaling's blocks come with the values
                 continue
             low, high = float(quantizer.low), float(quantizer.high)

@@ -93,8 +93,8 @@ def _others(net: nn.Module, graph: Trace, sites: Sites) -> dict[str, Point]:
         elif (
             first is not None
             and not others
-            and graph.by_key[first].role
-            == "activation"  # any other result may lie in other axes than the layer takes it in
+            # Any other result may lie in other axes than the layer takes it in.
+            and graph.by_key[first].role == "activation"
             and (first, OUTPUT) in points
             and [consumer.key for consumer in graph.consumers[first]] == [op.key]
         ):

@@ -140,7 +140,10 @@ def _why_not_alone(model: VisionModel, graph: Trace) -> str | None:
     net, found_pieces = model.net, find_pieces(graph)
     shared = _shared_by_pieces(graph, found_pieces)
     if shared is not None:
-        return f"layer {shared} of the network runs in several blocks, which cannot be quantized one by one"
+        return (
+            f"layer {shared} of the network runs in several blocks, or in one and outside of it: blocks cannot be "
+            "quantized one by one"
+        )
     calls: dict[str, list[bool]] = {piece.path: [] for piece in found_pieces}
     paths = list(calls)
     if any(f"{path}.".startswith(f"{other}.") for path in paths for other in paths if path != other):
