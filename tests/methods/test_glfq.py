@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -172,6 +173,34 @@ def test_a_gelu_with_other_work_stays_and_is_named():
     assert "nothing else" in str(
         Glfq(GlfqOptions()).skip(with_mlps(Prepared(), Prepared()), spec=BitSpec(4, 4), scheme="full")
     )
+
+
+class Computed(nn.Module):
+    """An MLP whose GELU is no module."""
+
+    def __init__(self, gelu: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.gelu = nn.Linear(16, 24), nn.Linear(24, 16), gelu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.gelu(self.fc1(x)))
+
+
+@pytest.mark.parametrize(
+    "gelu",
+    [
+        functional.gelu,
+        lambda x: functional.gelu(x, approximate="tanh"),
+        lambda x: 0.5 * x * (1 + torch.erf(x * 2**-0.5)),
+    ],
+    ids=["function", "tanh", "written out"],
+)
+def test_a_gelu_that_is_no_module_stays_and_is_named(gelu):
+    _, kinds, found = replaced_in(with_mlps(None, Computed(gelu)))
+    assert kinds == {"blocks.0.mlp.act": "ReLU"}
+    assert found == {"glfq-gelus": {"left": ["blocks.1.mlp"]}}
+    skip = Glfq(GlfqOptions()).skip(with_mlps(Computed(gelu), Computed(gelu)), spec=BitSpec(4, 4), scheme="full")
+    assert "no module" in str(skip)
 
 
 def test_a_gelu_that_mlps_share_is_replaced_in_all_of_them():

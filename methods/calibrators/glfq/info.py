@@ -74,7 +74,8 @@ INFO = PluginInfo(
         "presets quick and default keep GELU, start from ranges of least error as the other reconstructions here, and "
         "take few steps with larger learning rates; only `paper` has the published ones (ranges: its appendix)",
         "as many images as the source makes (32 unless told otherwise; the paper: 1,024, e.g. real[images=1024])",
-        "mlp=relu: a GELU module that is used elsewhere too, or between layers that are, stays (records name it)",
+        "mlp=relu: a GELU module that is used elsewhere too, or between layers that are, stays, and so does one that "
+        "is no module (records say where)",
         "without the LayerNorm reparameterization that the paper adds on Swin",
         "inferred: learning rates fall to 0 along half a cosine; the weights' grids and the zero points stay as first "
         "found; stem, downsamplings and the tail with the head are trained "

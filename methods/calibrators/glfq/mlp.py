@@ -19,6 +19,8 @@ from methods.core.graph.intercept import OUTPUT, OpKey, tap
 from methods.core.graph.plain import plain_layers
 from methods.core.graph.trace import Trace
 
+_NAMES = ("gelu", "gelu-tanh")
+
 
 @dataclass(frozen=True)
 class Mlp:
@@ -53,10 +55,11 @@ def find_mlps(net: nn.Module, graph: Trace) -> list[Mlp]:
 
 
 def left_alone(net: nn.Module, graph: Trace, mlps: Sequence[Mlp]) -> list[str]:
-    """GELU modules in the part of the network that is quantized which are not those of `mlps`."""
-    taken = {mlp.gelu.module for mlp in mlps}
-    names = dict.fromkeys(op.key.module for op in _gelus(net, graph) if graph.inside(op.key))
-    return [name for name in names if name not in taken]
+    """Where the quantized part of the network keeps a GELU: its module, or the one whose forward computes it."""
+    taken = {net.get_submodule(mlp.gelu.module) for mlp in mlps}
+    gelus = [op for op in graph.ops if op.function is not None and op.function.name in _NAMES]
+    names = dict.fromkeys(op.key.module for op in gelus if graph.inside(op.key) and op.key not in graph.steps)
+    return [name for name in names if net.get_submodule(name) not in taken]
 
 
 def _gelus(net: nn.Module, graph: Trace) -> list[Op]:
