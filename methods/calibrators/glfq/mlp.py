@@ -19,7 +19,8 @@ from methods.core.graph.intercept import OUTPUT, OpKey, tap
 from methods.core.graph.plain import plain_layers
 from methods.core.graph.trace import Trace
 
-_NAMES = ("gelu", "gelu-tanh")
+# Of the known activation functions; quick-gelu is another one.
+_GELU_FORMS = ("gelu", "gelu-tanh")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def find_mlps(net: nn.Module, graph: Trace) -> list[Mlp]:
 def left_alone(net: nn.Module, graph: Trace, mlps: Sequence[Mlp]) -> list[str]:
     """Where the quantized part of the network keeps a GELU: its module, or the one whose forward computes it."""
     taken = {net.get_submodule(mlp.gelu.module) for mlp in mlps}
-    gelus = [op for op in graph.ops if op.function is not None and op.function.name in _NAMES]
+    gelus = [op for op in graph.ops if op.function is not None and op.function.name in _GELU_FORMS]
     names = dict.fromkeys(op.key.module for op in gelus if graph.inside(op.key) and op.key not in graph.steps)
     return [name for name in names if net.get_submodule(name) not in taken]
 
